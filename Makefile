@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make cook` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help cook test prepare clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+cook: $(VENV)/installed  ## set up, fine-tune the embedded model (recipe sft), print where run and report are
+	$(BIN)/kitchen cook sft
+
+test: $(VENV)/developed  ## set up, then everything CI checks: sync, lint, types, pages, tests, recipes, coverage
+	BIN=$(CURDIR)/$(BIN) bash .ci/checks
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "kitchen needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# --no-compile: writing bytecode for every package would take longer than downloading it
+$(VENV)/installed: settings.ini setup.py constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --no-compile -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/developed: $(VENV)/installed
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	@touch $@
+
+prepare: $(VENV)/developed  ## after editing a page: export, clean, README
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_clean --fname recipes_nb
+	$(BIN)/python .ci/readme.py
+
+clean:  ## remove what was built (runs stay)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage*
