@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Maker', 'WORDS', 'SYLLABLES', 'colour', 'capital', 'opposite', 'calendar', 'young', 'sound', 'GREETINGS', 'REQUESTS',
-           'KINDS', 'TASKS', 'Row', 'SPLITS', 'PATIENCE', 'phrase', 'integer', 'add', 'subtract', 'multiply', 'compare',
-           'successor', 'parity', 'word', 'uppercase', 'spell', 'backwards', 'count_letters', 'first_letter',
-           'last_letter', 'numbers', 'joined', 'sort_numbers', 'largest', 'smallest', 'total', 'unique', 'count_items',
-           'last_item', 'reorder', 'pairs', 'Relation', 'manners', 'greeting', 'Task', 'description_of', 'split_of',
-           'as_row', 'look_up', 'rows', 'generate', 'mixture', 'exact_match', 'accuracy', 'wrong_answer',
-           'preference_pairs']
+           'KINDS', 'TASKS', 'Row', 'SPLITS', 'PATIENCE', 'MIXTURES', 'phrase', 'integer', 'add', 'subtract',
+           'multiply', 'compare', 'successor', 'parity', 'word', 'uppercase', 'spell', 'backwards', 'count_letters',
+           'first_letter', 'last_letter', 'numbers', 'joined', 'sort_numbers', 'largest', 'smallest', 'total', 'unique',
+           'count_items', 'last_item', 'repeat', 'reorder', 'pairs', 'Relation', 'manners', 'greeting', 'Task',
+           'description_of', 'split_of', 'as_row', 'look_up', 'rows', 'generate', 'mixture', 'exact_match', 'accuracy',
+           'wrong_answer', 'preference_pairs']
 
 # %% ../nbs/22_tasks.ipynb #f393d1a9
 import hashlib
@@ -170,7 +170,7 @@ def smallest(rng: random.Random) -> tuple[str, str]:
     wordings = ("What is the smallest of {items}?", "Find the minimum: {items}")
     return phrase(rng, wordings, items=joined(items)), str(min(items))
 
-# %% ../nbs/22_tasks.ipynb #be910e2c
+# %% ../nbs/22_tasks.ipynb #f2988789
 def total(rng: random.Random) -> tuple[str, str]:
     "Sum three or four digits."
     items = rng.choices(range(10), k=rng.randint(3, 4))
@@ -197,6 +197,13 @@ def last_item(rng: random.Random) -> tuple[str, str]:
     items = rng.sample(WORDS, rng.randint(2, 6))
     wordings = ("What is the last word: {items}", "Name the last item: {items}")
     return phrase(rng, wordings, items=joined(items)), items[-1]
+
+
+def repeat(rng: random.Random) -> tuple[str, str]:
+    "Say one to five words or numbers after the user."
+    items = rng.sample(WORDS if rng.random() < 0.5 else range(1000), rng.randint(1, 5))
+    wordings = ("Repeat after me: {items}", "Say {items}")
+    return phrase(rng, wordings, items=joined(items)), joined(items)
 
 
 def reorder(rng: random.Random) -> tuple[str, str]:
@@ -330,7 +337,7 @@ class Task:
     description: str
     make: Maker
 
-# %% ../nbs/22_tasks.ipynb #3b414334
+# %% ../nbs/22_tasks.ipynb #77e84c55
 KINDS: dict[str, dict[str, Maker]] = {
     "arithmetic": {
         "add": add, "subtract": subtract, "multiply": multiply, "compare": compare,
@@ -342,7 +349,8 @@ KINDS: dict[str, dict[str, Maker]] = {
     },
     "list": {
         "sort": sort_numbers, "largest": largest, "smallest": smallest, "total": total,
-        "unique": unique, "count_items": count_items, "last_item": last_item, "reorder": reorder,
+        "unique": unique, "count_items": count_items, "last_item": last_item, "repeat": repeat,
+        "reorder": reorder,
     },
     "fact": {
         "colour": colour, "capital": capital, "opposite": opposite, "calendar": calendar,
@@ -435,6 +443,11 @@ def mixture(
     rng = random.Random(f"mixture/{split}/{seed}")
     drawn = rng.choices(names, [weights[name] for name in names], k=size)
     return [next(streams[name]) for name in drawn]
+
+# %% ../nbs/22_tasks.ipynb #dd31af46
+MIXTURES: dict[str, dict[str, float]] = {
+    "everything": dict.fromkeys(TASKS, 1.0),
+}
 
 # %% ../nbs/22_tasks.ipynb #969e052b
 def exact_match(row: Row, text: str) -> bool:

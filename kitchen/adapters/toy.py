@@ -201,7 +201,7 @@ def windows(
     before = anchors[places, None] + np.arange(-shape.question, 0)
     return np.concatenate([near, buffer[before]], axis=1)
 
-# %% ../../nbs/90_adapters.toy.ipynb #1cad9f4b
+# %% ../../nbs/90_adapters.toy.ipynb #ea8bcc83
 # N position, C window, D embedding, H hidden unit, V vocabulary, R rank
 MATRICES = {"hidden": ("train_attn", "train_mlp"), "output": ("train_mlp", "train_unembed")}  # LoraParams switches
 
@@ -255,7 +255,7 @@ def product(network: Network, name: str, inputs: np.ndarray, mask: np.ndarray | 
 def forward_pass(network: Network, seen: np.ndarray, masks: Masks = Masks()) -> Activations:
     "Log-probabilities of every token after each window, and what led to them."
     adapter_masks = masks.adapters or {}
-    x_NX = network.base["embedding"][seen].reshape(len(seen), -1)
+    x_NX = network.base["embedding"][seen].reshape(len(seen), seen.shape[1] * network.shape.embedding)
     pre_NH, low_hidden = product(network, "hidden", x_NX, adapter_masks.get("hidden"))
     tanh_NH = np.tanh(pre_NH, out=pre_NH)
     h_NH = masked(tanh_NH, masks.hidden)
@@ -520,7 +520,7 @@ def temporary_states() -> tempfile.TemporaryDirectory:
     "Where states go that were given no folder: gone when the process ends."
     return tempfile.TemporaryDirectory(prefix="kitchen-toy-")
 
-# %% ../../nbs/90_adapters.toy.ipynb #d0c498d9
+# %% ../../nbs/90_adapters.toy.ipynb #3517b16a
 def truncated(logprobs: np.ndarray, temperature: float, top_k: int, top_p: float) -> tuple[np.ndarray, np.ndarray]:
     "Tokens by falling probability, and their cumulative probability after temperature, top-k, top-p; both [S, V]."
     scaled = (logprobs - logprobs.max(axis=1, keepdims=True)) / temperature
@@ -557,7 +557,7 @@ def stop_sequences(params: SamplingParams) -> list[list[int]]:
 class Drawing:
     "Completions of one prompt that grow side by side."
 
-    def __init__(self, network: Network, prompt: Sequence[int], count: int, length: int):
+    def __init__(self, network: Network, prompt: np.ndarray, count: int, length: int):
         self.network, self.shape = network, network.shape
         start = np.concatenate([np.full(self.shape.window, PAD), prompt])
         self.buffer = np.full((count, len(start) + length), PAD)
@@ -723,7 +723,7 @@ def check_slopes(data: Sequence[Datum], slopes: Sequence[np.ndarray]) -> None:
             place = f"{datum.origin or f'datum {index}'}, position {position}"
             raise BackendError(f"{place}: the derivative of the loss is {slope[position]}; nothing was added")
 
-# %% ../../nbs/90_adapters.toy.ipynb #3e7cc193
+# %% ../../nbs/90_adapters.toy.ipynb #04c539b4
 class ToyTrainingClient:
     "Trains a toy model, or LoRA adapters on one."
 
@@ -826,7 +826,7 @@ class ToyTrainingClient:
         "The step itself."
         if self.gradient is None:
             raise InvalidValue("optim_step has no gradient to use; call forward_backward first")
-        norm = math.sqrt(self.gradient @ self.gradient)
+        norm = math.sqrt(np.square(self.gradient).sum())  # a dot product would wake BLAS threads for nothing
         self.learned = adam_step(self.learned, clipped(self.gradient, norm, adam_params.grad_clip_norm), adam_params)
         self.gradient = None
         return OptimStepOutput({"grad_norm": norm})

@@ -1,0 +1,458 @@
+"Every backend against the conformance suite, and proof that each of its checks can fail."
+
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kitchen.adapters.toy import Queue, ToySamplingClient, ToyService, ToyTokenizer, ToyTrainingClient
+from kitchen.ports import connect
+from kitchen.testing import CHECKS, Bench, ConformanceError, Report, conformance
+from kitchen.types import Datum, ForwardBackwardOutput, LoraParams, UnknownName
+
+SMALL = "toy:hidden=12,context=4,question=6,embedding=6"
+KINDS = {"lora": LoraParams(rank=4, alpha=8.0), "full": None}
+
+
+# --- toy ---
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("latency", [0.0, 0.0005])
+def test_toy(name, kind, latency):
+    CHECKS[name].run(Bench(ToyService(latency=latency), SMALL, KINDS[kind], tolerance=1e-5)).settle()
+
+
+# --- torch: a tiny Llama with a tokenizer of bytes ---
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+    "A directory with a random two-layer Llama and a byte-level tokenizer with ChatML's control tokens."
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    tokenizer.chat_template = ToyTokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def torch_service():
+    pytest.importorskip("kitchen.adapters.torch")
+    return connect("service", "torch")
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch(name, kind, torch_service, tiny_llama):
+    CHECKS[name].run(Bench(torch_service, tiny_llama, KINDS[kind], tolerance=2e-4)).settle()
+
+
+# --- the suite can fail: one broken backend for each check ---
+
+
+class Broken(ToyTrainingClient):
+    "A client with one thing wrong."
+
+    def work(self, data, objective, learn):
+        return self.changed(super().work(self.given(data), objective, learn), data)
+
+    def given(self, data):
+        return data
+
+    def changed(self, output, data):
+        return output
+
+
+def with_loss(output, loss):
+    return ForwardBackwardOutput(output.loss_fn_outputs, {**output.metrics, "loss:sum": loss})
+
+
+class AveragesTheLoss(Broken):
+    def changed(self, output, data):
+        return with_loss(output, output.loss_sum / len(data))
+
+
+class AveragesTheGradient(Broken):
+    def step(self, adam):
+        self.gradient = self.gradient / 3
+        return super().step(adam)
+
+
+class LosesTheLastLogprob(Broken):
+    def changed(self, output, data):
+        short = tuple({"logprobs": part["logprobs"][:-1]} for part in output.loss_fn_outputs)
+        return ForwardBackwardOutput(short, output.metrics)
+
+
+class SeesItsNeighbour(Broken):
+    def given(self, data):
+        return [Datum([data[0].tokens[0], *datum.tokens[1:]], datum.loss_fn_inputs) for datum in data]
+
+
+class SeesTheEnd(Broken):
+    def given(self, data):
+        return [Datum([datum.tokens[-1], *datum.tokens[1:]], datum.loss_fn_inputs) for datum in data]
+
+
+class KeepsTheLastGradientOnly(Broken):
+    def work(self, data, objective, learn):
+        if learn:
+            self.gradient = None
+        return super().work(data, objective, learn)
+
+
+class ForwardClearsGradients(Broken):
+    def work(self, data, objective, learn):
+        output = super().work(data, objective, learn)
+        if not learn:
+            self.gradient = 0 * self.pending()
+        return output
+
+
+class KeepsTheGradientAfterTheStep(Broken):
+    def step(self, adam):
+        gradient = self.gradient
+        output = super().step(adam)
+        self.gradient = gradient
+        return output
+
+
+class ReplacesRateZero(Broken):
+    def step(self, adam):
+        return super().step(replace(adam, learning_rate=adam.learning_rate or 1e-4))
+
+
+class NeverClips(Broken):
+    def step(self, adam):
+        return super().step(replace(adam, grad_clip_norm=0.0))
+
+
+class AddsDecayToTheGradient(Broken):
+    def step(self, adam):
+        self.gradient = self.pending() + adam.weight_decay * self.learned.values
+        return super().step(replace(adam, weight_decay=0.0))
+
+
+class Ascends(Broken):
+    def step(self, adam):
+        self.gradient = -self.gradient
+        return super().step(adam)
+
+
+class CustomLossWithTheWrongSign(Broken):
+    def forward_backward_custom(self, data, loss_fn):
+        def opposite(batch, logprobs):
+            value, metrics = loss_fn(batch, logprobs)
+            return -value, metrics
+
+        return super().forward_backward_custom(data, opposite)
+
+
+class IgnoresTheSamplingPolicy(Broken):
+    def forward_backward(self, data, loss_fn, loss_fn_config=None):
+        if loss_fn == "importance_sampling":
+            data = [datum.replace(logprobs=np.zeros(len(datum))) for datum in data]
+        return super().forward_backward(data, loss_fn, loss_fn_config)
+
+
+class StartsElsewhere(Broken):
+    pass
+
+
+class SamplesFromTheBase(Broken):
+    def create_sampling_client(self):
+        return self.service.create_sampling_client(self.base.name)
+
+
+class LiveSampler(ToySamplingClient):
+    "Looks the weights up when it is asked."
+
+    trainer: ToyTrainingClient
+
+    def draw(self, *values):
+        self.network = self.trainer.network()
+        return super().draw(*values)
+
+    def score(self, prompt):
+        self.network = self.trainer.network()
+        return super().score(prompt)
+
+
+class SharesItsWeights(Broken):
+    def create_sampling_client(self):
+        sampler = super().create_sampling_client()
+        sampler.__class__, sampler.trainer = LiveSampler, self
+        return sampler
+
+
+class ExportsTheBase(Broken):
+    def save_weights(self, path):
+        fresh = ToyTrainingClient(self.base, self.lora, self.seed, self.service)
+        return fresh.save_weights(path)
+
+
+class ForgetsTheOptimizer(Broken):
+    def state(self):
+        kept = self.learned
+        self.learned = replace(kept, moment1=0 * kept.moment1)
+        content = super().state()
+        self.learned = kept
+        return content
+
+
+class SavingDisturbs(Broken):
+    def save_state(self, name):
+        self.learned = replace(self.learned, moment1=0 * self.learned.moment1)
+        return super().save_state(name)
+
+
+class DropsInForward(Broken):
+    def work(self, data, objective, learn):
+        if learn:
+            return super().work(data, objective, learn)
+        before = self.gradient, self.requests
+        output = super().work(data, objective, True)
+        self.gradient, self.requests = before
+        return output
+
+
+class PlainTimeouts(Queue):
+    def submit(self, work):
+        class Slow:
+            def __init__(self):
+                self.value = ThreadPoolExecutor(1).submit(lambda: (time.sleep(0.01), work())[1])
+
+            def result(self, timeout=None):
+                return self.value.result(timeout)
+
+            def done(self):
+                return self.value.done()
+
+        return Slow()
+
+
+class RaisesPlainTimeouts(Broken):
+    queue_class = PlainTimeouts
+
+
+class LazyQueue(Queue):
+    def submit(self, work):
+        class Lazy:
+            value = None
+
+            def result(self, timeout=None):
+                self.value = self.value or work()
+                return self.value
+
+            def done(self):
+                return self.value is not None
+
+        return Lazy()
+
+
+class WorksWhenAsked(Broken):
+    queue_class = LazyQueue
+
+
+class AcceptsAnyLoss(Broken):
+    def request(self, data, loss_fn, settings, learn):
+        known = self.service.capabilities().losses
+        return super().request(data, loss_fn if loss_fn in known else "cross_entropy", settings, learn)
+
+
+class AddsHalfOfAFailure(Broken):
+    def forward_backward(self, data, loss_fn, loss_fn_config=None):
+        if len(data) > 2:
+            super().forward_backward(data[:1], loss_fn)
+        return super().forward_backward(data, loss_fn, loss_fn_config)
+
+
+class HasNoSeed(Broken):
+    pass
+
+
+class BrokenService(ToyService):
+    "Opens broken clients."
+
+    broken: type[ToyTrainingClient] = ToyTrainingClient
+
+    def create_training_client(self, model, lora, seed):
+        if self.broken is HasNoSeed:
+            seed = secrets.randbits(30)
+        client = super().create_training_client(model, lora, seed)
+        client.__class__ = self.broken
+        if self.broken is StartsElsewhere:
+            client.learned = replace(client.learned, values=client.learned.values + 0.01)
+        if hasattr(self.broken, "queue_class"):
+            client.queue.__class__ = self.broken.queue_class
+        return client
+
+
+class AlwaysLoadsTheOptimizer(BrokenService):
+    def create_training_client_from_state(self, path, with_optimizer=True):
+        return super().create_training_client_from_state(path)
+
+
+class ForgetsTheDropoutStream(BrokenService):
+    def create_training_client_from_state(self, path, with_optimizer=True):
+        client = super().create_training_client_from_state(path, with_optimizer)
+        client.requests = 0
+        return client
+
+
+class OneSeed(ToySamplingClient):
+    def sample(self, prompt, num_samples, sampling_params):
+        return super().sample(prompt, num_samples, replace(sampling_params, seed=1))
+
+
+class NoStops(ToySamplingClient):
+    def sample(self, prompt, num_samples, sampling_params):
+        return super().sample(prompt, num_samples, replace(sampling_params, stop=()))
+
+
+class SamplesBadly(BrokenService):
+    sampler: type[ToySamplingClient] = ToySamplingClient
+
+    def create_sampling_client(self, model):
+        client = super().create_sampling_client(model)
+        client.__class__ = self.sampler
+        return client
+
+
+class ClaimsMoreLosses(BrokenService):
+    def capabilities(self):
+        claims = super().capabilities()
+        return replace(claims, losses=claims.losses | {"ppo"})
+
+
+class ReadsControlTokens(ToyTokenizer):
+    def encode(self, text, control=False):
+        return super().encode(text, control=True)
+
+
+class TrustsWhatPeopleType(BrokenService):
+    def get_tokenizer(self, model):
+        super().get_tokenizer(model)
+        return ReadsControlTokens()
+
+
+def opening(client: type[ToyTrainingClient]) -> BrokenService:
+    service = BrokenService()
+    service.broken = client
+    return service
+
+
+def sampling(client: type[ToySamplingClient]) -> SamplesBadly:
+    service = SamplesBadly()
+    service.sampler = client
+    return service
+
+
+BREAKAGES = [
+    ("losses_are_sums", lambda: opening(AveragesTheLoss)),
+    ("outputs_fit_their_datums", lambda: opening(LosesTheLastLogprob)),
+    ("neighbours_are_invisible", lambda: opening(SeesItsNeighbour)),
+    ("later_tokens_are_invisible", lambda: opening(SeesTheEnd)),
+    ("accumulation_adds", lambda: opening(KeepsTheLastGradientOnly)),
+    ("forward_leaves_gradients", lambda: opening(ForwardClearsGradients)),
+    ("step_clears_the_gradient", lambda: opening(KeepsTheGradientAfterTheStep)),
+    ("rate_zero_keeps_weights", lambda: opening(ReplacesRateZero)),
+    ("gradient_is_that_of_the_sum", lambda: opening(AveragesTheGradient)),
+    ("clipping_shortens", lambda: opening(NeverClips)),
+    ("weight_decay_is_decoupled", lambda: opening(AddsDecayToTheGradient)),
+    ("training_learns", lambda: opening(Ascends)),
+    ("custom_loss_equals_weights", lambda: opening(CustomLossWithTheWrongSign)),
+    ("importance_sampling_on_policy", lambda: opening(IgnoresTheSamplingPolicy)),
+    ("training_starts_at_the_base", lambda: opening(StartsElsewhere)),
+    ("sampler_agrees_with_trainer", lambda: opening(SamplesFromTheBase)),
+    ("samplers_keep_their_weights", lambda: opening(SharesItsWeights)),
+    ("sampling_is_reproducible", lambda: sampling(OneSeed)),
+    ("sampling_stops_where_told", lambda: sampling(NoStops)),
+    ("export_opens", lambda: opening(ExportsTheBase)),
+    ("state_goes_on", lambda: opening(ForgetsTheOptimizer)),
+    ("state_goes_on", lambda: opening(SavingDisturbs)),
+    ("state_without_optimizer_forgets", AlwaysLoadsTheOptimizer),
+    ("dropout_is_a_stream", lambda: opening(DropsInForward)),
+    ("dropout_is_a_stream", ForgetsTheDropoutStream),
+    ("futures_arrive", lambda: opening(RaisesPlainTimeouts)),
+    ("requests_run_in_order", lambda: opening(WorksWhenAsked)),
+    ("mistakes_are_refused", lambda: opening(AcceptsAnyLoss)),
+    ("failures_leave_no_trace", lambda: opening(AddsHalfOfAFailure)),
+    ("capabilities_are_honest", ClaimsMoreLosses),
+    ("the_seed_decides", lambda: opening(HasNoSeed)),
+    ("tokenizer_is_faithful", TrustsWhatPeopleType),
+]
+
+
+def test_every_check_has_a_breakage():
+    assert {name for name, _ in BREAKAGES} == set(CHECKS)
+
+
+@pytest.mark.parametrize(("name", "service"), BREAKAGES)
+def test_a_broken_backend_fails(name, service):
+    bench = Bench(service(), SMALL, KINDS["lora"], tolerance=1e-5)
+    outcome = CHECKS[name].run(bench)
+    assert outcome.status == "failed", str(outcome)
+    with pytest.raises(ConformanceError, match=name):
+        outcome.settle()
+
+
+def test_full_breakages_are_found_too():
+    report = conformance(opening(AveragesTheLoss), SMALL, lora=False, only=["losses_are_sums", "training_learns"])
+    assert [outcome.status for outcome in report.outcomes] == ["failed", "passed"]
+    assert "expected" in str(report.failures[0]) and "difference" in str(report.failures[0])
+
+
+def test_unclaimed_capabilities_are_skipped_with_their_reason():
+    class Modest(ToyService):
+        def capabilities(self):
+            claims = super().capabilities()
+            return replace(claims, full_finetuning=False, losses=frozenset({"cross_entropy"}), optimizer_state=False)
+
+    report = conformance(Modest(), SMALL)
+    skipped = {outcome.check: outcome.reason for outcome in report.outcomes if outcome.status == "skipped"}
+    assert {"importance_sampling_on_policy", "state_goes_on"} < skipped.keys()
+    assert "optimizer_state" in skipped["state_goes_on"]
+    assert [each.check for each in report.failures] == ["capabilities_are_honest"], "it can do more than it claims"
+    assert {outcome.training for outcome in report.outcomes} == {"LoRA"}
+
+
+def test_report_is_readable():
+    report = conformance(ToyService(), SMALL, lora=True, only=["losses_are_sums", "state_goes_on"])
+    assert isinstance(report, Report) and report.summary.endswith("2 passed, 0 failed, 0 skipped")
+    assert "losses_are_sums" in str(report) and report._repr_html_().count("<tr>") == 3
+    with pytest.raises(UnknownName, match="did you mean 'state_goes_on'"):
+        conformance(ToyService(), SMALL, only=["state_goes"])

@@ -1,0 +1,123 @@
+"""The session and the workflow it steps through, on the toy backend."""
+
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+import kitchen
+from kitchen.session import Kitchen
+from kitchen.store import RunIndex
+from kitchen.types import InvalidValue, KitchenError
+
+SMALL = {
+    "backend": "toy", "dataset": "builtin:sort[:64]", "epochs": 2, "batch_size": 16,
+    "held_out": 8, "graded": 4, "max_tokens": 8,
+}  # fmt: skip
+
+
+def losses(k):
+    return [item["loss"] for item in k.log if item.name == "train.step"]
+
+
+def test_however_one_steps_the_numbers_are_the_same():
+    whole = Kitchen("sft", **SMALL).run()
+    by_stage = Kitchen("sft", **SMALL)
+    while by_stage.step():
+        pass
+    by_batch = Kitchen("sft", **SMALL)
+    while by_batch.step("batch"):
+        pass
+    assert losses(whole) == losses(by_stage) == losses(by_batch) and len(losses(whole)) == 8
+    exported = [k.run_record.artifacts()[0].sha256 for k in (whole, by_stage, by_batch)]
+    assert len(set(exported)) == 1, "same seed, same CPU: same bits"
+    assert losses(Kitchen("sft", **{**SMALL, "seed": 1}).run()) != losses(whole)
+
+
+def test_accumulation_changes_memory_not_numbers():
+    whole = losses(Kitchen("sft", **SMALL).run())
+    parts = losses(Kitchen("sft", **SMALL, gradient_accumulation_steps=4).run())
+    np.testing.assert_allclose(parts, whole, rtol=1e-4)
+
+
+def test_looking_disturbs_nothing():
+    looked_at = Kitchen("sft", **SMALL).run(until="batch")
+    for _ in range(3):
+        repr(looked_at), looked_at._repr_html_(), looked_at.peek("batch"), looked_at.metrics if looked_at.log else None
+        looked_at.step("batch")
+    assert losses(looked_at.run()) == losses(Kitchen("sft", **SMALL).run())
+
+
+def test_stepping_by_epoch_ends_on_the_epoch():
+    k = Kitchen("sft", **SMALL)
+    assert k.step("epoch").step == 4 and k.step("epoch").step == 8
+    assert k.step("epoch") is None and k.status == "completed"
+
+
+def test_ctrl_c_ends_on_a_step_boundary_and_the_session_goes_on():
+    k = Kitchen("sft", **SMALL)
+    k.listeners.append(lambda item: item.name == "train.step" and item.step == 3 and signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="step boundary"):
+        k.run()
+    assert k.log[-1].step == 3 and k.status == "running"
+    k.run()
+    assert k.status == "completed" and losses(k) == losses(Kitchen("sft", **SMALL).run())
+    assert threading.active_count() == 1 or all(thread.daemon for thread in threading.enumerate()[1:])
+
+
+def test_a_failed_run_is_marked_and_refuses_to_go_on():
+    k = Kitchen("sft", **SMALL, learning_rate=1e308, grad_clip_norm=0.0)
+    with pytest.raises(KitchenError, match="lower learning_rate"):
+        k.run()
+    with pytest.raises(InvalidValue, match="this run failed"):
+        k.step()
+    assert k.status == "failed" and k.position["train"] == "failed"
+    assert RunIndex().rows()[0]["status"] == "failed"
+
+
+def test_closing_half_way_marks_the_run_stopped():
+    with Kitchen("sft", **SMALL) as k:
+        k.step("batch")
+    assert k.status == "stopped" and RunIndex().rows()[0]["status"] == "stopped"
+
+
+def test_results_and_lineage_are_there():
+    k = Kitchen("sft", **SMALL).run()
+    assert {made.name for made in k.run_record.artifacts()} == {"adapter", "results.json"} and k.run_record.verify() == []
+    assert set(k.run_record.spec.datasets) == {"builtin:sort[:64]#train", "builtin:sort[:64]#test"}
+    assert len(k.metrics) == 8 + 11 - 1 or len(k.metrics) > 8
+    again = Kitchen("sft", **SMALL).run()
+    assert again.state["version"] == k.state["version"] + 1
+
+
+def test_the_front_door():
+    assert kitchen.Kitchen is Kitchen and "Kitchen" in dir(kitchen)
+    with pytest.raises(AttributeError, match="Kichen"):
+        kitchen.Kichen
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (['{"messages": [{"role": "user"'], "row 1"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], "row 1"),
+        ([{"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]}], "did you mean 'user'"),
+        ([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}], "row 1"),
+        ([], "empty|no rows"),
+        ([{"colour": "red"}], "row 1"),
+    ],
+)
+def test_a_bad_row_is_named(chats, rows, message):
+    path = chats(rows)
+    with pytest.raises(KitchenError, match=message) as caught:
+        Kitchen("sft", **{**SMALL, "dataset": f"file:{path}"}).run()
+    assert path.name in str(caught.value)
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_training(chats):
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    k = Kitchen("sft", **{**SMALL, "dataset": f"file:{chats([row] * 10)}"})
+    with pytest.raises(KitchenError, match="use at most 9"):
+        k.run()
+    assert k.position["open"] == "waiting"

@@ -1,0 +1,102 @@
+"""Faults of the disk and of processes: what is on it is whole or absent, and an alteration is found."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from kitchen.config import ExperimentSpec
+from kitchen.store import EventLog, Run, RunIndex, write_whole
+from kitchen.telemetry import event
+from kitchen.types import DamagedData
+
+
+def write_for_ever(path):
+    log = EventLog(path)
+    for step in range(10**9):
+        log.append(event("train.step", step=step, loss=1.0))
+
+
+@pytest.mark.parametrize("wait", [0.02, 0.05, 0.1])
+def test_a_killed_writer_leaves_a_valid_chain(tmp_path, wait):
+    path = tmp_path / "events.jsonl"
+    writer = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(path,))
+    writer.start()
+    while not path.exists() or path.stat().st_size == 0:
+        time.sleep(0.005)
+    time.sleep(wait)
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    with path.open("ab") as file:
+        file.write(b'{"sequence":99')  # as a kill in the middle of a write leaves it
+    log = EventLog(path)
+    count = len(log.events)
+    assert count and [item.step for item in log.events] == list(range(count))
+    log.append(event("train.stop", steps=count))
+    log.close()
+    assert EventLog.verify(path) == count + 1
+
+
+@pytest.mark.parametrize("change", ["edit", "remove", "swap", "insert", "cut"])
+def test_every_alteration_of_the_log_is_found(tmp_path, change):
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    for step in range(5):
+        log.append(event("train.step", step=step, loss=step / 2))
+    log.close()
+    lines = path.read_text().splitlines(keepends=True)
+    altered = {
+        "edit": [*lines[:2], lines[2].replace('"loss":1.0', '"loss":0.9'), *lines[3:]],
+        "remove": [*lines[:2], *lines[3:]],
+        "swap": [lines[0], lines[2], lines[1], *lines[3:]],
+        "insert": [*lines[:3], lines[1], *lines[3:]],
+        "cut": [*lines[:4], lines[4][:-10]],
+    }[change]
+    assert altered != lines
+    path.write_text("".join(altered))
+    with pytest.raises(DamagedData, match="line [2-5]"):
+        EventLog.verify(path)
+
+
+def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path):
+    run = Run.create(ExperimentSpec(recipe="sft"), tmp_path / "run")
+
+    def no_space(path):
+        path.mkdir()
+        (path / "weights").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run.save_artifact("adapter", "adapter", no_space)
+    assert list((tmp_path / "run" / "artifacts").iterdir()) == [] and run.artifacts() == [] and run.verify() == []
+
+
+def test_what_was_there_survives_a_failed_rewrite(tmp_path):
+    path = write_whole(tmp_path / "results.json", lambda file: file.write_text("[1]"))
+    with pytest.raises(ZeroDivisionError):
+        write_whole(path, lambda file: file.write_text(str(1 / 0)))
+    assert path.read_text() == "[1]" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_index_can_be_thrown_away(tmp_path):
+    for number in range(3):
+        run = Run.create(ExperimentSpec(recipe="sft", config={"n": number}), tmp_path / f"run-{number}")
+        RunIndex(tmp_path).put(run)
+        run.close()
+    rows = RunIndex(tmp_path).rows()
+    for path in tmp_path.glob("index.sqlite*"):
+        path.unlink()
+    index = RunIndex(tmp_path)
+    assert index.rebuild() == 3 and {row["run_id"]: json.loads(row["config"]) for row in index.rows()} == {
+        row["run_id"]: json.loads(row["config"]) for row in rows
+    }
+
+
+def test_a_missing_artifact_is_named(tmp_path):
+    run = Run.create(ExperimentSpec(recipe="sft"), tmp_path / "run")
+    made = run.save_artifact("a.json", "table", lambda path: path.write_text("1"))
+    made.path.unlink()
+    assert run.verify() == [f"{made.path}: missing"]
