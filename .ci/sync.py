@@ -32,12 +32,16 @@ def export_anew(copy: Path) -> None:
 def differences(copy: Path) -> list[str]:
     """Files that differ between the tree and its regenerated copy."""
     patterns = ("kitchen/**/*.py", "nbs/**/*.ipynb", "recipes_nb/**/*.ipynb", "README.md")
-    names = {path.relative_to(base) for base in (ROOT, copy) for pattern in patterns for path in base.glob(pattern)}
+    names = {
+        path.relative_to(base) for base in (ROOT, copy) for pattern in patterns for path in base.glob(pattern)
+    }
     names = {name for name in names if ".ipynb_checkpoints" not in name.parts}
     return [
         str(name)
         for name in sorted(names)
-        if not ((ROOT / name).exists() and (copy / name).exists() and filecmp.cmp(ROOT / name, copy / name, False))
+        if not (
+            (ROOT / name).exists() and (copy / name).exists() and filecmp.cmp(ROOT / name, copy / name, False)
+        )
     ]
 
 

@@ -118,8 +118,16 @@ def digest(value: Any) -> str:
     "SHA-256 of a value's canonical JSON."
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
-# %% ../nbs/11_config.ipynb #42af6050
-ENVIRONMENT_PACKAGES = ("crucible-kitchen", "numpy", "torch", "transformers", "datasets", "tokenizers", "safetensors")
+# %% ../nbs/11_config.ipynb #e3f2f0aa
+ENVIRONMENT_PACKAGES = (
+    "crucible-kitchen",
+    "numpy",
+    "torch",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+)
 
 
 def package_version(name: str) -> str | None:
@@ -148,8 +156,12 @@ class ExperimentSpec(Config):
     config: dict[str, Any] = Field(default_factory=dict)
     adapters: dict[str, str] = Field(default_factory=dict, description="port name to adapter name")
     seed: int = 0
-    datasets: dict[str, str] = Field(default_factory=dict, description="dataset reference to content fingerprint")
-    code: dict[str, Any] = Field(default_factory=dict, description="version of kitchen, and revision when known")
+    datasets: dict[str, str] = Field(
+        default_factory=dict, description="dataset reference to content fingerprint"
+    )
+    code: dict[str, Any] = Field(
+        default_factory=dict, description="version of kitchen, and revision when known"
+    )
     environment: dict[str, Any] = Field(default_factory=dict)
     parent: dict[str, Any] | None = Field(None, description="run and step this run was forked from")
 

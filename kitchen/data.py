@@ -95,7 +95,7 @@ def parse_reference(text: str) -> Reference:
         raise UnknownName("dataset scheme", scheme, SCHEMES, text)
     return Reference(scheme, rest, start, stop)
 
-# %% ../nbs/21_data.ipynb #e75c8a38
+# %% ../nbs/21_data.ipynb #128e5ac2
 @dataclass(frozen=True)
 class Conversation:
     "Messages of one row."
@@ -116,14 +116,22 @@ class Preference:
     row: Row = field(default_factory=dict, repr=False)
 
 
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "function_call": "assistant", "observation": "tool"}
+SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "system": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+}
 
 
 def text_of(content: Any, column: str) -> str:
     "A message's content as text; a list of text parts is joined, other kinds of parts are refused."
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, Mapping) and part.get("type") == "text" for part in content
+    ):
         return "".join(str(part["text"]) for part in content)
     kind = "null" if content is None else type(content).__name__
     raise RowError(f"content must be text, not {kind}", field=column)
@@ -132,7 +140,9 @@ def text_of(content: Any, column: str) -> str:
 def message_of(value: Any, column: str) -> Message:
     "One message, in OpenAI's or ShareGPT's spelling."
     if not isinstance(value, Mapping):
-        raise RowError(f"a message must be an object with role and content, not {type(value).__name__}", field=column)
+        raise RowError(
+            f"a message must be an object with role and content, not {type(value).__name__}", field=column
+        )
     role = value.get("role", value.get("from"))
     if not isinstance(role, str):
         raise RowError("a message has no role", field=f"{column}.role")
@@ -163,7 +173,7 @@ def messages_of(value: Any, column: str, role: str) -> tuple[Message, ...]:
         raise RowError(f"must be text or a list of messages, not {kind}", field=column)
     return tuple(message_of(item, f"{column}[{number}]") for number, item in enumerate(value))
 
-# %% ../nbs/21_data.ipynb #b2ae1862
+# %% ../nbs/21_data.ipynb #219d0cac
 Parsed = Conversation | Preference
 
 
@@ -183,7 +193,9 @@ def chat(column: str) -> Callable[[Row], tuple[Message, ...]]:
 
 def question_and_answer(question: str, answer: str) -> Callable[[Row], tuple[Message, ...]]:
     "Reader of two columns: what is asked, and what is answered."
-    return lambda row: messages_of(row[question], question, "user") + messages_of(row[answer], answer, "assistant")
+    return lambda row: (
+        messages_of(row[question], question, "user") + messages_of(row[answer], answer, "assistant")
+    )
 
 
 def alpaca(row: Row) -> tuple[Message, ...]:
@@ -247,9 +259,7 @@ def parse_row(row: Row, origin: str = "") -> Parsed:
     return Conversation(parts, origin, row)
 
 
-def parse_rows(
-    rows: Rows, on_bad_row: str = "stop"
-) -> tuple[list[Any], list[RowError]]:
+def parse_rows(rows: Rows, on_bad_row: str = "stop") -> tuple[list[Any], list[RowError]]:
     "All rows parsed; a malformed one stops here, or is set aside and listed."
     if on_bad_row not in ("stop", "set_aside"):
         raise UnknownName("on_bad_row", on_bad_row, ("stop", "set_aside"))
@@ -265,7 +275,7 @@ def parse_rows(
             problems.append(placed)
     return parsed, problems
 
-# %% ../nbs/21_data.ipynb #843cb921
+# %% ../nbs/21_data.ipynb #7c001a46
 Item = TypeVar("Item")
 
 
@@ -275,16 +285,22 @@ def split_rows(rows: Sequence[Item], fraction: float, seed: int) -> tuple[list[I
         raise InvalidValue(f"cannot hold out a share of {len(rows)} rows; at least 2 are needed")
     count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
     held = set(generator(seed, "split").permutation(len(rows))[:count].tolist())
-    return [row for index, row in enumerate(rows) if index not in held], [rows[index] for index in sorted(held)]
+    return [row for index, row in enumerate(rows) if index not in held], [
+        rows[index] for index in sorted(held)
+    ]
 
 
-def mix(parts: Mapping[str, Sequence[Item]], weights: Mapping[str, float], size: int, seed: int) -> list[Item]:
+def mix(
+    parts: Mapping[str, Sequence[Item]], weights: Mapping[str, float], size: int, seed: int
+) -> list[Item]:
     "`size` rows drawn from named parts by weight."
     if unknown := weights.keys() - parts.keys():
         raise UnknownName("part of the mixture", min(unknown), parts)
     names = [name for name in parts if weights.get(name, 0) > 0]
     if not names or any(not len(parts[name]) for name in names):
-        raise InvalidValue(f"a mixture needs positive weights and parts that are not empty; got {dict(weights)}")
+        raise InvalidValue(
+            f"a mixture needs positive weights and parts that are not empty; got {dict(weights)}"
+        )
     shares = [weights[name] / sum(weights[name] for name in names) for name in names]
     chosen = generator(seed, "mix").choice(len(names), size=size, p=shares)
     orders = {name: endless(parts[name], seed, name) for name in names}
@@ -298,7 +314,7 @@ def endless(rows: Sequence[Item], seed: int, name: str) -> Iterator[Item]:
         yield from (rows[index] for index in generator(seed, "mix", name, rounds).permutation(len(rows)))
         rounds += 1
 
-# %% ../nbs/21_data.ipynb #8020c445
+# %% ../nbs/21_data.ipynb #3394162d
 @dataclass(frozen=True)
 class Cursor:
     "How far the data has been read: whole epochs, and rows of the current one."
@@ -338,7 +354,11 @@ class Batches(Generic[Item]):
     def order(self, epoch: int) -> list[int]:
         "Indices of the rows in the order of one epoch."
         count = len(self.rows)
-        return generator(self.seed, "data", epoch).permutation(count).tolist() if self.shuffle else list(range(count))
+        return (
+            generator(self.seed, "data", epoch).permutation(count).tolist()
+            if self.shuffle
+            else list(range(count))
+        )
 
     def cuts(self, epoch: int) -> list[int]:
         "Where the batches of an epoch end."

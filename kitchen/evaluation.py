@@ -61,7 +61,7 @@ def wilson_interval(
     scale = 1 + z * z / count
     return max((centre - spread) / scale, 0.0), min((centre + spread) / scale, 1.0)
 
-# %% ../nbs/40_evaluation.ipynb #1195761b
+# %% ../nbs/40_evaluation.ipynb #b3f1b599
 @dataclass(frozen=True)
 class Question:
     "A prompt with the answer that would be right."
@@ -102,7 +102,9 @@ def ask(
     return answers
 
 
-def summarize(answers: Sequence[Answer], label: str, metric: str, split: str = "test", seconds: float = 0.0) -> Event:
+def summarize(
+    answers: Sequence[Answer], label: str, metric: str, split: str = "test", seconds: float = 0.0
+) -> Event:
     "The mean grade with its interval, as an event."
     mean = sum(answer.grade for answer in answers) / len(answers)
     low, high = wilson_interval(mean, len(answers))

@@ -15,7 +15,7 @@ import numpy as np
 
 from .types import Datum, ForwardBackwardOutput, InvalidValue, UnknownName
 
-# %% ../nbs/30_losses.ipynb #1f8f599d
+# %% ../nbs/30_losses.ipynb #6e5f1454
 @dataclass(frozen=True)
 class LossTerm:
     "One datum's loss and its derivative."
@@ -55,10 +55,12 @@ class Loss:
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": Loss("cross_entropy", cross_entropy, ("weights",), "weights"),
-    "importance_sampling": Loss("importance_sampling", importance_sampling, ("logprobs", "advantages"), "advantages"),
+    "importance_sampling": Loss(
+        "importance_sampling", importance_sampling, ("logprobs", "advantages"), "advantages"
+    ),
 }
 
-# %% ../nbs/30_losses.ipynb #a0fc22e3
+# %% ../nbs/30_losses.ipynb #8c3d44a1
 def get_loss(name: str) -> Loss:
     "The named loss; a misspelt name is answered with the nearest."
     if name not in LOSSES:
@@ -79,7 +81,9 @@ def check_batch(data: Sequence[Datum], loss: Loss) -> None:
             if not np.isfinite(values).all():
                 position = int(np.flatnonzero(~np.isfinite(values))[0])
                 place = datum.origin or f"datum {index}"
-                raise InvalidValue(f"{place}: {name}[{position}] is {values[position]}; it must be a finite number")
+                raise InvalidValue(
+                    f"{place}: {name}[{position}] is {values[position]}; it must be a finite number"
+                )
 
 
 def looked_at(datum: Datum, loss: Loss) -> np.ndarray:

@@ -77,7 +77,7 @@ class Tokenizer(Protocol):
         "Size of the vocabulary V."
         ...
 
-# %% ../nbs/13_ports.ipynb #54460ccb
+# %% ../nbs/13_ports.ipynb #22f29c84
 CustomLoss = Callable[[Sequence[Datum], Sequence[Any]], tuple[Any, Mapping[str, float]]]
 
 
@@ -112,7 +112,9 @@ class TrainingClient(Protocol):
         "The same numbers without gradients, without dropout; what has accumulated stays as it is."
         ...
 
-    def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> Future[ForwardBackwardOutput]:
+    def forward_backward_custom(
+        self, data: Sequence[Datum], loss_fn: CustomLoss
+    ) -> Future[ForwardBackwardOutput]:
         "Any differentiable function of the log-probabilities: loss_fn(data, logprobs) -> (loss, metrics)."
         ...
 
@@ -232,7 +234,7 @@ class Tracker(Protocol):
 
     def close(self) -> None: ...
 
-# %% ../nbs/13_ports.ipynb #4ccefdd9
+# %% ../nbs/13_ports.ipynb #779adebb
 PORTS: dict[str, type] = {
     "service": ServiceClient,
     "datasets": DatasetStore,
@@ -284,7 +286,9 @@ def adapter_class(port: str, name: str) -> Callable[..., Any]:
     try:
         return getattr(import_module(module), attribute)
     except ImportError as error:
-        raise MissingCapability(f"the {port} adapter {name!r} needs a package that is not installed: {error}") from error
+        raise MissingCapability(
+            f"the {port} adapter {name!r} needs a package that is not installed: {error}"
+        ) from error
 
 
 def connect(port: str, name: str, **options: Any) -> Any:
@@ -298,7 +302,9 @@ def connect(port: str, name: str, **options: Any) -> Any:
 
 def verbs(port: type) -> list[str]:
     "The methods a port asks for."
-    return [name for name, member in vars(port).items() if inspect.isfunction(member) and not name.startswith("_")]
+    return [
+        name for name, member in vars(port).items() if inspect.isfunction(member) and not name.startswith("_")
+    ]
 
 # %% ../nbs/13_ports.ipynb #16e9fe40
 CHILDREN = {

@@ -23,7 +23,7 @@ from .stages import supervised
 from .types import InvalidValue, UnknownName
 from .workflow import Part, check
 
-# %% ../nbs/54_recipes.ipynb #34f5fd8e
+# %% ../nbs/54_recipes.ipynb #da6a06a5
 EMBEDDED_MODELS = {"torch": "builtin:tiny-chat", "toy": "toy"}  # backend -> what it starts from unless told
 
 
@@ -35,14 +35,24 @@ def live(default: Any, description: str, **bounds: Any) -> Any:
 class SftConfig(Config):
     "Supervised fine-tuning."
 
-    model: str = Field("", description="hub name, local folder, folder/file.gguf or builtin:NAME; empty: the embedded model")
+    model: str = Field(
+        "", description="hub name, local folder, folder/file.gguf or builtin:NAME; empty: the embedded model"
+    )
     backend: str = Field("torch", description="who trains: torch, toy, or an installed adapter")
-    dataset: str = Field("builtin:sort", description="builtin:NAME, file:PATH, package:MODULE/PATH or hf:ORG/NAME")
-    test_dataset: str | None = Field(None, description="held-out data; none: the dataset's own test split, else a share of it")
-    test_fraction: float = Field(0.1, gt=0, lt=1, description="share held out when the dataset has no test split")
+    dataset: str = Field(
+        "builtin:sort", description="builtin:NAME, file:PATH, package:MODULE/PATH or hf:ORG/NAME"
+    )
+    test_dataset: str | None = Field(
+        None, description="held-out data; none: the dataset's own test split, else a share of it"
+    )
+    test_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share held out when the dataset has no test split"
+    )
     on_bad_row: Literal["stop", "set_aside"] = Field("stop", description="what a malformed row does")
 
-    renderer: str = Field("auto", description="how messages become tokens: auto, template, chatml, qwen3, llama3, role_colon")
+    renderer: str = Field(
+        "auto", description="how messages become tokens: auto, template, chatml, qwen3, llama3, role_colon"
+    )
     train_on: str = Field("all_assistant_messages", description="which messages are trained")
     max_length: int = Field(1024, ge=8, description="longest datum, in tokens")
 
@@ -52,11 +62,15 @@ class SftConfig(Config):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
 
     learning_rate: float = live(1e-3, "peak learning rate", gt=0)
-    schedule: str = Field("linear", description="shape of the learning rate: constant, linear, cosine, exponential, polynomial")
+    schedule: str = Field(
+        "linear", description="shape of the learning rate: constant, linear, cosine, exponential, polynomial"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     epochs: int = Field(3, ge=1, description="passes over the training data")
     batch_size: int = Field(32, ge=1, description="datums for each optimizer step")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="parts a batch is cut into to save memory; same result")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="parts a batch is cut into to save memory; same result"
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment")
     eps: float = Field(1e-8, gt=0, description="AdamW: term that keeps the division finite")
@@ -102,7 +116,7 @@ class SftConfig(Config):
             raise InvalidValue(f"backend {self.backend!r} has no embedded model: give model=…")
         return self
 
-# %% ../nbs/54_recipes.ipynb #96860867
+# %% ../nbs/54_recipes.ipynb #657557e5
 @dataclass(frozen=True)
 class Recipe:
     "A workflow with its settings, adapters and notebook."
@@ -132,7 +146,12 @@ ADAPTERS = {"service": "torch", "datasets": "huggingface", "registry": "files"}
 
 RECIPES: dict[str, Recipe] = {
     "sft": Recipe(
-        "sft", "supervised fine-tuning: show a model how to answer", supervised, SftConfig, ADAPTERS, frozenset({"version"})
+        "sft",
+        "supervised fine-tuning: show a model how to answer",
+        supervised,
+        SftConfig,
+        ADAPTERS,
+        frozenset({"version"}),
     ),
 }
 

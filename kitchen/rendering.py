@@ -51,7 +51,7 @@ class Renderer(Protocol):
         "What ends an assistant's message: token ids or strings."
         ...
 
-# %% ../nbs/20_rendering.ipynb #86c550b0
+# %% ../nbs/20_rendering.ipynb #7980c2b4
 Messages = Sequence[Message]
 
 
@@ -68,7 +68,9 @@ def last_turn(messages: Messages) -> list[int]:
 
 def others(messages: Messages) -> list[int]:
     "Indices of user and system messages."
-    return [index for index, message in enumerate(messages) if message.role in ("user", "system", "developer")]
+    return [
+        index for index, message in enumerate(messages) if message.role in ("user", "system", "developer")
+    ]
 
 
 TRAIN_ON: dict[str, Callable[[Messages], Iterable[int]]] = {
@@ -87,11 +89,15 @@ def trained_messages(messages: Messages, train_on: str) -> set[int]:
     if train_on not in TRAIN_ON:
         raise UnknownName("train_on", train_on, TRAIN_ON)
     chosen = set(TRAIN_ON[train_on](messages))
-    told = {index: message.trainable for index, message in enumerate(messages) if message.trainable is not None}
+    told = {
+        index: message.trainable for index, message in enumerate(messages) if message.trainable is not None
+    }
     return {index for index in range(len(messages)) if told.get(index, index in chosen)}
 
-# %% ../nbs/20_rendering.ipynb #ebe542ae
-def to_datum(renderer: Renderer, messages: Messages, train_on: str = "all_assistant_messages", origin: str = "") -> Datum:
+# %% ../nbs/20_rendering.ipynb #620fd02c
+def to_datum(
+    renderer: Renderer, messages: Messages, train_on: str = "all_assistant_messages", origin: str = ""
+) -> Datum:
     "Tokens and loss weights of a conversation."
     wanted = trained_messages(messages, train_on)
     parts = renderer.render(messages, wanted)
@@ -107,7 +113,7 @@ def to_datum(renderer: Renderer, messages: Messages, train_on: str = "all_assist
         weights += [float(trained)] * len(part.tokens)
     return Datum.from_tokens(tokens, weights, origin)
 
-# %% ../nbs/20_rendering.ipynb #c07c167d
+# %% ../nbs/20_rendering.ipynb #7210528c
 Piece = tuple[str, bool]  # text, and whether control tokens in it are meant
 
 
@@ -138,7 +144,9 @@ class TurnRenderer:
 
     def encode(self, pieces: Iterable[Piece]) -> tuple[int, ...]:
         "Ids of the pieces, in order."
-        return tuple(token for text, control in pieces if text for token in self.tokenizer.encode(text, control))
+        return tuple(
+            token for text, control in pieces if text for token in self.tokenizer.encode(text, control)
+        )
 
     def header(self, role: str) -> str:
         "What introduces a message of this role."
@@ -148,8 +156,14 @@ class TurnRenderer:
         "What the author of a message wrote, without the end."
         message = messages[index]
         if message.tool_calls:
-            raise InvalidValue(f"message {index} calls tools, which this renderer cannot write; use 'qwen3' or 'template'")
-        thinking = [(f"<think>\n{message.reasoning_content}\n</think>\n\n", False)] if message.reasoning_content else []
+            raise InvalidValue(
+                f"message {index} calls tools, which this renderer cannot write; use 'qwen3' or 'template'"
+            )
+        thinking = (
+            [(f"<think>\n{message.reasoning_content}\n</think>\n\n", False)]
+            if message.reasoning_content
+            else []
+        )
         return [*thinking, (message.content, False)]
 
     def render(self, messages: Messages, wanted: set[int]) -> list[Part]:
@@ -158,14 +172,19 @@ class TurnRenderer:
         for index, message in enumerate(messages):
             between = self.turns.after if index else ""
             parts.append(Part(self.encode([(between + self.header(message.role), True)]), index, False))
-            parts.append(Part(self.encode([*self.body(messages, index), (self.turns.end, True)]), index, True))
+            parts.append(
+                Part(self.encode([*self.body(messages, index), (self.turns.end, True)]), index, True)
+            )
         return parts
 
     def generation_prompt(self, messages: Messages) -> list[int]:
         "All messages, and the header of the assistant's next."
         parts = self.render(messages, set())
         between = self.turns.after if messages else ""
-        return [*(token for part in parts for token in part.tokens), *self.encode([(between + self.header("assistant"), True)])]
+        return [
+            *(token for part in parts for token in part.tokens),
+            *self.encode([(between + self.header("assistant"), True)]),
+        ]
 
     def parse_response(self, tokens: Sequence[int]) -> tuple[Message, bool]:
         "What stands before the end."
@@ -192,7 +211,7 @@ def parsed(tokenizer: Tokenizer, tokens: Sequence[int], stops: Sequence[int | st
     reasoning, content = split_reasoning(text[: min(ends)] if ends else text)
     return Message("assistant", content.strip(), reasoning_content=reasoning or None), bool(places or ends)
 
-# %% ../nbs/20_rendering.ipynb #c5a3791e
+# %% ../nbs/20_rendering.ipynb #1f670502
 class Qwen3Renderer(TurnRenderer):
     "ChatML with Qwen3's thinking and tool calls."
 
@@ -207,13 +226,23 @@ class Qwen3Renderer(TurnRenderer):
             return [("<tool_response>\n", True), (message.content, False), ("\n</tool_response>", True)]
         if message.role != "assistant":
             return [(message.content, False)]
-        calls = [piece for number, call in enumerate(message.tool_calls) for piece in self.call(call, number or message.content)]
+        calls = [
+            piece
+            for number, call in enumerate(message.tool_calls)
+            for piece in self.call(call, number or message.content)
+        ]
         questions = [place for place, one in enumerate(messages) if one.role == "user"]
         recent = not questions or index > questions[-1]
         if not recent or not (message.reasoning_content or index == len(messages) - 1):
             return [(message.content, False), *calls]
         thinking = (message.reasoning_content or "").strip("\n")
-        opened: list[Piece] = [("<think>", True), ("\n", False), (thinking, False), ("\n", False), ("</think>", True)]
+        opened: list[Piece] = [
+            ("<think>", True),
+            ("\n", False),
+            (thinking, False),
+            ("\n", False),
+            ("</think>", True),
+        ]
         return [*opened, ("\n\n", False), (message.content.lstrip("\n"), False), *calls]
 
     @staticmethod
@@ -223,14 +252,21 @@ class Qwen3Renderer(TurnRenderer):
         arguments = function["arguments"]
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         written = f'{{"name": "{function["name"]}", "arguments": {text}}}'
-        return [("\n" if before else "", False), ("<tool_call>", True), (f"\n{written}\n", False), ("</tool_call>", True)]
+        return [
+            ("\n" if before else "", False),
+            ("<tool_call>", True),
+            (f"\n{written}\n", False),
+            ("</tool_call>", True),
+        ]
 
 
 CHATML = Turns(header="<|im_start|>{role}\n", end="<|im_end|>", after="\n")
-LLAMA3 = Turns(header="<|start_header_id|>{role}<|end_header_id|>\n\n", end="<|eot_id|>", begin="<|begin_of_text|>")
+LLAMA3 = Turns(
+    header="<|start_header_id|>{role}<|end_header_id|>\n\n", end="<|eot_id|>", begin="<|begin_of_text|>"
+)
 ROLE_COLON = Turns(header="{role}: ", end="\n\n", stop="\n\nUser:", title=True)
 
-# %% ../nbs/20_rendering.ipynb #11704394
+# %% ../nbs/20_rendering.ipynb #b66875d3
 def template_environment(today: date) -> Any:
     "A sandbox that understands what chat templates of transformers may say."
     import jinja2
@@ -265,7 +301,9 @@ class TemplateRenderer:
 
     def __init__(self, tokenizer: Tokenizer, today: date = date(2025, 1, 1)):
         if not tokenizer.chat_template:
-            raise InvalidValue(f"the tokenizer {tokenizer.name!r} has no chat template; use renderer='role_colon'")
+            raise InvalidValue(
+                f"the tokenizer {tokenizer.name!r} has no chat template; use renderer='role_colon'"
+            )
         self.tokenizer = tokenizer
         self.template = template_environment(today).from_string(tokenizer.chat_template)
 
@@ -279,7 +317,9 @@ class TemplateRenderer:
                 messages=shown, add_generation_prompt=generation_prompt, **self.tokenizer.template_variables
             )
         except TemplateError as error:
-            raise InvalidValue(f"the chat template of {self.tokenizer.name!r} refuses this conversation: {error}") from None
+            raise InvalidValue(
+                f"the chat template of {self.tokenizer.name!r} refuses this conversation: {error}"
+            ) from None
 
     # -- what people typed -----------------------------------------------------------------------
 
@@ -291,7 +331,9 @@ class TemplateRenderer:
     @cached_property
     def typed(self) -> re.Pattern[str]:
         "Finds control tokens in what people typed, the longest first."
-        return re.compile("|".join(re.escape(name) for name in sorted(self.placeholders, key=len, reverse=True)) or "(?!)")
+        return re.compile(
+            "|".join(re.escape(name) for name in sorted(self.placeholders, key=len, reverse=True)) or "(?!)"
+        )
 
     def masked(self, value: Any) -> Any:
         "The value with placeholders for control tokens, at any depth."
@@ -305,7 +347,11 @@ class TemplateRenderer:
         "Ids of a stretch of the template's text; placeholders come back as plain text."
         names = {mark: name for name, mark in self.placeholders.items()}
         pieces = re.split("([" + "".join(names) + "])", text) if names else [text]
-        coded = (self.tokenizer.encode(names.get(piece, piece), control=piece not in names) for piece in pieces if piece)
+        coded = (
+            self.tokenizer.encode(names.get(piece, piece), control=piece not in names)
+            for piece in pieces
+            if piece
+        )
         return tuple(token for tokens in coded for token in tokens)
 
     # -- where messages begin and end ------------------------------------------------------------
@@ -321,7 +367,9 @@ class TemplateRenderer:
         if not whole.startswith(until) or not until.startswith(before):
             return None
         start = len(before)
-        if not assistant:  # the header of another role is not asked for by a generation prompt: look for the content
+        if (
+            not assistant
+        ):  # the header of another role is not asked for by a generation prompt: look for the content
             place = until.find(self.masked(messages[index].content).strip(), start)
             if place < 0:
                 return None
@@ -342,7 +390,10 @@ class TemplateRenderer:
             if found is None or found[0] < done:
                 continue
             start, end = found
-            parts += [Part(self.encode(whole[done:start]), -1, False), Part(self.encode(whole[start:end]), index, True)]
+            parts += [
+                Part(self.encode(whole[done:start]), -1, False),
+                Part(self.encode(whole[start:end]), index, True),
+            ]
             done = end
         return [*parts, Part(self.encode(whole[done:]), -1, False)]
 
@@ -364,7 +415,9 @@ class TemplateRenderer:
 
     def stop_sequences(self) -> tuple[int | str, ...]:
         "The end of turn, and the tokenizer's own end."
-        return tuple(dict.fromkeys(end for end in (self.turn_end, self.tokenizer.eos_token_id) if end is not None))
+        return tuple(
+            dict.fromkeys(end for end in (self.turn_end, self.tokenizer.eos_token_id) if end is not None)
+        )
 
 # %% ../nbs/20_rendering.ipynb #b4d4157a
 RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
@@ -384,7 +437,7 @@ def get_renderer(name: str, tokenizer: Tokenizer) -> Renderer:
         raise UnknownName("renderer", name, ["auto", *RENDERERS])
     return RENDERERS[name](tokenizer)
 
-# %% ../nbs/20_rendering.ipynb #2376353d
+# %% ../nbs/20_rendering.ipynb #9e79b606
 def row_error(reason: str, origin: str) -> RowError:
     "A RowError at an origin such as `chats.jsonl, row 7`."
     source, _, number = origin.rpartition(", row ")
@@ -397,7 +450,9 @@ def check_datum(datum: Datum, train_on: str, max_length: int) -> Datum:
     if not trained.any():
         raise row_error(f"no token is trained (train_on={train_on!r}, {len(datum)} tokens)", datum.origin)
     if trained.all() and train_on != "all_tokens":
-        raise row_error("every token is trained, the prompt too; say train_on='all_tokens' if that is meant", datum.origin)
+        raise row_error(
+            "every token is trained, the prompt too; say train_on='all_tokens' if that is meant", datum.origin
+        )
     if len(datum) <= max_length:
         return datum
     if trained[max_length:].any():

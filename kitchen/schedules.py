@@ -45,7 +45,7 @@ SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
     "polynomial": polynomial,
 }
 
-# %% ../nbs/31_schedules.ipynb #403a4530
+# %% ../nbs/31_schedules.ipynb #2260d61a
 def learning_rate(
     step: int,  # counted from 0
     total_steps: int,
@@ -59,7 +59,9 @@ def learning_rate(
     if schedule not in SCHEDULES:
         raise UnknownName("schedule", schedule, SCHEDULES)
     if peak < 0 or not 0 <= floor <= 1 or power <= 0 or step < 0:
-        raise InvalidValue(f"need peak ≥ 0, 0 ≤ floor ≤ 1, power > 0, step ≥ 0; got {peak}, {floor}, {power}, {step}")
+        raise InvalidValue(
+            f"need peak ≥ 0, 0 ≤ floor ≤ 1, power > 0, step ≥ 0; got {peak}, {floor}, {power}, {step}"
+        )
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     span = max(total_steps - warmup_steps, 1)

@@ -28,11 +28,15 @@ from .workflow import stages
 if TYPE_CHECKING:
     import pandas
 
-# %% ../nbs/60_session.ipynb #48386fe6
+# %% ../nbs/60_session.ipynb #12f2e442
 def connect_ports(adapters: Mapping[str, str], config: Any, run: Run) -> dict[str, Any]:
     "Every port the recipe names, connected and observed."
     settings = config.model_dump()
-    directories = {"service": run.path / "states", "registry": runs_root() / "registry", "blobs": run.path / "blobs"}
+    directories = {
+        "service": run.path / "states",
+        "registry": runs_root() / "registry",
+        "blobs": run.path / "blobs",
+    }
     ports = {}
     for port, name in adapters.items():
         offered = {**settings, "directory": directories.get(port)}
@@ -61,7 +65,7 @@ def deferred_interrupt() -> Iterator[threading.Event]:
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/60_session.ipynb #2c1ae045
+# %% ../nbs/60_session.ipynb #9f9d1a20
 STEPS: dict[str, Callable[[Event, Event | None], bool]] = {
     "stage": lambda item, last: item.name == "stage.stop",
     "batch": lambda item, last: item.name == "train.step",
@@ -119,10 +123,16 @@ class Kitchen:
                 seed=getattr(self.config, "seed", 0),
                 code={"kitchen": package_version("crucible-kitchen")},
                 environment=environment(),
+                parent=None,
             )
             self.run_opened = Run.create(spec, Path(self.chosen_dir).absolute() if self.chosen_dir else None)
-            self.run_opened.log.listeners.append(lambda item: [listen(item) for listen in self.listeners])
+            self.run_opened.log.listeners.append(self.hear)
         return self.run_opened
+
+    def hear(self, item: Event) -> None:
+        "Pass an event on to whoever listens to this session."
+        for listen in self.listeners:
+            listen(item)
 
     @property
     def run_dir(self) -> Path:
@@ -148,7 +158,9 @@ class Kitchen:
             status, reason = "failed", f"{type(error).__name__}: {error}"
             raise
         finally:
-            run.log.append(event("run.stop", status=status, reason=reason, seconds=time.perf_counter() - began))
+            run.log.append(
+                event("run.stop", status=status, reason=reason, seconds=time.perf_counter() - began)
+            )
             RunIndex(run.path.parent).put(run)
 
     # -- moving ----------------------------------------------------------------------------------
@@ -174,17 +186,24 @@ class Kitchen:
     def advance(self, arrived: Callable[[Event, Event | None], bool]) -> Event | None:
         "Ask for events until one fulfils the condition."
         if self.error is not None:
-            raise InvalidValue(f"this run failed ({self.error}); make a new Kitchen to try again") from self.error
+            raise InvalidValue(
+                f"this run failed ({self.error}); make a new Kitchen to try again"
+            ) from self.error
         if self.iterator is None:
             self.iterator = self.start()
         with deferred_interrupt() as pressed:
             try:
                 for item in self.iterator:
-                    last, self.last_step = self.last_step, item if item.name == "train.step" else self.last_step
+                    last, self.last_step = (
+                        self.last_step,
+                        item if item.name == "train.step" else self.last_step,
+                    )
                     if arrived(item, last):
                         return item
                     if pressed.is_set():
-                        raise KeyboardInterrupt("stopped on a step boundary; step() or run() goes on from here")
+                        raise KeyboardInterrupt(
+                            "stopped on a step boundary; step() or run() goes on from here"
+                        )
             except Exception as error:
                 self.error = error
                 raise
@@ -252,7 +271,9 @@ class Kitchen:
             return self.state[name]
         for part in stages(self.recipe.workflow):
             if name in part.gives:
-                raise InvalidValue(f"{name!r} is given by stage {part.name!r}, which has not run yet: k.run({part.name!r})")
+                raise InvalidValue(
+                    f"{name!r} is given by stage {part.name!r}, which has not run yet: k.run({part.name!r})"
+                )
         given = [one for part in stages(self.recipe.workflow) for one in part.gives]
         raise UnknownName("value", name, ["batch", *self.state, *given])
 
@@ -271,8 +292,13 @@ class Kitchen:
     def _repr_html_(self) -> str:
         return session_html(self)
 
-# %% ../nbs/60_session.ipynb #6f7b2d41
-MARKS = {"done": ("✓", "#009e73"), "running": ("▶", "#0072b2"), "failed": ("✗", "#d55e00"), "waiting": ("○", "#888888")}
+# %% ../nbs/60_session.ipynb #9de21264
+MARKS = {
+    "done": ("✓", "#009e73"),
+    "running": ("▶", "#0072b2"),
+    "failed": ("✗", "#d55e00"),
+    "waiting": ("○", "#888888"),
+}
 
 
 def session_html(kitchen: Kitchen) -> str:
@@ -282,7 +308,11 @@ def session_html(kitchen: Kitchen) -> str:
     for part in stages(kitchen.recipe.workflow):
         sign, color = MARKS[kitchen.position[part.name]]
         took = f"{seconds[part.name]:.1f} s" if part.name in seconds else ""
-        cells = [f'<span style="color:{color}">{sign}</span> {html.escape(part.name)}', html.escape(part.description), took]
+        cells = [
+            f'<span style="color:{color}">{sign}</span> {html.escape(part.name)}',
+            html.escape(part.description),
+            took,
+        ]
         rows.append("<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>")
     last = kitchen.last_step
     where = f", step {last.step}, loss {last['loss']:.3f}" if last else ""

@@ -28,7 +28,7 @@ from .workflow import chain, stage
 # %% ../nbs/52_stages.ipynb #30dd9ba2
 Account = Generator[Event, None, Any]  # events while it works, and a result
 
-# %% ../nbs/52_stages.ipynb #d410ac63
+# %% ../nbs/52_stages.ipynb #e3834bab
 @dataclass(frozen=True)
 class Splits:
     "What is trained on and what is held out."
@@ -61,7 +61,11 @@ def set_aside(problems: Sequence[RowError]) -> Account:
     "One event for each row that is left out."
     for problem in problems:
         yield event(
-            "data.set_aside", source=problem.source, row=problem.row, field=problem.field, reason=problem.reason
+            "data.set_aside",
+            source=problem.source,
+            row=problem.row,
+            field=problem.field,
+            reason=problem.reason,
         )
 
 
@@ -133,7 +137,7 @@ def show_batch(data: Sequence[Datum], renderer: Renderer) -> Any:
     "The first datum of a batch, tokens coloured by loss weight."
     return show_tokens(data[0], renderer.tokenizer)
 
-# %% ../nbs/52_stages.ipynb #c3a66ee7
+# %% ../nbs/52_stages.ipynb #9477465b
 @stage(gives="batches")
 def batch(config: Any, data: Splits) -> Batches[Datum]:
     "Shuffle by the seed and cut into batches; the cursor is explicit state."
@@ -154,7 +158,12 @@ def open_model(config: Any, service: ServiceClient) -> TrainingClient:
 def adam_params(config: Any) -> AdamParams:
     "The optimizer's parameters at the peak of the schedule."
     return AdamParams(
-        config.learning_rate, config.beta1, config.beta2, config.eps, config.weight_decay, config.grad_clip_norm
+        config.learning_rate,
+        config.beta1,
+        config.beta2,
+        config.eps,
+        config.weight_decay,
+        config.grad_clip_norm,
     )
 
 
@@ -179,7 +188,7 @@ def train(
     )
     return total
 
-# %% ../nbs/52_stages.ipynb #8ed85ada
+# %% ../nbs/52_stages.ipynb #9b204d01
 def asked(
     training: TrainingClient, renderer: Renderer, questions: Sequence[Question], config: Any, label: str
 ) -> Account:
@@ -190,7 +199,9 @@ def asked(
         return renderer.parse_response(tokens)[0].content
 
     params = SamplingParams(config.max_tokens, temperature=0.0, stop=tuple(renderer.stop_sequences()))
-    answers = ask(training.create_sampling_client(), questions, text_of, config.metric, params) if questions else []
+    answers = (
+        ask(training.create_sampling_client(), questions, text_of, config.metric, params) if questions else []
+    )
     if answers:
         yield summarize(answers, label, config.metric, seconds=time.perf_counter() - started)
     return answers
@@ -211,7 +222,7 @@ def evaluate(
     "Ask the same questions after training."
     return (yield from asked(training, renderer, questions, config, "after"))
 
-# %% ../nbs/52_stages.ipynb #efa40e25
+# %% ../nbs/52_stages.ipynb #d13573ea
 @stage(gives="artifact")
 def save(config: Any, training: TrainingClient, run: Run, steps: int) -> Artifact:
     "Export the weights into the run, and save the state to go on from."
@@ -221,7 +232,9 @@ def save(config: Any, training: TrainingClient, run: Run, steps: int) -> Artifac
 
 
 @stage(gives="version")
-def register(config: Any, registry: ModelRegistry, service: ServiceClient, run: Run, artifact: Artifact) -> Account:
+def register(
+    config: Any, registry: ModelRegistry, service: ServiceClient, run: Run, artifact: Artifact
+) -> Account:
     "Record the new model version with its lineage."
     simulated = service.capabilities().simulated
     entry = {
@@ -232,11 +245,19 @@ def register(config: Any, registry: ModelRegistry, service: ServiceClient, run: 
         "base_model": config.model,
         "spec": run.spec.digest,
         "datasets": dict(run.spec.datasets),
-        "metrics": {item["label"]: item["accuracy"] for item in run.log.events if item.name == "evaluate.answers"},
+        "metrics": {
+            item["label"]: item["accuracy"] for item in run.log.events if item.name == "evaluate.answers"
+        },
         "simulated": simulated,
     }
     version = registry.register(run.spec.recipe, entry)
-    yield event("artifact.register", model=run.spec.recipe, version=version, sha256=artifact.sha256, simulated=simulated)
+    yield event(
+        "artifact.register",
+        model=run.spec.recipe,
+        version=version,
+        sha256=artifact.sha256,
+        simulated=simulated,
+    )
     return version
 
 

@@ -26,7 +26,7 @@ from .config import ExperimentSpec
 from .telemetry import Event, event
 from .types import DamagedData, InvalidValue, UnknownName
 
-# %% ../nbs/14_store.ipynb #4319ad14
+# %% ../nbs/14_store.ipynb #94df1ed2
 GENESIS = "0" * 64
 HASH_FIELD = ',"hash":"'
 
@@ -68,10 +68,12 @@ def chained(previous: str, text: str) -> str:
 def event_from_text(text: str) -> Event:
     "The event a line holds; raises ValueError for a torn line."
     body = json.loads(text)
-    numbers = {key: float(value) if isinstance(value, str) else value for key, value in body["measurements"].items()}
+    numbers = {
+        key: float(value) if isinstance(value, str) else value for key, value in body["measurements"].items()
+    }
     return Event(body["name"], numbers, body["metadata"], body["step"], body["time"], body["sequence"])
 
-# %% ../nbs/14_store.ipynb #11243cb8
+# %% ../nbs/14_store.ipynb #7ed84fbc
 class EventLog:
     "The append-only log of a run, in a file."
 
@@ -130,10 +132,12 @@ class EventLog:
                 text, mark, found = line.rstrip("\n").rpartition(HASH_FIELD)
                 previous = chained(previous, text + "}")
                 if not mark or not line.endswith("\n") or found != f'{previous}"}}':
-                    raise DamagedData(f"{path}, line {count}: this line or one before it was altered, removed or cut")
+                    raise DamagedData(
+                        f"{path}, line {count}: this line or one before it was altered, removed or cut"
+                    )
         return count
 
-# %% ../nbs/14_store.ipynb #9f7dcfee
+# %% ../nbs/14_store.ipynb #b2f89066
 def file_hash(path: Path) -> str:
     "SHA-256 of a file's content."
     with Path(path).open("rb") as file:
@@ -145,7 +149,9 @@ def content_hash(path: Path) -> str:
     path = Path(path)
     if path.is_file():
         return file_hash(path)
-    listing = [f"{item.relative_to(path).as_posix()} {file_hash(item)}" for item in path.rglob("*") if item.is_file()]
+    listing = [
+        f"{item.relative_to(path).as_posix()} {file_hash(item)}" for item in path.rglob("*") if item.is_file()
+    ]
     return hashlib.sha256("\n".join(sorted(listing)).encode()).hexdigest()
 
 
@@ -174,7 +180,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
         unfinished.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/14_store.ipynb #98c709e3
+# %% ../nbs/14_store.ipynb #85951205
 @dataclass(frozen=True)
 class Artifact:
     "Something a run made: a file or folder under artifacts/."
@@ -193,7 +199,9 @@ def runs_root(folder: str | Path | None = None) -> Path:
 
 def folder_size(path: Path) -> int:
     "Bytes of a file, or of all files in a folder."
-    return sum(item.stat().st_size for item in ([path] if path.is_file() else path.rglob("*")) if item.is_file())
+    return sum(
+        item.stat().st_size for item in ([path] if path.is_file() else path.rglob("*")) if item.is_file()
+    )
 
 
 class Run:
@@ -237,7 +245,15 @@ class Run:
         place = path.relative_to(self.path).as_posix()
         seconds = time.perf_counter() - started
         self.log.append(
-            event("artifact.save", artifact=name, kind=kind, path=place, sha256=made.sha256, bytes=made.bytes, seconds=seconds)
+            event(
+                "artifact.save",
+                artifact=name,
+                kind=kind,
+                path=place,
+                sha256=made.sha256,
+                bytes=made.bytes,
+                seconds=seconds,
+            )
         )
         return made
 

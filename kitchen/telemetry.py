@@ -44,14 +44,21 @@ def declare(
         raise InvalidValue(f"event {name!r} is declared already, and differently: {EVENTS[name]}")
     return kind
 
-# %% ../nbs/12_telemetry.ipynb #84561b65
+# %% ../nbs/12_telemetry.ipynb #08f8b561
 declare("run.start", "a run begins, or continues", "recipe run_id")
 declare("run.stop", "a run ends", "status reason", seconds="s")
 declare("stage.start", "a stage of the workflow begins", "stage")
 declare("stage.stop", "a stage ended well", "stage gives", seconds="s")
 declare("stage.error", "a stage failed", "stage error", seconds="s")
 declare("port.call", "one call of a port, from request to result", "port adapter verb status", seconds="s")
-declare("data.load", "a dataset was read", "reference split fingerprint", rows="rows", set_aside="rows", seconds="s")
+declare(
+    "data.load",
+    "a dataset was read",
+    "reference split fingerprint",
+    rows="rows",
+    set_aside="rows",
+    seconds="s",
+)
 declare("data.set_aside", "a malformed row was left out on request", "source row field reason")
 declare(
     "render.data",
@@ -106,7 +113,13 @@ declare(
     count="answers",
     seconds="s",
 )
-declare("artifact.save", "something was written into the run", "artifact kind path sha256", bytes="bytes", seconds="s")
+declare(
+    "artifact.save",
+    "something was written into the run",
+    "artifact kind path sha256",
+    bytes="bytes",
+    seconds="s",
+)
 declare("artifact.register", "an artifact entered the registry", "model version sha256 simulated")
 
 # %% ../nbs/12_telemetry.ipynb #380cf4f6
@@ -138,11 +151,11 @@ def event(name: str, step: int | None = None, **values: Any) -> Event:
     described = {key: values[key] for key in kind.metadata if values.get(key) is not None}
     return Event(name, measured, described, step, time.time())
 
-# %% ../nbs/12_telemetry.ipynb #1fb95996
+# %% ../nbs/12_telemetry.ipynb #42e48318
 class Log(Protocol):
     "Takes events, in order."
 
-    def append(self, event: Event) -> Event:
+    def append(self, event: Event, /) -> Event:
         "Keep the event; the result carries its sequence number."
         ...
 

@@ -82,7 +82,7 @@ class RowError(InvalidValue):
         place += [f"field {field!r}"] if field else []
         super().__init__(f"{', '.join(place)}: {reason}" if place else reason)
 
-# %% ../nbs/10_types.ipynb #03193099
+# %% ../nbs/10_types.ipynb #c63149cb
 Role = Literal["system", "user", "assistant", "tool", "developer"]
 ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool", "developer")
 
@@ -94,7 +94,9 @@ class Message:
     role: str
     content: str = ""
     reasoning_content: str | None = None  # the thinking that precedes the visible answer
-    tool_calls: tuple[Mapping[str, Any], ...] = ()  # as in the OpenAI format: {"function": {"name", "arguments"}}
+    tool_calls: tuple[
+        Mapping[str, Any], ...
+    ] = ()  # as in the OpenAI format: {"function": {"name", "arguments"}}
     name: str | None = None
     tool_call_id: str | None = None
     trainable: bool | None = None
@@ -103,7 +105,9 @@ class Message:
         if self.role not in ROLES:
             raise UnknownName("role", str(self.role), ROLES)
         if not isinstance(self.content, str):
-            raise InvalidValue(f"message content must be text, not {type(self.content).__name__}: {self.content!r}")
+            raise InvalidValue(
+                f"message content must be text, not {type(self.content).__name__}: {self.content!r}"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         "The fields that are set, as a chat template wants them (without `trainable`)."
@@ -179,7 +183,7 @@ class Datum:
         trained = int(np.count_nonzero(self.loss_fn_inputs.get("weights", ())))
         return f"Datum({len(self)} tokens, {trained} trained{', ' + self.origin if self.origin else ''})"
 
-# %% ../nbs/10_types.ipynb #21dc1e99
+# %% ../nbs/10_types.ipynb #3eb80088
 @dataclass(frozen=True)
 class AdamParams:
     "AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101); torch.optim.AdamW semantics."
@@ -213,7 +217,9 @@ class LoraParams:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise InvalidValue(f"LoRA rank must be at least 1, got {self.rank} (for full fine-tuning give no LoraParams)")
+            raise InvalidValue(
+                f"LoRA rank must be at least 1, got {self.rank} (for full fine-tuning give no LoraParams)"
+            )
         if not 0 <= self.dropout < 1:
             raise InvalidValue(f"LoRA dropout must lie in [0, 1), got {self.dropout}")
 
@@ -227,7 +233,9 @@ class SamplingParams:
     top_k: int = -1  # -1: all
     top_p: float = 1.0
     seed: int | None = None  # None: the client's own sampling stream
-    stop: tuple[int | str, ...] | None = None  # token ids or strings; None: the tokenizer's end of turn; (): never
+    stop: tuple[int | str, ...] | None = (
+        None  # token ids or strings; None: the tokenizer's end of turn; (): never
+    )
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -239,7 +247,7 @@ class SamplingParams:
         if self.top_k == 0 or self.top_k < -1:
             raise InvalidValue(f"top_k must be -1 (all) or at least 1, got {self.top_k}")
 
-# %% ../nbs/10_types.ipynb #21b6c913
+# %% ../nbs/10_types.ipynb #7cb9ce8f
 @dataclass(frozen=True)
 class ForwardBackwardOutput:
     "Result of forward_backward, forward and forward_backward_custom."
@@ -272,7 +280,9 @@ class Completion:
     "One sampled continuation."
 
     tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]  # of each token under the model at temperature 1, untruncated: comparable with a trainer's
+    logprobs: tuple[
+        float, ...
+    ]  # of each token under the model at temperature 1, untruncated: comparable with a trainer's
     stop_reason: Literal["stop", "length"]
 
     def __post_init__(self) -> None:
@@ -310,7 +320,7 @@ class Trajectory:
         "Rewards of all transitions, plus the final one."
         return sum(transition.reward for transition in self.transitions) + self.final_reward
 
-# %% ../nbs/10_types.ipynb #d709c4e1
+# %% ../nbs/10_types.ipynb #652b952c
 @dataclass(frozen=True)
 class Capabilities:
     "What a backend can do."
@@ -329,4 +339,6 @@ class Capabilities:
         for name in names:
             known = {item.name for item in fields(self)} - {"losses"}
             if not (getattr(self, name) if name in known else name in self.losses):
-                raise MissingCapability(f"this backend has no {name!r} (losses: {', '.join(sorted(self.losses))})")
+                raise MissingCapability(
+                    f"this backend has no {name!r} (losses: {', '.join(sorted(self.losses))})"
+                )

@@ -19,7 +19,7 @@ from .ports import PORTS, adapter_names
 from .telemetry import Event, Log, MemoryLog, event
 from .types import Capabilities, InvalidValue, MissingCapability, nearest
 
-# %% ../nbs/50_workflow.ipynb #729961da
+# %% ../nbs/50_workflow.ipynb #648f6d25
 Values = MutableMapping[str, Any]
 
 
@@ -55,7 +55,9 @@ class Stage:
 
     def named(self, name: str, **rename: str) -> "Stage":
         "The same function as another stage, giving its values under other names."
-        return replace_field(self, name=name, gives=tuple(rename.get(one, one) for one in self.gives), rename=rename)
+        return replace_field(
+            self, name=name, gives=tuple(rename.get(one, one) for one in self.gives), rename=rename
+        )
 
     def __call__(self, *values: Any, **named: Any) -> Any:
         "The plain function: a stage can be used without a workflow."
@@ -102,7 +104,9 @@ def stage(gives: str = "", requires: str = "", name: str = "") -> Callable[[Call
     "Declare a function as a stage; names are separated by spaces."
 
     def declare(function: Callable[..., Any]) -> Stage:
-        return Stage(name or function.__name__.rstrip("_"), function, tuple(gives.split()), tuple(requires.split()))
+        return Stage(
+            name or function.__name__.rstrip("_"), function, tuple(gives.split()), tuple(requires.split())
+        )
 
     return declare
 
@@ -212,7 +216,7 @@ def tree_lines(part: Part, depth: int = 0) -> Iterator[str]:
     for inner in part.parts:
         yield from tree_lines(inner, depth + 1)
 
-# %% ../nbs/50_workflow.ipynb #7108b786
+# %% ../nbs/50_workflow.ipynb #e4a67d6a
 def check(
     workflow: Part,
     start: set[str],  # names that exist before the first stage
@@ -242,7 +246,9 @@ def check(
 def missing_values(part: Part, available: set[str], given: Mapping[str, str]) -> list[str]:
     "Problems of one part; adds to `available` what it is sure to give."
     if isinstance(part, Stage):
-        problems = [complaint(part.name, name, available, given) for name in part.needs if name not in available]
+        problems = [
+            complaint(part.name, name, available, given) for name in part.needs if name not in available
+        ]
         available.update(part.gives)
         return problems
     wanted = conditions(part, nested=False)
@@ -259,7 +265,11 @@ def missing_values(part: Part, available: set[str], given: Mapping[str, str]) ->
 def conditions(part: Part, nested: bool = True) -> set[str]:
     "Names of the values that loops and choices look at."
     own = {getattr(part, "condition", None), getattr(part, "times", None)}
-    inner = set() if isinstance(part, Stage) or not nested else {name for one in part.parts for name in conditions(one)}
+    inner = (
+        set()
+        if isinstance(part, Stage) or not nested
+        else {name for one in part.parts for name in conditions(one)}
+    )
     return {name for name in own if isinstance(name, str)} | inner
 
 
@@ -269,7 +279,9 @@ def complaint(stage_name: str, name: str, available: set[str], given: Mapping[st
         known = ", ".join(adapter_names(name)) or "none yet"
         return f"stage {stage_name!r} needs the port {name!r}, for which no adapter is named (known: {known})"
     if name in given:
-        return f"stage {stage_name!r} needs {name!r}, which stage {given[name]!r} gives only later or not always"
+        return (
+            f"stage {stage_name!r} needs {name!r}, which stage {given[name]!r} gives only later or not always"
+        )
     return f"stage {stage_name!r} needs {name!r}, which nothing gives{guess(name, available | given.keys())}"
 
 

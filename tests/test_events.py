@@ -17,7 +17,10 @@ SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded
 @pytest.fixture
 def logs(chats):
     """Events of a run that ends well, of one with a row set aside, and of one that fails."""
-    rows = [{"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}]} for n in range(40)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}]}
+        for n in range(40)
+    ]
     runs = []
     for settings in (
         {"dataset": f"file:{chats([*rows, {'messages': []}])}", "on_bad_row": "set_aside"},
@@ -36,7 +39,9 @@ def logs(chats):
 
 def test_declared_is_emitted_is_documented(logs):
     emitted = {item.name for k in logs for item in k.log}
-    assert emitted == EVENTS.keys(), f"never emitted: {EVENTS.keys() - emitted}; undeclared: {emitted - EVENTS.keys()}"
+    assert emitted == EVENTS.keys(), (
+        f"never emitted: {EVENTS.keys() - emitted}; undeclared: {emitted - EVENTS.keys()}"
+    )
     for kind in EVENTS.values():
         found = [item for k in logs for item in k.log if item.name == kind.name]
         measured = {name for item in found for name in item.measurements}
@@ -52,7 +57,9 @@ def test_every_stage_and_port_call_is_a_span(logs):
     assert done == [part.name for part in stages(finished.recipe.workflow)]
     calls = [(item["port"], item["verb"]) for item in finished.log if item.name == "port.call"]
     steps = sum(item.name == "train.step" for item in finished.log)
-    assert calls.count(("training", "forward_backward")) == calls.count(("training", "optim_step")) == steps > 0
+    assert (
+        calls.count(("training", "forward_backward")) == calls.count(("training", "optim_step")) == steps > 0
+    )
     for call in [
         ("datasets", "load"),
         ("service", "create_training_client"),

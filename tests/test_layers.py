@@ -9,7 +9,17 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "transformers", "datasets", "pandas", "plotly", "IPython", "ipywidgets", "papermill", "nbconvert"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "pandas",
+    "plotly",
+    "IPython",
+    "ipywidgets",
+    "papermill",
+    "nbconvert",
+}
 BY_HAND = {"__init__.py", "_modidx.py"}
 
 

@@ -44,7 +44,9 @@ def test_accumulation_changes_memory_not_numbers():
 def test_looking_disturbs_nothing():
     looked_at = Kitchen("sft", **SMALL).run(until="batch")
     for _ in range(3):
-        repr(looked_at), looked_at._repr_html_(), looked_at.peek("batch"), looked_at.metrics if looked_at.log else None
+        assert (
+            repr(looked_at) and looked_at._repr_html_() and looked_at.peek("batch") and len(looked_at.events)
+        )
         looked_at.step("batch")
     assert losses(looked_at.run()) == losses(Kitchen("sft", **SMALL).run())
 
@@ -57,7 +59,9 @@ def test_stepping_by_epoch_ends_on_the_epoch():
 
 def test_ctrl_c_ends_on_a_step_boundary_and_the_session_goes_on():
     k = Kitchen("sft", **SMALL)
-    k.listeners.append(lambda item: item.name == "train.step" and item.step == 3 and signal.raise_signal(signal.SIGINT))
+    k.listeners.append(
+        lambda item: item.name == "train.step" and item.step == 3 and signal.raise_signal(signal.SIGINT)
+    )
     with pytest.raises(KeyboardInterrupt, match="step boundary"):
         k.run()
     assert k.log[-1].step == 3 and k.status == "running"
@@ -84,9 +88,12 @@ def test_closing_half_way_marks_the_run_stopped():
 
 def test_results_and_lineage_are_there():
     k = Kitchen("sft", **SMALL).run()
-    assert {made.name for made in k.run_record.artifacts()} == {"adapter", "results.json"} and k.run_record.verify() == []
+    assert {made.name for made in k.run_record.artifacts()} == {
+        "adapter",
+        "results.json",
+    } and k.run_record.verify() == []
     assert set(k.run_record.spec.datasets) == {"builtin:sort[:64]#train", "builtin:sort[:64]#test"}
-    assert len(k.metrics) == 8 + 11 - 1 or len(k.metrics) > 8
+    assert list(k.metrics.step) == sorted(k.metrics.step) and k.metrics.name.value_counts()["train.step"] == 8
     again = Kitchen("sft", **SMALL).run()
     assert again.state["version"] == k.state["version"] + 1
 
@@ -102,7 +109,10 @@ def test_the_front_door():
     [
         (['{"messages": [{"role": "user"'], "row 1"),
         ([{"messages": [{"role": "user", "content": "a"}]}], "row 1"),
-        ([{"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]}], "did you mean 'user'"),
+        (
+            [{"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+            "did you mean 'user'",
+        ),
         ([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}], "row 1"),
         ([], "empty|no rows"),
         ([{"colour": "red"}], "row 1"),

@@ -71,7 +71,11 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path):
 
     with pytest.raises(OSError, match="No space left"):
         run.save_artifact("adapter", "adapter", no_space)
-    assert list((tmp_path / "run" / "artifacts").iterdir()) == [] and run.artifacts() == [] and run.verify() == []
+    assert (
+        list((tmp_path / "run" / "artifacts").iterdir()) == []
+        and run.artifacts() == []
+        and run.verify() == []
+    )
 
 
 def test_what_was_there_survives_a_failed_rewrite(tmp_path):

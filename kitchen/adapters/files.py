@@ -25,7 +25,7 @@ from ..store import write_whole
 from ..tasks import MIXTURES, TASKS, mixture, rows
 from ..types import InvalidValue, RowError, UnknownName, nearest
 
-# %% ../../nbs/93_adapters.files.ipynb #7ab09b47
+# %% ../../nbs/93_adapters.files.ipynb #a83088c1
 Numbered = Iterator[tuple[int, dict[str, Any]]]
 
 
@@ -43,7 +43,9 @@ def parsed_object(text: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise RowError(f"this line is not JSON: {error.msg} at column {error.colno}", str(path), number) from None
+        raise RowError(
+            f"this line is not JSON: {error.msg} at column {error.colno}", str(path), number
+        ) from None
     if not isinstance(row, dict):
         raise RowError(f"a row must be an object, not {type(row).__name__}", str(path), number)
     return row
@@ -56,7 +58,9 @@ def read_json(path: Path) -> Numbered:
     except json.JSONDecodeError as error:
         raise RowError(f"not JSON: {error.msg} at column {error.colno}", str(path), error.lineno) from None
     if not isinstance(content, list):
-        raise InvalidValue(f"{path} must hold a JSON array of objects, not {type(content).__name__} (lines? name it .jsonl)")
+        raise InvalidValue(
+            f"{path} must hold a JSON array of objects, not {type(content).__name__} (lines? name it .jsonl)"
+        )
     for number, row in enumerate(content, start=1):
         if not isinstance(row, dict):
             raise RowError(f"a row must be an object, not {type(row).__name__}", str(path), number)
@@ -70,7 +74,11 @@ def read_csv(path: Path) -> Numbered:
         for row in reader:
             if None in row or None in row.values():
                 wanted = len(reader.fieldnames or ())
-                raise RowError(f"the header has {wanted} columns, this row has another number", str(path), reader.line_num)
+                raise RowError(
+                    f"the header has {wanted} columns, this row has another number",
+                    str(path),
+                    reader.line_num,
+                )
             yield reader.line_num, dict(row)
 
 
@@ -104,7 +112,7 @@ def read_file(path: Path) -> Numbered:
         raise UnknownName("ending of a data file", path.suffix, READERS, str(path))
     return READERS[ending](path)
 
-# %% ../../nbs/93_adapters.files.ipynb #a1419af0
+# %% ../../nbs/93_adapters.files.ipynb #95e9e46a
 BUILTIN_SIZES = {"train": 2048, "test": 256}  # rows, unless the reference says otherwise
 
 
@@ -142,7 +150,12 @@ def split_file(path: Path, split: str) -> Path:
         return path
     found = [path / f"{split}{ending}" for ending in ENDINGS if (path / f"{split}{ending}").is_file()]
     if not found:
-        raise UnknownName("split", split, [item.name.partition(".")[0] for item in path.iterdir() if item.is_file()], str(path))
+        raise UnknownName(
+            "split",
+            split,
+            [item.name.partition(".")[0] for item in path.iterdir() if item.is_file()],
+            str(path),
+        )
     return found[0]
 
 
@@ -153,7 +166,9 @@ class FileDatasets:
         "The rows of one split."
         parsed = parse_reference(reference)
         if parsed.scheme == "hf":
-            raise InvalidValue(f"{reference}: the adapter 'files' does not reach a hub; use the adapter 'huggingface'")
+            raise InvalidValue(
+                f"{reference}: the adapter 'files' does not reach a hub; use the adapter 'huggingface'"
+            )
         return table_of(reference, self.numbered(parsed, split), parsed)
 
     @staticmethod
@@ -174,9 +189,9 @@ def table_of(reference: str, numbered: Iterable[tuple[int, dict[str, Any]]], par
     return Table([row for _, row in chosen], name, [number for number, _ in chosen])
 
 
-_: type[DatasetStore] = FileDatasets
+_datasets: type[DatasetStore] = FileDatasets
 
-# %% ../../nbs/93_adapters.files.ipynb #67bd56d2
+# %% ../../nbs/93_adapters.files.ipynb #8ab22549
 class FileBlobs:
     "Blobs in a folder."
 
@@ -206,13 +221,17 @@ class FileBlobs:
 
     def keys(self, prefix: str = "") -> list[str]:
         "All keys that begin so, sorted."
-        found = (item.relative_to(self.directory).as_posix() for item in self.directory.rglob("*") if item.is_file())
+        found = (
+            item.relative_to(self.directory).as_posix()
+            for item in self.directory.rglob("*")
+            if item.is_file()
+        )
         return sorted(key for key in found if key.startswith(prefix) and not key.endswith(".unfinished"))
 
 
-_: type[BlobStore] = FileBlobs
+_blobs: type[BlobStore] = FileBlobs
 
-# %% ../../nbs/93_adapters.files.ipynb #8224eade
+# %% ../../nbs/93_adapters.files.ipynb #d6842a8e
 class FileRegistry:
     "Model versions in a folder."
 
@@ -229,7 +248,9 @@ class FileRegistry:
         folder = self.blobs.path(model)
         folder.mkdir(parents=True, exist_ok=True)
         for version in range(len(self.versions(model)) + 1, 10**6):
-            text = json.dumps({"model": model, "version": version, "time": time.time(), **entry}, ensure_ascii=False)
+            text = json.dumps(
+                {"model": model, "version": version, "time": time.time(), **entry}, ensure_ascii=False
+            )
             try:  # the name is the lock: of two processes only one can make it
                 with (folder / f"{version:06}.json").open("x", encoding="utf-8") as file:
                     file.write(text)
@@ -239,4 +260,4 @@ class FileRegistry:
         raise InvalidValue(f"the registry of {model!r} is full")
 
 
-_: type[ModelRegistry] = FileRegistry
+_registry: type[ModelRegistry] = FileRegistry

@@ -16,7 +16,7 @@ from ..data import Reference, Table, parse_reference
 from ..ports import DatasetStore, HubClient
 from ..types import BackendError, InvalidValue, UnknownName
 
-# %% ../../nbs/94_adapters.huggingface.ipynb #383d6911
+# %% ../../nbs/94_adapters.huggingface.ipynb #0d4ae10c
 REMEDY = "check the name and the network; offline, a file: or builtin: dataset works"
 
 
@@ -50,9 +50,9 @@ def hub_rows(parsed: Reference, split: str) -> Iterator[dict[str, Any]]:
         raise BackendError(f"hf:{parsed.name}: {type(error).__name__}: {error}; {REMEDY}") from error
 
 
-_: type[DatasetStore] = HuggingFaceDatasets
+_datasets: type[DatasetStore] = HuggingFaceDatasets
 
-# %% ../../nbs/94_adapters.huggingface.ipynb #c6f1dbf3
+# %% ../../nbs/94_adapters.huggingface.ipynb #8f723bf5
 class HuggingFaceHub:
     "Repositories of the hub."
 
@@ -63,7 +63,9 @@ class HuggingFaceHub:
         try:
             return Path(snapshot_download(name, revision=revision))
         except Exception as error:
-            raise BackendError(f"cannot fetch {name!r} from the hub: {type(error).__name__}; {REMEDY}") from error
+            raise BackendError(
+                f"cannot fetch {name!r} from the hub: {type(error).__name__}; {REMEDY}"
+            ) from error
 
     def upload(self, folder: Path, name: str, message: str) -> str:
         "Publish a folder as a private model repository; the result is its address."
@@ -75,7 +77,9 @@ class HuggingFaceHub:
             HfApi().create_repo(name, private=True, exist_ok=True)
             return str(HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message=message))
         except Exception as error:
-            raise BackendError(f"cannot publish to {name!r}: {type(error).__name__}; log in with `hf auth login`") from error
+            raise BackendError(
+                f"cannot publish to {name!r}: {type(error).__name__}; log in with `hf auth login`"
+            ) from error
 
 
-_: type[HubClient] = HuggingFaceHub
+_hub: type[HubClient] = HuggingFaceHub

@@ -37,7 +37,7 @@ def adam_schedule(
     at(0)  # a misspelt schedule or a wrong floor is refused now, not at the first step
     return at
 
-# %% ../../nbs/32_train.sft.ipynb #fd65ccc3
+# %% ../../nbs/32_train.sft.ipynb #d8ad0ade
 class TrainingDiverged(KitchenError):
     "The loss is no longer a number."
 
@@ -59,7 +59,14 @@ def train_sft(
 ) -> Iterator[Event]:
     "Weighted cross-entropy on batches; yields an event after each optimizer step."
     began, step, seen, total = time.perf_counter(), first_step, 0, len(batches)
-    yield event("train.start", step, loss="cross_entropy", steps=total, epochs=batches.epochs, datums=len(batches.rows))
+    yield event(
+        "train.start",
+        step,
+        loss="cross_entropy",
+        steps=total,
+        epochs=batches.epochs,
+        datums=len(batches.rows),
+    )
     if evaluate:
         yield evaluate(step)
     for batch in batches:
