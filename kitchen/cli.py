@@ -218,7 +218,7 @@ def cook_command(name: str, flags: list[click.Option]) -> click.Command:
 def cook_group() -> None:
     "Run a recipe's notebook: training, evaluation, report."
 
-# %% ../nbs/64_cli.ipynb #3c9f3838
+# %% ../nbs/64_cli.ipynb #e1f564b5
 def foreign_parameters(notebook: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     "Settings for a notebook of one's own, checked against its parameters cell."
     from papermill import inspect_notebook
@@ -362,8 +362,7 @@ def give_up(run_dir: Path, error: BaseException) -> None:
 
 def finish(run_dir: Path) -> None:
     "Write report.html and say where everything is."
-    from kitchen.reports import results_of, run_report
-    from kitchen.figures import scores
+    from kitchen.reports import run_report, show_scores
 
     run = Run(run_dir)
     if run.status == "running":  # the notebook ended before the workflow did
@@ -373,7 +372,7 @@ def finish(run_dir: Path) -> None:
         RunIndex(run.path.parent).put(run)
     report = run_report(run)
     if any(made.name == "results.json" for made in run.artifacts()):
-        click.echo(repr(scores(results_of(run))))
+        click.echo(repr(show_scores(run)))
     click.echo(f"run     {run.path}\nreport  {report}")
     run.close()
 

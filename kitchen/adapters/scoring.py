@@ -258,7 +258,7 @@ def probe(model: PreTrainedModel) -> Traits:
     "Try which short cuts the model allows (a few passes over a few tokens)."
     return Traits(can_pack(model), has_plain_head(model))
 
-# %% ../../nbs/92_adapters.scoring.ipynb #a85227e8
+# %% ../../nbs/92_adapters.scoring.ipynb #e3f2c0dd
 @dataclass(frozen=True)
 class Pass:
     "Sequences that go through the model together."
@@ -305,11 +305,13 @@ def score(model: PreTrainedModel, traits: Traits, work: Pass) -> torch.Tensor:
     if not len(targets):
         return torch.zeros(0, device=device)
     if traits.packed:
-        sequences = [torch.from_numpy(tokens) for tokens in work.sequences]
-        row = torch.cat(sequences).to(device)[None]
-        positions = torch.cat([torch.arange(len(ids)) for ids in sequences]).to(device)[None]
-        places, inputs = rows_of(work.wanted), {"input_ids": row, "position_ids": positions}
-        items = buckets([len(ids) for ids in sequences], device)
+        lengths = [len(tokens) for tokens in work.sequences]
+        joined = {
+            "input_ids": np.concatenate(work.sequences),
+            "position_ids": np.concatenate([np.arange(length) for length in lengths]),
+        }
+        inputs = {name: torch.from_numpy(row).to(device)[None] for name, row in joined.items()}
+        places, items = rows_of(work.wanted), buckets(lengths, device)
     else:
         inputs, items = padded_states(work.sequences, device), None
         places = rows_of(work.wanted, inputs["input_ids"].shape[1])

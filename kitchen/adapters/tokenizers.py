@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOKENIZER_FILES', 'OTHER_SOURCES', 'MARKUP', 'BYTE_LETTERS', 'BYTE_TOKEN', 'read_files', 'converted_files',
-           'tokenizer_files', 'control_tokens_of', 'without_control', 'token_text', 'chat_template_of', 'special_names',
-           'byte_letters', 'byte_length', 'HuggingFaceTokenizer']
+           'tokenizer_files', 'is_byte_level', 'unknown_token', 'control_tokens_of', 'disguise', 'without_control',
+           'token_text', 'chat_template_of', 'special_names', 'byte_letters', 'byte_length', 'HuggingFaceTokenizer']
 
 # %% ../../nbs/91_adapters.tokenizers.ipynb #2847145b
 import json
@@ -64,26 +64,45 @@ def tokenizer_files(source: str, gguf: str = "") -> dict[str, str]:
             raise InvalidValue(f"{folder} has no tokenizer: tokenizer.json is expected there (or {', '.join(OTHER_SOURCES)})")
     return converted_files(source, gguf)
 
-# %% ../../nbs/91_adapters.tokenizers.ipynb #6b5625d4
+# %% ../../nbs/91_adapters.tokenizers.ipynb #561e49ce
 MARKUP = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]", re.ASCII)
+
+
+def is_byte_level(description: Mapping[str, Any]) -> bool:
+    "Whether the vocabulary spells bytes as letters, so that it knows every text."
+    return '"ByteLevel"' in json.dumps([description.get("decoder"), description.get("pre_tokenizer")])
+
+
+def unknown_token(description: Mapping[str, Any]) -> str | None:
+    "The token that text becomes which the vocabulary does not know."
+    model = description["model"]
+    if is_byte_level(description):
+        return None
+    return model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else model.get("unk_token")
 
 
 def control_tokens_of(description: Mapping[str, Any]) -> dict[str, int]:
     "Spelling and id of every control token in the content of a tokenizer.json."
-    model = description["model"]
-    unknown = model.get("unk_token")
-    if unknown is None and isinstance(model.get("unk_id"), int):
-        unknown = model["vocab"][model["unk_id"]][0]
-    return {
-        token["content"]: token["id"]
-        for token in description.get("added_tokens", ())
-        if (token["special"] or MARKUP.fullmatch(token["content"])) and token["content"] != unknown
-    }
+    added, unknown = description.get("added_tokens", ()), unknown_token(description)
+    control = [token for token in added if token["special"] or MARKUP.fullmatch(token["content"])]
+    return {token["content"]: token["id"] for token in control if token["content"] != unknown}
+
+
+def disguise(token: int) -> str:
+    "What a control token is called where it must not be recognised: two noncharacters of Unicode around its id."
+    return f"\U0010fffe{token}\U0010ffff"
 
 
 def without_control(description: Mapping[str, Any], control: Mapping[str, int]) -> dict[str, Any]:
-    "The same tokenizer, ignorant of its control tokens."
-    kept = [token for token in description.get("added_tokens", ()) if token["content"] not in control]
+    "The same tokenizer, ignorant of its control tokens, all other ids unchanged."
+    vocabulary = description["model"].get("vocab", {})
+    known = set(vocabulary) if isinstance(vocabulary, Mapping) else {piece for piece, _ in vocabulary}
+    kept = []
+    for token in description.get("added_tokens", ()):
+        if token["content"] not in control:
+            kept.append(token)
+        elif token["content"] not in known:  # a token that is only added keeps its place, or later ids would move up
+            kept.append({**token, "content": disguise(token["id"])})
     return {**description, "added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
 
 
@@ -133,7 +152,7 @@ def byte_length(spelling: str, byte_level: bool) -> int:
         return 1
     return len(spelling.replace("▁", " ").encode())
 
-# %% ../../nbs/91_adapters.tokenizers.ipynb #2634675e
+# %% ../../nbs/91_adapters.tokenizers.ipynb #b05da3e9
 class HuggingFaceTokenizer:
     "A tokenizer from a directory with tokenizer.json, a GGUF file, or the Hugging Face hub."
 
@@ -157,7 +176,7 @@ class HuggingFaceTokenizer:
         self.chat_template: str | None = chat_template_of(self.files)
         self.template_variables: Mapping[str, str] = special_names(self.files)
         self.eos_token_id: int = self.end_of_turn()
-        spelled = sorted(self.control_tokens, key=len, reverse=True)
+        spelled = sorted([*self.control_tokens, *map(disguise, self.control_ids)], key=len, reverse=True)
         self.spelling = re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
         self.size = max(self.full.get_vocab(with_added_tokens=True).values()) + 1
         self.bytes: np.ndarray | None = None
@@ -206,8 +225,7 @@ class HuggingFaceTokenizer:
     def token_bytes(self) -> np.ndarray:
         "int64 [V]: UTF-8 bytes each id stands for; 0 for control tokens and ids that nothing has."
         if self.bytes is None:
-            parts = json.dumps([self.description.get("decoder"), self.description.get("pre_tokenizer")])
-            byte_level = '"ByteLevel"' in parts
+            byte_level = is_byte_level(self.description)
             added = {token["id"] for token in self.description.get("added_tokens", ())}
             self.bytes = np.zeros(len(self), dtype=np.int64)
             for spelling, token in self.full.get_vocab(with_added_tokens=True).items():

@@ -8,14 +8,14 @@ __all__ = ['STATE_FILE', 'DTYPES', 'DEVICES', 'LIMITS', 'Learner', 'Verdict', 'O
            'CollectedRequest', 'TorchSamplingClient', 'usual_stops', 'check_tokens', 'TorchTrainingClient', 'go_on',
            'memory_advice', 'chosen_device', 'TorchService']
 
-# %% ../../nbs/92_adapters.torch.ipynb #5bede66f
+# %% ../../nbs/92_adapters.torch.ipynb #87a15937
 import copy
 import functools
 import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,8 +29,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .decoding import Job, sample_all, stops_of
-from .lora import LoraLinear, attach, export, lora_layers, read_config
-from .models import OpenModel, find, open_model, quiet, stamp_of, tensors_digest
+from .lora import attach, export, lora_layers, read_config
+from .models import OpenModel, Source, find, open_model, quiet, stamp_of, tensors_digest, tokenizer_of
 from .requests import Request, RequestQueue
 from .scoring import Pass, Traits, passes, probe, score
 from .tokenizers import HuggingFaceTokenizer
@@ -55,7 +55,7 @@ from kitchen.types import (
     UnknownName,
 )
 
-# %% ../../nbs/92_adapters.torch.ipynb #a5bbcc47
+# %% ../../nbs/92_adapters.torch.ipynb #393f2cb1
 class Learner:
     "Trained tensors of a model, by name, and the optimizer over them."
 
@@ -72,10 +72,10 @@ class Learner:
         if weight.dtype == torch.float32:
             return weight
         master = weight.detach().float().requires_grad_()
-        master.grad = torch.zeros_like(master)
 
         def collect(leaf: torch.Tensor) -> None:
-            master.grad.add_(leaf.grad)  # pyright: ignore[reportOptionalMemberAccess, reportArgumentType]
+            assert leaf.grad is not None, "the hook runs after the gradient has arrived"
+            master.grad = leaf.grad.float() if master.grad is None else master.grad.add_(leaf.grad)
             leaf.grad = None
 
         weight.register_post_accumulate_grad_hook(collect)
@@ -88,12 +88,21 @@ class Learner:
                 master.grad = torch.zeros_like(master)
         return {name: master.grad for name, master in self.masters.items() if master.grad is not None}
 
-    def clear(self) -> None:
-        "Forget the gradient."
-        self.requests = 0
-        for master in self.masters.values():
-            if master.grad is not None:
-                master.grad.zero_()
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        "Gradients that arrive while this is open are added to those before, or forgotten if anything goes wrong."
+        before = [master.grad for master in self.masters.values()]
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            yield
+        except BaseException:
+            for master, gradient in zip(self.masters.values(), before, strict=True):
+                master.grad = gradient
+            raise
+        for master, gradient in zip(self.masters.values(), before, strict=True):
+            if gradient is not None:
+                master.grad = gradient if master.grad is None else gradient.add_(master.grad)
+        self.requests += 1
 
     def step(self, adam: AdamParams) -> float:
         "One step of AdamW; the norm of the gradient before clipping."
@@ -108,8 +117,8 @@ class Learner:
         )
         self.optimizer.step()
         self.publish()
-        self.clear()
-        self.steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.requests, self.steps = 0, self.steps + 1
         return float(norm)
 
     @torch.no_grad()
@@ -460,7 +469,7 @@ def check_tokens(place: str, tokens: np.ndarray, opened: OpenModel) -> None:
         position = int(np.flatnonzero(wrong)[0])
         raise InvalidValue(f"{place}[{position}] is {tokens[position]}; ids go from 0 to {opened.vocabulary - 1}")
 
-# %% ../../nbs/92_adapters.torch.ipynb #37d2765c
+# %% ../../nbs/92_adapters.torch.ipynb #3dd4033a
 class TorchTrainingClient:
     "Trains a model: all its weights, or LoRA adapters."
 
@@ -470,7 +479,7 @@ class TorchTrainingClient:
         self.network = service.network(self.model, opened)
         self.learner = Learner(self.model)
         self.requests = 0  # gradient requests done: the counter of the dropout stream
-        self.queue = RequestQueue("training", after_failure=self.learner.clear)
+        self.queue = RequestQueue("training")
 
     @staticmethod
     def trainable(opened: OpenModel, lora: LoraParams | None, seed: int) -> PreTrainedModel:
@@ -525,11 +534,9 @@ class TorchTrainingClient:
     def work(self, data: Sequence[Datum], objective: Objective, learn: bool) -> ForwardBackwardOutput:
         "One request."
         seed = derive(self.seed, "dropout", self.requests) if learn else None
-        with memory_advice():
+        with memory_advice(), self.learner.adding() if learn else nullcontext():
             found, verdict = self.network.run(data, objective, seed, learn)
-        if learn:
-            self.learner.requests += 1
-            self.requests += 1
+        self.requests += learn
         outputs = tuple({"logprobs": logprobs} for logprobs in found)
         return ForwardBackwardOutput(outputs, {**verdict.metrics, "loss:sum": verdict.value})
 
@@ -634,7 +641,7 @@ def memory_advice() -> Iterator[None]:
             f"out of memory: {error}\nLower tokens_at_once of the torch service, max_length, or the number type (bfloat16)"
         ) from error
 
-# %% ../../nbs/92_adapters.torch.ipynb #f6eae93f
+# %% ../../nbs/92_adapters.torch.ipynb #fc9bb874
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEVICES: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
@@ -678,7 +685,7 @@ class TorchService:
         self.limits = Limits(tokens_at_once or usual.training, usual.sampling)
         self.model_dropout = model_dropout
         self.models: dict[str, tuple[OpenModel, Traits]] = {}
-        self.tokenizers: dict[str, HuggingFaceTokenizer] = {}
+        self.tokenizers: dict[str, tuple[Any, HuggingFaceTokenizer]] = {}
 
     def states(self) -> Path:
         "Where states are saved."
@@ -689,7 +696,7 @@ class TorchService:
         source = find(model, seed)
         known = self.models.get(source.name)
         if known is None or known[0].stamp != stamp_of(source):
-            opened = open_model(source, DTYPES[self.dtype_name], self.device)
+            opened = open_model(source, self.tokenizer(source), DTYPES[self.dtype_name], self.device)
             known = self.models[source.name] = (opened, probe(opened.model))
         return known[0]
 
@@ -705,10 +712,15 @@ class TorchService:
 
     def get_tokenizer(self, model: str) -> HuggingFaceTokenizer:
         "The tokenizer that belongs to the model; its weights are not loaded."
-        source = find(model)
-        if source.name not in self.tokenizers:
-            self.tokenizers[source.name] = HuggingFaceTokenizer(source.folder, source.gguf, source.name)
-        return self.tokenizers[source.name]
+        return self.tokenizer(find(model))
+
+    def tokenizer(self, source: Source) -> HuggingFaceTokenizer:
+        "The tokenizer of a source, read once."
+        stamp = stamp_of(source)
+        known = self.tokenizers.get(source.name)
+        if known is None or known[0] != stamp:
+            known = self.tokenizers[source.name] = (stamp, tokenizer_of(source))
+        return known[1]
 
     def create_training_client(self, model: str, lora: LoraParams | None, seed: int) -> TorchTrainingClient:
         "Train LoRA adapters, or all weights; the seed decides adapters, dropout and the weights of `init:` models."
@@ -717,6 +729,8 @@ class TorchService:
     def create_training_client_from_state(self, path: str, with_optimizer: bool = True) -> TorchTrainingClient:
         "Go on from a saved state."
         tensors, settings = read_state(Path(path))
+        if settings["dtype"] != self.dtype_name:
+            raise InvalidValue(f"{path} was saved with dtype {settings['dtype']}; this service has {self.dtype_name}")
         opened = self.open(settings["model"], settings["seed"])
         if settings["base"] and settings["base"] != opened.digest:
             raise DamagedData(f"{path} was trained on other weights than {opened.source.name!r} has now")
