@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects as go
 
-# %% ../nbs/61_figures.ipynb #a93afd9c
+# %% ../nbs/61_figures.ipynb #e98db0be
 PALETTE = {  # Okabe & Ito, https://jfly.uni-koeln.de/color/
     "training": "#0072b2",
     "held_out": "#d55e00",
@@ -46,6 +46,7 @@ def framed(figure: "go.Figure", height: int = 380) -> "go.Figure":
         margin={"l": 72, "r": 24, "t": 44, "b": 56},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         hovermode="x unified",
+        modebar={"bgcolor": CLEAR, "color": INK, "activecolor": PALETTE["training"]},
         hoverlabel={"bgcolor": "rgba(32,32,32,0.92)", "font": {"color": "#ffffff"}},
     )
     figure.update_xaxes(**axis)
@@ -83,7 +84,7 @@ def decimate(
     order = np.array(sorted(kept))
     return x[order], y[order]
 
-# %% ../nbs/61_figures.ipynb #08dd9bcc
+# %% ../nbs/61_figures.ipynb #34df91fe
 def series(events: Iterable[Event], name: str, measurement: str, **wanted: Any) -> tuple[np.ndarray, np.ndarray]:
     "Steps and values of one measurement, where the metadata agree."
     found = [
@@ -96,10 +97,10 @@ def series(events: Iterable[Event], name: str, measurement: str, **wanted: Any) 
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    "Moving average over about the last ten values; what is not finite stays out of it."
+    "Moving average over about a twentieth of the values, 2 to 50; what is not finite stays out of it."
     finite = np.isfinite(values)
     averaged = np.full(len(values), np.nan)
-    averaged[finite] = smooth(values[finite].tolist())
+    averaged[finite] = smooth(values[finite].tolist(), beta=1 - 1 / np.clip(len(values) / 20, 2, 50))
     return averaged
 
 
@@ -115,7 +116,7 @@ def loss_figure(events: Iterable[Event]) -> "go.Figure":
     else:
         blue, few = PALETTE["training"], decimate(steps, losses)
         even = decimate(steps, smoothed(losses))
-        figure.add_scatter(x=few[0], y=few[1], name="training", opacity=0.4, line={"color": blue, "width": 1})
+        figure.add_scatter(x=few[0], y=few[1], name="training", opacity=0.55, line={"color": blue, "width": 1.2})
         figure.add_scatter(x=even[0], y=even[1], name="training, smoothed", line={"color": blue, "width": 2.5})
     for split in dict.fromkeys(item["split"] for item in events if item.name == "train.evaluate"):
         at, held_out = decimate(*series(events, "train.evaluate", "loss", split=split))
@@ -187,11 +188,11 @@ def time_table(events: Iterable[Event]) -> "pandas.DataFrame":
     listed = [(kind, row, int(count), seconds, seconds / whole) for (kind, row), (count, seconds) in rows.items()]
     return DataFrame(listed, columns=["kind", "name", "calls", "seconds", "share"])
 
-# %% ../nbs/61_figures.ipynb #df99f996
+# %% ../nbs/61_figures.ipynb #1ecd65a3
 def seconds_text(seconds: float) -> str:
     "A duration as a person says it."
     if seconds < 0.0995:
-        return f"{seconds * 1000:.3g} ms"
+        return f"{seconds * 1000:.2g} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -239,7 +240,7 @@ def timeline(
         )
     for row in table[table.name.isin(rows)].itertuples():
         calls = f" in {row.calls:,} calls" if row.kind == "port" and row.calls > 1 else ""
-        share = f" · {row.share:.0%}" if row.kind == "stage" else ""
+        share = f" · {row.share:.0%}" if row.kind == "stage" and row.share >= 0.005 else ""
         words = {"text": f"{seconds_text(row.seconds)}{share}{calls}", "x": 1.01, "xanchor": "left", "xref": "paper"}
         figure.add_annotation(**words, y=row.name, showarrow=False, font={"size": 12})
     if not rows:

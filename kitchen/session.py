@@ -65,7 +65,7 @@ def deferred_interrupt() -> Iterator[threading.Event]:
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/60_session.ipynb #9f9d1a20
+# %% ../nbs/60_session.ipynb #1a1f1f2e
 STEPS: dict[str, Callable[[Event, Event | None], bool]] = {
     "stage": lambda item, last: item.name == "stage.stop",
     "batch": lambda item, last: item.name == "train.step",
@@ -100,9 +100,12 @@ class Kitchen:
 
     @classmethod
     def from_parameters(cls, recipe: str, namespace: Mapping[str, Any]) -> "Kitchen":
-        "A session whose settings are those variables of a notebook that the recipe knows: Kitchen.from_parameters('sft', globals())."
+        "A session whose settings are the variables of a notebook that the recipe knows; None leaves one to the recipe."
         known = {parameter.name for parameter in parameters(get_recipe(recipe).config)}
-        return cls(recipe, **{name: value for name, value in namespace.items() if name in known})
+        return cls(
+            recipe,
+            **{name: namespace[name] for name in known & namespace.keys() if namespace[name] is not None},
+        )
 
     def validate(self) -> None:
         "Check adapters and the workflow's contracts; nothing is started."

@@ -444,9 +444,16 @@ def mixture(
     drawn = rng.choices(names, [weights[name] for name in names], k=size)
     return [next(streams[name]) for name in drawn]
 
-# %% ../nbs/22_tasks.ipynb #dd31af46
+# %% ../nbs/22_tasks.ipynb #ef7039dc
 MIXTURES: dict[str, dict[str, float]] = {
-    "everything": dict.fromkeys(TASKS, 1.0),
+    "pretrain": {
+        "add": 3, "subtract": 0.5, "multiply": 0.6, "compare": 1, "successor": 0.4,
+        "parity": 0.4, "uppercase": 1, "spell": 1, "backwards": 0.5, "count_letters": 0.5,
+        "first_letter": 0.3, "last_letter": 0.4, "sort": 0.3, "largest": 1, "smallest": 1,
+        "total": 1, "unique": 1, "count_items": 0.5, "last_item": 1, "repeat": 1.5,
+        "reorder": 1.5, "colour": 0.3, "capital": 0.4, "opposite": 0.3, "calendar": 0.3,
+        "young": 0.3, "sound": 0.3, "manners": 0.5, "greeting": 0.2,
+    },
 }
 
 # %% ../nbs/22_tasks.ipynb #969e052b

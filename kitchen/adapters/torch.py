@@ -8,7 +8,7 @@ __all__ = ['STATE_FILE', 'DTYPES', 'DEVICES', 'LIMITS', 'Learner', 'Verdict', 'O
            'CollectedRequest', 'TorchSamplingClient', 'usual_stops', 'check_tokens', 'TorchTrainingClient', 'go_on',
            'memory_advice', 'chosen_device', 'TorchService']
 
-# %% ../../nbs/92_adapters.torch.ipynb #87a15937
+# %% ../../nbs/92_adapters.torch.ipynb #ec99b1cd
 import copy
 import functools
 import hashlib
@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from .decoding import Job, sample_all, stops_of
 from .lora import attach, export, lora_layers, read_config
-from .models import OpenModel, Source, find, open_model, quiet, stamp_of, tensors_digest, tokenizer_of
+from .models import OpenModel, Source, find, open_export, open_model, quiet, stamp_of, tensors_digest, tokenizer_of
 from .requests import Request, RequestQueue
 from .scoring import Pass, Traits, passes, probe, score
 from .tokenizers import HuggingFaceTokenizer
@@ -469,7 +469,7 @@ def check_tokens(place: str, tokens: np.ndarray, opened: OpenModel) -> None:
         position = int(np.flatnonzero(wrong)[0])
         raise InvalidValue(f"{place}[{position}] is {tokens[position]}; ids go from 0 to {opened.vocabulary - 1}")
 
-# %% ../../nbs/92_adapters.torch.ipynb #3dd4033a
+# %% ../../nbs/92_adapters.torch.ipynb #e153ca0b
 class TorchTrainingClient:
     "Trains a model: all its weights, or LoRA adapters."
 
@@ -485,14 +485,14 @@ class TorchTrainingClient:
     def trainable(opened: OpenModel, lora: LoraParams | None, seed: int) -> PreTrainedModel:
         "Modules of its own; frozen tensors are shared with the opened model."
         if lora is None:
-            if opened.source.adapter:
+            if opened.source.base:
                 raise InvalidValue(f"{opened.source.name} is a LoRA export; full fine-tuning starts from a whole model")
             return copy.deepcopy(opened.model).requires_grad_(True)
         model = opened.shared()
-        if not opened.source.adapter:
-            attach(model, lora, seed)
-            return model
-        return go_on(model, Path(opened.source.adapter), lora)
+        if opened.source.base:
+            return go_on(model, Path(opened.source.folder), lora)
+        attach(model, lora, seed)
+        return model
 
     def forward_backward(
         self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
@@ -592,9 +592,8 @@ class TorchTrainingClient:
     def export(self, folder: Path) -> None:
         "Write the files of the export."
         if self.lora is not None:
-            base = self.opened.source
-            name = read_config(Path(base.adapter))["base_model_name_or_path"] if base.adapter else base.name
-            export(self.model, self.lora, name, folder)
+            source = self.opened.source
+            export(self.model, self.lora, source.base or source.name, folder)
             return
         with quiet():
             self.model.save_pretrained(folder)
@@ -641,7 +640,7 @@ def memory_advice() -> Iterator[None]:
             f"out of memory: {error}\nLower tokens_at_once of the torch service, max_length, or the number type (bfloat16)"
         ) from error
 
-# %% ../../nbs/92_adapters.torch.ipynb #fc9bb874
+# %% ../../nbs/92_adapters.torch.ipynb #40904268
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEVICES: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
@@ -696,7 +695,10 @@ class TorchService:
         source = find(model, seed)
         known = self.models.get(source.name)
         if known is None or known[0].stamp != stamp_of(source):
-            opened = open_model(source, self.tokenizer(source), DTYPES[self.dtype_name], self.device)
+            if source.base:
+                opened = open_export(source, self.open(source.base))
+            else:
+                opened = open_model(source, self.tokenizer(source), DTYPES[self.dtype_name], self.device)
             known = self.models[source.name] = (opened, probe(opened.model))
         return known[0]
 
@@ -712,7 +714,8 @@ class TorchService:
 
     def get_tokenizer(self, model: str) -> HuggingFaceTokenizer:
         "The tokenizer that belongs to the model; its weights are not loaded."
-        return self.tokenizer(find(model))
+        source = find(model)
+        return self.get_tokenizer(source.base) if source.base else self.tokenizer(source)
 
     def tokenizer(self, source: Source) -> HuggingFaceTokenizer:
         "The tokenizer of a source, read once."
