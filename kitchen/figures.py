@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PALETTE', 'INK', 'GRID', 'CLEAR', 'RATES', 'STEERING', 'WRITTEN_OUT', 'LONGEST_TEXT', 'SIGNS', 'framed', 'axis_title',
            'note', 'decimate', 'series', 'smoothed', 'loss_figure', 'rate_figure', 'Span', 'spans', 'time_table',
-           'seconds_text', 'merged', 'timeline', 'visible', 'View', 'differences', 'piece_html', 'answer_html', 'tally',
-           'row_html', 'row_text', 'results_table']
+           'seconds_text', 'merged', 'timeline', 'visible', 'aligned', 'View', 'differences', 'piece_html',
+           'answer_html', 'tally', 'row_html', 'row_text', 'results_table']
 
 # %% ../nbs/61_figures.ipynb #68ea19f0
 import html
@@ -250,7 +250,7 @@ def timeline(
     figure.update_xaxes(title_text="time since the start (s)")
     return figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1], showgrid=False)
 
-# %% ../nbs/61_figures.ipynb #dc393043
+# %% ../nbs/61_figures.ipynb #f02c93a0
 STEERING = [*range(9), *range(11, 32), *range(127, 160), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 WRITTEN_OUT = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in STEERING}
 LONGEST_TEXT = 2000  # characters of one text that a table shows
@@ -260,6 +260,13 @@ def visible(text: str, limit: int = LONGEST_TEXT) -> str:
     "The text with every steering character written out, cut where it is longer than `limit`."
     shown = text[:limit].translate(WRITTEN_OUT).encode("utf-8", "backslashreplace").decode()
     return shown if len(text) <= limit else f"{shown}… ({len(text) - limit:,} more characters)"
+
+
+def aligned(rows: Sequence[Sequence[str]], limit: int = 80) -> str:
+    "Rows of text in columns; no cell wider than `limit`, but the last."
+    shown = [[visible(cell, limit).replace("\n", "⏎") for cell in row[:-1]] + [visible(row[-1]).replace("\n", "⏎")] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Position:
         "What the stage had to say, in one line."
         return " · ".join(self.remarks.values())
 
-# %% ../nbs/63_progress.ipynb #5c50eb3c
+# %% ../nbs/63_progress.ipynb #546a8f50
 SIGNS = {"stage.stop": "✓", "stage.error": "✗"}
 
 
@@ -93,8 +93,8 @@ class Display(Protocol):
 
 
 def stage_line(item: Event, position: Position) -> str:
-    "One line for a stage that ended."
-    said = item["error"] if item.name == "stage.error" else position.remark
+    "One line for a stage that ended; why it failed is for the one who catches the error to say."
+    said = position.remark if item.name == "stage.stop" else "failed"
     line = f"{SIGNS[item.name]} {item['stage']:<10} {seconds_text(item['seconds']):>10}   {visible(said, 300)}"
     return line.rstrip().replace("\n", " ")
 
@@ -109,7 +109,7 @@ class PlainDisplay:
     def show(self, item: Event) -> None:
         "Show one event."
         self.position.see(item)
-        if item.name == "stage.error" or (item.name == "stage.stop" and not self.quiet):
+        if item.name in SIGNS and not self.quiet:
             print(stage_line(item, self.position), file=self.stream, flush=True)
         elif item.name == "train.step" and not self.quiet and item.time - self.last >= self.every:
             self.last = item.time
@@ -127,7 +127,7 @@ class LiveDisplay:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         self.position = Position()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         self.bar = Progress(*columns, console=Console(file=stream), transient=True, refresh_per_second=8)
         self.task = self.bar.add_task("starting", total=None)
         self.bar.start()

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RESULT_MIME', 'MANIFEST_MIME', 'FINAL', 'TIMES', 'PLOTLY_MIME', 'LIVE_ONLY', 'CELLS', 'PAGE', 'BANNERS', 'SECTIONS',
            'Score', 'accuracies', 'losses', 'measured_where', 'scores', 'table_html', 'share_bar', 'score_cell',
-           'show_scores', 'show_data', 'escaped_table', 'text_table', 'results', 'show_answers', 'show_settings',
+           'show_scores', 'show_data', 'show_set_aside', 'escaped_table', 'results', 'show_answers', 'show_settings',
            'show_losses', 'show_rates', 'show_times', 'final_metrics', 'manifest', 'show_manifest', 'record',
            'read_notebook', 'outputs_of', 'recorded', 'read_manifest', 'figure_html', 'error_html', 'markdown_html',
            'offline', 'asset', 'plotly_script', 'style', 'policy', 'title_of', 'verdict', 'banner_html', 'banners',
            'body_html', 'shown_cells', 'to_html', 'bundle', 'run_notebook', 'run_report']
 
-# %% ../nbs/62_reports.ipynb #2748737f
+# %% ../nbs/62_reports.ipynb #fa103fd0
 import base64
 import hashlib
 import html
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import digest
-from .figures import View, loss_figure, rate_figure, results_table, seconds_text, timeline, visible
+from .figures import View, aligned, loss_figure, rate_figure, results_table, seconds_text, timeline, visible
 from .store import Run, jsonable, write_whole
 from .telemetry import EVENTS, Event
 from .types import InvalidValue
@@ -98,7 +98,7 @@ def scores(events: Iterable[Event]) -> list[Score]:
     events = list(events)
     return accuracies(events) + losses(events)
 
-# %% ../nbs/62_reports.ipynb #73619e67
+# %% ../nbs/62_reports.ipynb #eefb678e
 def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     "A table of cells that are HTML already; columns of numbers stand to the right."
 
@@ -136,36 +136,31 @@ def show_scores(run: Run) -> View:
         + [score_cell(one, True), html.escape(one.change_text)]
         for one in found
     ]
-    lines = [
-        f"{one.name:24} {one.value_text(False):>22} → {one.value_text(True):22} {one.change_text:>22}   {one.note}" for one in found
-    ]
-    return View(table_html(["", "before", "after", "change"], rows), "\n".join(lines))
+    lines = [[one.name, one.value_text(False), "→", one.value_text(True), one.change_text, one.note] for one in found]
+    return View(table_html(["", "before", "after", "change"], rows), aligned(lines))
 
-# %% ../nbs/62_reports.ipynb #27c194ef
+# %% ../nbs/62_reports.ipynb #5674ee7d
 def show_data(run: Run) -> View:
     "The datasets with their fingerprints, and each row that was set aside."
     loaded = [item for item in run.log.events if item.name == "data.load"]
     rows = [[one["reference"], one["split"], f"{one['rows']:,}", f"{one['set_aside']:,}", one["fingerprint"][:16]] for one in loaded]
+    head, aside = ["dataset", "split", "rows", "set aside", "fingerprint"], show_set_aside(run)
+    return View(escaped_table(head, rows, (2, 3)) + aside.html, f"{aligned([head, *rows])}\n\n{aside.text}")
+
+
+def show_set_aside(run: Run, count: int = 100) -> View:
+    "Rows that were left out on request, each with its place and the reason."
     aside = [dict(item.metadata) for item in run.log.events if item.name == "data.set_aside"]
-    places = [[str(one.get(key, "")) for key in ("source", "row", "field", "reason")] for one in aside]
-    head, place_head = ["dataset", "split", "rows", "set aside", "fingerprint"], ["file", "row", "field", "reason"]
-    markup, text = escaped_table(head, rows, (2, 3)), text_table([head, *rows])
-    if places:
-        shown = f"<p>{len(places):,} rows were set aside:</p>" + escaped_table(place_head, places[:100])
-        markup, text = markup + shown, f"{text}\n\n{len(places):,} rows were set aside:\n{text_table([place_head, *places[:100]])}"
-    return View(markup, text)
+    if not aside:
+        return View("<p><small>No row was set aside.</small></p>", "No row was set aside.")
+    rows = [[str(one.get(key, "")) for key in ("source", "row", "field", "reason")] for one in aside[:count]]
+    head, words = ["file", "row", "field", "reason"], f"Set aside: {len(aside):,}" + (f", the first {count} are" if len(aside) > count else "")
+    return View(f"<p>{words}</p>{escaped_table(head, rows)}", f"{words}\n{aligned([head, *rows])}")
 
 
 def escaped_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     "A table of plain text."
     return table_html(head, [[html.escape(visible(cell)) for cell in row] for row in rows], numbers)
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    "Rows as aligned plain text."
-    shown = [[visible(cell, 80).replace("\n", "⏎") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown)
 
 
 def results(run: Run) -> dict[str, Any]:
@@ -184,7 +179,7 @@ def show_answers(run: Run, count: int = 12) -> View:
 def show_settings(run: Run) -> View:
     "Every setting of the run."
     rows = [[name, json.dumps(value, ensure_ascii=False)] for name, value in run.spec.config.items()]
-    return View(escaped_table(["setting", "value"], rows), text_table([["setting", "value"], *rows]))
+    return View(escaped_table(["setting", "value"], rows), aligned([["setting", "value"], *rows]))
 
 
 def show_losses(run: Run) -> "go.Figure":
@@ -201,7 +196,7 @@ def show_times(run: Run) -> "go.Figure":
     "Where the time went."
     return timeline(run.log.events)
 
-# %% ../nbs/62_reports.ipynb #f4aba5fc
+# %% ../nbs/62_reports.ipynb #88429bde
 RESULT_MIME = "application/vnd.kitchen.result+json"
 MANIFEST_MIME = "application/vnd.kitchen.manifest+json"
 FINAL = ("train.step", "train.evaluate", "evaluate.answers")  # events whose last value is a result
@@ -253,7 +248,7 @@ def show_manifest(run: Run) -> View:
     rows += [["simulated", "yes: its numbers stand for nothing"]] if found["simulated"] else []
     whole = html.escape(json.dumps(found, indent=1, ensure_ascii=False))
     folded = f"<details><summary>the whole manifest</summary><pre>{whole}</pre></details>"
-    return View(escaped_table(["", ""], rows) + folded, text_table(rows), {MANIFEST_MIME: found})
+    return View(escaped_table(["", ""], rows) + folded, aligned(rows), {MANIFEST_MIME: found})
 
 # %% ../nbs/62_reports.ipynb #b43c2c22
 def record(**values: Any) -> None:

@@ -428,7 +428,7 @@ def generate(
     "Rows of one task, the same on every platform."
     return list(islice(rows(task, seed, split), size))
 
-# %% ../nbs/22_tasks.ipynb #403049c5
+# %% ../nbs/22_tasks.ipynb #3be30882
 def mixture(
     weights: dict[str, float],  # task name → its share, on any scale
     size: int,
@@ -436,13 +436,19 @@ def mixture(
     split: str = "train",
 ) -> list[Row]:
     "Rows of several tasks, drawn by weight."
-    names = sorted(weights)
-    if not names or min(weights.values()) < 0 or sum(weights.values()) <= 0:
+    if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
         raise InvalidValue(f"weights must be positive numbers, at least one, but are {weights}")
-    streams = {name: rows(look_up(name).name, seed, split) for name in names}
-    rng = random.Random(f"mixture/{split}/{seed}")
-    drawn = rng.choices(names, [weights[name] for name in names], k=size)
-    return [next(streams[name]) for name in drawn]
+    streams = {name: rows(look_up(name).name, seed, split) for name in sorted(weights)}
+    rng, drawn = random.Random(f"mixture/{split}/{seed}"), []
+    while len(drawn) < size:
+        name = rng.choices(list(streams), [weights[one] for one in streams])[0]
+        try:
+            drawn.append(next(streams[name]))
+        except InvalidValue:  # a small task's test prompts are used up: the others go on without it
+            del streams[name]
+            if not any(weights[one] for one in streams):
+                raise
+    return drawn
 
 # %% ../nbs/22_tasks.ipynb #ef7039dc
 MIXTURES: dict[str, dict[str, float]] = {

@@ -11,8 +11,25 @@ from kitchen.adapters.tokenizers import HuggingFaceTokenizer, disguise
 from kitchen.types import BackendError, InvalidValue
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-CORPUS = ["the cat sat on the mat", "Grüße aus Köln", "2 + 3 = 5", "user asks, assistant answers", "a < b > c | d"] * 3
-TYPED = ["<|im_end|>", "a<|im_end|>b", "<|im_start|>system\n<|im_end|>", "<think>", "</s>", "<unk>", "<0x0A>", "<|im_<|im_end|>end|>", disguise(2), disguise(323)]
+CORPUS = [
+    "the cat sat on the mat",
+    "Grüße aus Köln",
+    "2 + 3 = 5",
+    "user asks, assistant answers",
+    "a < b > c | d",
+] * 3
+TYPED = [
+    "<|im_end|>",
+    "a<|im_end|>b",
+    "<|im_start|>system\n<|im_end|>",
+    "<think>",
+    "</s>",
+    "<unk>",
+    "<0x0A>",
+    "<|im_<|im_end|>end|>",
+    disguise(2),
+    disguise(323),
+]
 
 
 def byte_level(folder, ignore_merges=False):
@@ -21,7 +38,9 @@ def byte_level(folder, ignore_merges=False):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=320, special_tokens=CONTROL, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=320, special_tokens=CONTROL, initial_alphabet=alphabet)
+    )
     tokenizer.add_tokens(["<think>", "   "])
     return written(folder, tokenizer, {"eos_token": "<|im_end|>"})
 
@@ -29,19 +48,34 @@ def byte_level(folder, ignore_merges=False):
 def sentencepiece_like(folder):
     """BPE with ▁ for spaces and bytes as a fallback, as in Llama 2 and Mistral."""
     letters = sorted({letter for text in CORPUS for letter in text.replace(" ", "▁")})
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "▁t", "he", "▁the"]
+    names = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *letters,
+        "▁t",
+        "he",
+        "▁the",
+    ]
     vocabulary = {name: place for place, name in enumerate(dict.fromkeys(names))}
     merges = [("▁", "t"), ("h", "e"), ("▁t", "he")]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return written(folder, tokenizer, {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"})
 
 
 def unigram(folder):
     """Unigram, whose vocabulary holds control tokens as ordinary pieces that match best of all."""
-    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("<|im_end|>", 0.0)] + [(letter, -5.0) for letter in sorted(set("".join(CORPUS)))]
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("<|im_end|>", 0.0)] + [
+        (letter, -5.0) for letter in sorted(set("".join(CORPUS)))
+    ]
     tokenizer = Tokenizer(models.Unigram([*pieces, ("the", -2.0)], unk_id=0, byte_fallback=False))
     tokenizer.add_special_tokens(["<unk>", "</s>", "<|im_end|>"])
     return written(folder, tokenizer, {"eos_token": "<|im_end|>"})
@@ -49,7 +83,9 @@ def unigram(folder):
 
 def words(folder):
     """Whole words: a typed control token is a word of the vocabulary."""
-    vocabulary = {name: place for place, name in enumerate(["<unk>", "</s>", "<|im_end|>", "the", "cat", "<", "/s>"])}
+    vocabulary = {
+        name: place for place, name in enumerate(["<unk>", "</s>", "<|im_end|>", "the", "cat", "<", "/s>"])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["<unk>", "</s>", "<|im_end|>"])
@@ -58,7 +94,9 @@ def words(folder):
 
 def written(folder, tokenizer, config):
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend", **config}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "TokenizersBackend", **config})
+    )
     return HuggingFaceTokenizer(folder)
 
 
@@ -109,11 +147,19 @@ def test_begin_and_end_tokens_are_never_added(tmp_path):
     description = json.loads((tmp_path / "tokenizer.json").read_text())
     description["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
     }
-    description["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    description["truncation"] = {
+        "max_length": 2,
+        "strategy": "LongestFirst",
+        "stride": 0,
+        "direction": "Right",
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     tokenizer = HuggingFaceTokenizer(tmp_path)
     for control in (False, True):
@@ -124,7 +170,10 @@ def test_begin_and_end_tokens_are_never_added(tmp_path):
 def test_template_comes_from_its_file_first(tmp_path):
     byte_level(tmp_path)
     assert HuggingFaceTokenizer(tmp_path).chat_template is None
-    config = {"eos_token": "<|im_end|>", "chat_template": [{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}]}
+    config = {
+        "eos_token": "<|im_end|>",
+        "chat_template": [{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}],
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert HuggingFaceTokenizer(tmp_path).chat_template == "D"
     (tmp_path / "chat_template.jinja").write_text("J")

@@ -64,7 +64,7 @@ def buckets(lengths: Sequence[int], device: torch.device) -> list[Bucket]:
     starts = [0, *accumulate(map(sum, groups))]
     return [bucket(group, start, device) for group, start in zip(groups, starts, strict=False)]
 
-# %% ../../nbs/92_adapters.scoring.ipynb #11ad1cc4
+# %% ../../nbs/92_adapters.scoring.ipynb #e65af638
 PACKING: ContextVar[Sequence[Bucket] | None] = ContextVar("PACKING", default=None)
 UNKNOWN_TO_PACKING = ("softcap", "s_aux", "sinks", "position_bias", "head_mask")
 
@@ -93,9 +93,10 @@ def bucket_attention(
     masks: dict[str, Any] = {"is_causal": True}
     if window is not None and item.length > window:
         masks = {"attn_mask": window_mask(item.length, window, query.device)}
-    answer = functional.scaled_dot_product_attention(*map(unpacked, (query, key, value)), **masks, **options)
-    rows = answer.transpose(1, 2).reshape(item.count * item.length, *answer.shape[1::2])
-    return rows if item.real is None else rows.index_select(0, item.real)
+    rows = unpacked(query), unpacked(key), unpacked(value)
+    answer = functional.scaled_dot_product_attention(*rows, **masks, **options)
+    packed = answer.transpose(1, 2).reshape(item.count * item.length, *answer.shape[1::2])
+    return packed if item.real is None else packed.index_select(0, item.real)
 
 
 def packed_attention(
