@@ -84,7 +84,7 @@ def decimate(
     order = np.array(sorted(kept))
     return x[order], y[order]
 
-# %% ../nbs/61_figures.ipynb #34df91fe
+# %% ../nbs/61_figures.ipynb #17501bb3
 def series(events: Iterable[Event], name: str, measurement: str, **wanted: Any) -> tuple[np.ndarray, np.ndarray]:
     "Steps and values of one measurement, where the metadata agree."
     found = [
@@ -97,10 +97,10 @@ def series(events: Iterable[Event], name: str, measurement: str, **wanted: Any) 
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    "Moving average over about a twentieth of the values, 2 to 50; what is not finite stays out of it."
+    "Moving average over about a fortieth of the values, 2 to 25; what is not finite stays out of it."
     finite = np.isfinite(values)
     averaged = np.full(len(values), np.nan)
-    averaged[finite] = smooth(values[finite].tolist(), beta=1 - 1 / np.clip(len(values) / 20, 2, 50))
+    averaged[finite] = smooth(values[finite].tolist(), beta=1 - 1 / np.clip(len(values) / 40, 2, 25))
     return averaged
 
 

@@ -17,10 +17,10 @@ from .figures import seconds_text, visible
 from .store import event_from_text
 from .telemetry import Event
 
-# %% ../nbs/63_progress.ipynb #3bae98b3
+# %% ../nbs/63_progress.ipynb #ba140f70
 REMARKS: dict[str, Callable[[Event], str]] = {
-    "data.load": lambda item: f"{item['rows']:,.0f} rows" + (f", {item['set_aside']:,.0f} set aside" if item["set_aside"] else ""),
-    "render.data": lambda item: f"{item['datums']:,.0f} datums, {item['trained_tokens']:,.0f} of {item['tokens']:,.0f} tokens trained",
+    "data.load": lambda item: f"{item['split']} {item['rows']:,.0f} rows" + (f", {item['set_aside']:,.0f} set aside" if item["set_aside"] else ""),
+    "render.data": lambda item: f"{item['split']} {item['datums']:,.0f} datums, {item['trained_tokens']:,.0f} of {item['tokens']:,.0f} tokens count",
     "train.evaluate": lambda item: f"held-out loss {item['loss']:.4g}",
     "train.stop": lambda item: f"{item['steps']:,.0f} steps",
     "evaluate.answers": lambda item: f"accuracy {item['accuracy']:.1%} of {item['count']:,.0f}",

@@ -24,7 +24,7 @@ from .stages import supervised
 from .types import InvalidValue, UnknownName
 from .workflow import Part, check
 
-# %% ../nbs/54_recipes.ipynb #fea97a3e
+# %% ../nbs/54_recipes.ipynb #c06f804f
 EMBEDDED_MODELS = {"torch": "builtin:tiny-chat", "toy": "toy"}  # backend -> what it starts from unless told
 PRESETS: dict[str, dict[str, Any]] = {  # model -> settings that suit it, where nothing else is said
     "builtin:tiny-chat": {"learning_rate": 6e-3, "lora_rank": 32, "lora_alpha": 64.0},
@@ -45,7 +45,7 @@ class SftConfig(Config):
     )
     backend: str = Field("torch", description="who trains: torch, toy, or an installed adapter")
     dataset: str = Field(
-        "builtin:add[:12000]", description="builtin:NAME, file:PATH, package:MODULE/PATH or hf:ORG/NAME"
+        "builtin:sort[:12000]", description="builtin:NAME, file:PATH, package:MODULE/PATH or hf:ORG/NAME"
     )
     test_dataset: str | None = Field(
         None, description="held-out data; none: the dataset's own test split, else a share of it"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from nbformat import NotebookNode
 
-# %% ../nbs/62_reports.ipynb #ae0d4d3e
+# %% ../nbs/62_reports.ipynb #8cc3ae33
 @dataclass(frozen=True)
 class Score:
     "One measure of the model, before and after training."
@@ -51,14 +51,14 @@ class Score:
         "A value with its interval, as a person reads it."
         value, interval = (self.after, self.after_range) if after else (self.before, self.before_range)
         if self.unit != "share":
-            return f"{value:.4g}"
+            return f"{value:#.4g}"
         return f"{value:.1%}" + (f" ({interval[0]:.0%} to {interval[1]:.0%})" if interval else "")
 
     @property
     def change_text(self) -> str:
         "The difference, with its sign."
         change = self.after - self.before
-        return f"{100 * change:+.1f} points" if self.unit == "share" else f"{change:+.4g} {self.unit}"
+        return f"{100 * change:+.1f} points" if self.unit == "share" else f"{change:+#.4g} {self.unit}"
 
 
 def accuracies(events: Sequence[Event]) -> list[Score]:

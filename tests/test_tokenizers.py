@@ -41,8 +41,8 @@ def byte_level(folder, ignore_merges=False):
     tokenizer.train_from_iterator(
         CORPUS, trainers.BpeTrainer(vocab_size=320, special_tokens=CONTROL, initial_alphabet=alphabet)
     )
-    tokenizer.add_tokens(["<think>", "   "])
-    return written(folder, tokenizer, {"eos_token": "<|im_end|>"})
+    tokenizer.add_tokens(["<think>", "   ", "<b>"])
+    return written(folder, tokenizer, {"eos_token": "<|im_end|>", "chat_template": "{{ '<think>' }}"})
 
 
 def sentencepiece_like(folder):
@@ -117,10 +117,11 @@ def test_typed_text_never_becomes_a_control_token(make, tmp_path):
         assert tokenizer.encode(name, control=True) == [token]
 
 
-def test_markup_is_control_and_runs_of_spaces_are_text(tmp_path):
+def test_what_the_template_uses_is_control_and_other_added_tokens_are_text(tmp_path):
     tokenizer = byte_level(tmp_path)
     assert set(tokenizer.control_tokens) == {*CONTROL, "<think>"}
-    assert tokenizer.decode(tokenizer.encode("a   b")) == "a   b"
+    assert tokenizer.decode(tokenizer.encode("a   b<b>c</b>")) == "a   b<b>c</b>"
+    assert len(tokenizer.encode("<b>")) == 1 < len(tokenizer.encode("<think>"))
 
 
 @pytest.mark.parametrize("make", [byte_level, sentencepiece_like])
@@ -168,7 +169,7 @@ def test_begin_and_end_tokens_are_never_added(tmp_path):
 
 
 def test_template_comes_from_its_file_first(tmp_path):
-    byte_level(tmp_path)
+    unigram(tmp_path)
     assert HuggingFaceTokenizer(tmp_path).chat_template is None
     config = {
         "eos_token": "<|im_end|>",
@@ -177,10 +178,10 @@ def test_template_comes_from_its_file_first(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert HuggingFaceTokenizer(tmp_path).chat_template == "D"
     (tmp_path / "chat_template.jinja").write_text("J")
-    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "<|endoftext|>"}}')
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "</s>"}}')
     tokenizer = HuggingFaceTokenizer(tmp_path)
     assert tokenizer.chat_template == "J"
-    assert tokenizer.template_variables == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    assert tokenizer.template_variables == {"eos_token": "<|im_end|>", "pad_token": "</s>"}
 
 
 def test_saved_files_read_the_same(tmp_path):

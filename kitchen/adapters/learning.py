@@ -174,15 +174,14 @@ def check_slopes(data: Sequence[Datum], slopes: Sequence[np.ndarray]) -> None:
             place = f"{datum.origin or f'datum {index}'}, position {position}"
             raise BackendError(f"{place}: the derivative of the loss is {slope[position]}")
 
-# %% ../../nbs/92_adapters.learning.ipynb #73cf8238
+# %% ../../nbs/92_adapters.learning.ipynb #5a41a84b
 @contextmanager
 def seeded(device: torch.device, seed: int | None) -> Iterator[None]:
     "Torch's random state, seeded while this is open and put back afterwards; None leaves it alone."
     if seed is None:
         yield
         return
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # torch can put back only these two
         torch.manual_seed(seed)
         yield
 

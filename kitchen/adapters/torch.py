@@ -6,7 +6,7 @@
 __all__ = ['STATE_FILE', 'DTYPES', 'DEVICES', 'LIMITS', 'write_state', 'read_state', 'temporary_states', 'TorchTrainingClient',
            'go_on', 'memory_advice', 'chosen_device', 'TorchService']
 
-# %% ../../nbs/92_adapters.torch.ipynb #56bb194a
+# %% ../../nbs/92_adapters.torch.ipynb #0fc96486
 import copy
 import functools
 import hashlib
@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from .requests import Request, RequestQueue
 from .sampling import Limits, TorchSamplingClient, check_tokens
 from .scoring import Traits, probe
 from .tokenizers import HuggingFaceTokenizer
-from ..config import canonical
+from ..config import canonical, package_version
 from ..losses import LOSSES, Loss, check_batch, cross_entropy, get_loss
 from ..ports import CustomLoss, ServiceClient, TrainingClient
 from ..store import file_hash, write_whole
@@ -96,7 +95,7 @@ def temporary_states() -> tempfile.TemporaryDirectory:
     "Where states go that were given no folder: gone when the process ends."
     return tempfile.TemporaryDirectory(prefix="kitchen-torch-")
 
-# %% ../../nbs/92_adapters.torch.ipynb #e153ca0b
+# %% ../../nbs/92_adapters.torch.ipynb #93f195a1
 class TorchTrainingClient:
     "Trains a model: all its weights, or LoRA adapters."
 
@@ -179,7 +178,7 @@ class TorchTrainingClient:
         if learner.requests:
             tensors["gradient"] = learner.accumulated()
         return tensors, {
-            "kitchen": version("crucible-kitchen"),
+            "kitchen": package_version("crucible-kitchen"),
             "model": self.opened.source.name,
             "base": self.opened.digest if self.lora else "",
             "lora": None if self.lora is None else asdict(self.lora),
