@@ -222,7 +222,7 @@ def file_values(path: Path | None) -> dict[str, Any]:
         raise InvalidValue(f"{path} must map names to values; it holds a {type(found).__name__}")
     return {str(key): value for key, value in (found or {}).items()}
 
-# %% ../nbs/64_cli.ipynb #a7b22dab
+# %% ../nbs/64_cli.ipynb #65dfd140
 KIND_WORDS = {"integer": "INT", "number": "FLOAT", "boolean": "true|false", "string": "TEXT", "array": "[…]", "object": "{…}"}
 TAKEN = ("out", "quiet", "debug", "hide_code", "help")  # options of ours; a setting of that name is given by -p
 
@@ -264,7 +264,7 @@ class ForEachRecipe(KitchenGroup):
             self.act(order(name, {**file_values(file), **dict(pairs), **given}), **others)
 
         flags = [flag(item) for item in settings_of(name) if item.name not in TAKEN]
-        options = [*self.options(), *given_options(), *flags, debug_option()]
+        options: list[click.Parameter] = [*self.options(), *given_options(), *flags, debug_option()]
         return click.Command(name, params=options, callback=call, help=about(name))
 
 

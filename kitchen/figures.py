@@ -188,7 +188,7 @@ def time_table(events: Iterable[Event]) -> "pandas.DataFrame":
     listed = [(kind, row, int(count), seconds, seconds / whole) for (kind, row), (count, seconds) in rows.items()]
     return DataFrame(listed, columns=["kind", "name", "calls", "seconds", "share"])
 
-# %% ../nbs/61_figures.ipynb #1ecd65a3
+# %% ../nbs/61_figures.ipynb #e2f1f545
 def seconds_text(seconds: float) -> str:
     "A duration as a person says it."
     if seconds < 0.0995:
@@ -220,7 +220,8 @@ def timeline(
     import plotly.graph_objects as go
 
     events = list(events)
-    found, table = spans(events), time_table(events)
+    found = spans(events)
+    table: Any = time_table(events)
     end = max((span.start + span.seconds for span in found), default=0.0)
     ports = table[table.kind == "port"].sort_values("seconds", ascending=False, kind="stable").head(verbs)
     rows = [*table[table.kind == "stage"].name, *ports.name]

@@ -76,7 +76,7 @@ class Position:
         "What the stage had to say, in one line."
         return " · ".join(self.remarks.values())
 
-# %% ../nbs/63_progress.ipynb #546a8f50
+# %% ../nbs/63_progress.ipynb #39e64d9a
 SIGNS = {"stage.stop": "✓", "stage.error": "✗"}
 
 
@@ -154,8 +154,8 @@ class LiveDisplay:
 
 def display(stream: TextIO | None = None, quiet: bool = False) -> Display:
     "The display that suits the stream: live in a terminal, plain lines elsewhere."
-    stream = stream or sys.stderr
-    return LiveDisplay(stream) if stream.isatty() and not quiet else PlainDisplay(stream, quiet=quiet)
+    chosen: Any = sys.stderr if stream is None else stream
+    return LiveDisplay(chosen) if chosen.isatty() and not quiet else PlainDisplay(chosen, quiet=quiet)
 
 # %% ../nbs/63_progress.ipynb #a124c0ef
 def follow(

@@ -6,7 +6,7 @@
 __all__ = ['EMBEDDED_MODELS', 'PRESETS', 'ADAPTERS', 'RECIPES', 'live', 'SftConfig', 'PretrainConfig', 'Recipe', 'get_recipe',
            'notebook_path']
 
-# %% ../nbs/54_recipes.ipynb #e57530bf
+# %% ../nbs/54_recipes.ipynb #44882ed9
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from .rendering import RENDERERS, TRAIN_ON
 from .schedules import SCHEDULES
 from .stages import supervised
 from .types import InvalidValue, UnknownName
-from .workflow import Part, check
+from .workflow import Chain, check
 
 # %% ../nbs/54_recipes.ipynb #c06f804f
 EMBEDDED_MODELS = {"torch": "builtin:tiny-chat", "toy": "toy"}  # backend -> what it starts from unless told
@@ -144,14 +144,14 @@ class PretrainConfig(SftConfig):
         "None: everything starts from nothing."
         return {}
 
-# %% ../nbs/54_recipes.ipynb #38c3bc31
+# %% ../nbs/54_recipes.ipynb #5933fa0a
 @dataclass(frozen=True)
 class Recipe:
     "A workflow with its settings, adapters and notebook."
 
     name: str
     description: str
-    workflow: Part
+    workflow: Chain
     config: type[Config]
     adapters: Mapping[str, str] = field(default_factory=dict)  # port -> adapter
     results: frozenset[str] = frozenset()  # outputs of the workflow that are its point

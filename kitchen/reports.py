@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from nbformat import NotebookNode
 
-# %% ../nbs/62_reports.ipynb #8cc3ae33
+# %% ../nbs/62_reports.ipynb #cc94aa7b
 @dataclass(frozen=True)
 class Score:
     "One measure of the model, before and after training."
@@ -68,7 +68,7 @@ def accuracies(events: Sequence[Event]) -> list[Score]:
     for metric, split in dict.fromkeys((metric, split) for metric, split, _ in found):
         before, after = found.get((metric, split, "before")), found.get((metric, split, "after"))
         if before and after:
-            ranges = [(one["low"], one["high"]) for one in (before, after)]
+            ranges = (before["low"], before["high"]), (after["low"], after["high"])
             note = f"{after['count']:,.0f} held-out answers, {metric}"
             scores.append(Score("accuracy", "share", before["accuracy"], after["accuracy"], *ranges, note))
     return scores
@@ -394,7 +394,7 @@ def title_of(notebook: "NotebookNode", fallback: str) -> str:
             return found.group(1).strip()
     return fallback
 
-# %% ../nbs/62_reports.ipynb #79fd7da2
+# %% ../nbs/62_reports.ipynb #10286f90
 def verdict(notebook: "NotebookNode") -> tuple[str, str]:
     "How the run ended, and why: as the cook noted it, else as the outputs show."
     noted = notebook.metadata.get("kitchen", {})
@@ -448,7 +448,7 @@ def shown_cells(notebook: "NotebookNode") -> "NotebookNode":
     "A copy with every output offline, and without what papermill adds for the eye."
     from nbformat import from_dict
 
-    copy = from_dict(json.loads(json.dumps(notebook)))
+    copy: Any = from_dict(json.loads(json.dumps(notebook)))
     copy.metadata.pop("widgets", None)
     copy.cells = [cell for cell in copy.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
     for cell in copy.cells:

@@ -295,7 +295,7 @@ class Kitchen:
     def _repr_html_(self) -> str:
         return session_html(self)
 
-# %% ../nbs/60_session.ipynb #9de21264
+# %% ../nbs/60_session.ipynb #31e6d0d4
 MARKS = {
     "done": ("✓", "#009e73"),
     "running": ("▶", "#0072b2"),
@@ -319,7 +319,9 @@ def session_html(kitchen: Kitchen) -> str:
         rows.append("<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>")
     last = kitchen.last_step
     where = f", step {last.step}, loss {last['loss']:.3f}" if last else ""
-    title = f"<b>{html.escape(kitchen.recipe.name)}</b> — {kitchen.status}{where}"
+    named = [getattr(kitchen.config, name, None) for name in ("model", "dataset", "method", "backend")]
+    about = html.escape(" · ".join(name for name in named if name))
+    title = f"<b>{html.escape(kitchen.recipe.name)}</b> — {kitchen.status}{where}<br><small>{about}</small>"
     return f"<div>{title}<table>{''.join(rows)}</table>{config_html(kitchen)}</div>"
 
 

@@ -685,6 +685,64 @@ def test_model_directories_that_lack_something_say_what(folders, service, tmp_pa
         service.create_training_client(f"init:{tmp_path / 'bare'}", LORA, 0)
 
 
+def write_gguf(path):
+    """A llama of two layers in a GGUF file, its tokenizer included."""
+    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    writer, draws = gguf.GGUFWriter(path, "llama"), np.random.default_rng(0)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(258)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*letters, letters[70] + letters[71], "<|im_end|>"])
+    writer.add_token_types([1] * 257 + [3])
+    writer.add_token_merges([f"{letters[70]} {letters[71]}"])
+    writer.add_eos_token_id(257)
+    layer = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32)}
+    layer |= {
+        "ffn_gate": (48, 32),
+        "ffn_up": (48, 32),
+        "ffn_down": (32, 48),
+        "attn_norm": (32,),
+        "ffn_norm": (32,),
+    }
+    sizes = {"token_embd": (258, 32), "output_norm": (32,), "output": (258, 32)}
+    sizes |= {f"blk.{place}.{name}": size for place in range(2) for name, size in layer.items()}
+    for name, size in sizes.items():
+        writer.add_tensor(f"{name}.weight", draws.normal(0, 0.2, size).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_opens_trains_and_is_exported(service, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32).eval()
+    for name in (str(tmp_path), str(tmp_path / "tiny.gguf")):
+        client = service.create_training_client(name, None, 0)
+        with torch.no_grad():
+            expected = plain_loss(theirs, batch()).item()
+        assert client.forward(batch(), "cross_entropy").result(60).loss_sum == pytest.approx(
+            expected, rel=1e-5
+        )
+    tokenizer = service.get_tokenizer(name)
+    assert tokenizer.decode(tokenizer.encode("Grüße")) == "Grüße" and tokenizer.eos_token_id == 257
+    client.save_weights(tmp_path / "export").result(60)
+    again = service.create_training_client(str(tmp_path / "export"), LORA, 0)
+    assert step(again, batch())[0] == pytest.approx(expected, rel=1e-5)
+    (tmp_path / "other.gguf").write_bytes(b"")
+    with pytest.raises(InvalidValue, match="holds several models; name one: other.gguf, tiny.gguf"):
+        service.create_training_client(str(tmp_path), LORA, 0)
+
+
 def test_a_hub_out_of_reach_says_what_to_do(service, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for open_it in (service.get_tokenizer, service.create_sampling_client):

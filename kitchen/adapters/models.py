@@ -105,7 +105,7 @@ def find_folder(folder: Path, name: str, seed: int | None = None) -> Source:
     missing = "no weights (*.safetensors)" if whole else "no config.json"
     raise InvalidValue(f"{folder} is no model directory: it has {missing}")
 
-# %% ../../nbs/92_adapters.models.ipynb #6f758462
+# %% ../../nbs/92_adapters.models.ipynb #dc9b82cd
 @contextmanager
 def quiet() -> Iterator[None]:
     "Without transformers' progress bars and warnings."
@@ -238,9 +238,10 @@ def open_model(
     if key in OPENED:
         return OPENED[key]
     opened = OpenModel(source, load(source, dtype, device), tokenizer, stamp)
-    if len(tokenizer) > opened.vocabulary:
+    needed = max(tokenizer.full.get_vocab_size(with_added_tokens=False), tokenizer.eos_token_id + 1)
+    if needed > opened.vocabulary:  # tokens that were only added, such as padding, may lie beyond
         raise InvalidValue(
-            f"{source.name}: the tokenizer has {len(tokenizer)} ids but the model only {opened.vocabulary}; "
+            f"{source.name}: the tokenizer has {needed} ids but the model only {opened.vocabulary}; "
             "they do not belong together"
         )
     OPENED[key] = opened

@@ -1,0 +1,222 @@
+"""The command line: what is wrong is said before anything starts; what fails is marked as failed; what works leaves a report."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from click.testing import CliRunner
+from nbformat.v4 import new_code_cell, new_notebook
+
+from kitchen.cli import main
+from kitchen.reports import read_manifest
+from kitchen.store import EventLog, Run, RunIndex
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "backend": "toy", "dataset": "builtin:sort[:64]", "epochs": 1, "batch_size": 16,
+    "held_out": 8, "graded": 4, "max_tokens": 8,
+}  # fmt: skip
+PAIRS = [word for name, value in TINY.items() for word in ("-p", name, str(value))]
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+
+
+def kitchen(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def started(*words, **options):
+    """`kitchen` as a process of its own, as a person starts it."""
+    code = "from kitchen.cli import main; main(prog_name='kitchen')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def own_notebook(path, *sources):
+    """A notebook of one's own; the first source is its parameters cell."""
+    cells = [new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(new_notebook(cells=cells, metadata=KERNEL), path)
+    return path
+
+
+@pytest.fixture
+def cooked(runs):
+    """One real cook, in a kernel."""
+    done = kitchen("cook", "sft", *PAIRS, "--learning-rate", "2e-3", "--out", runs / "one")
+    assert done.exit_code == 0, done.output
+    return runs / "one", done
+
+
+def test_a_cook_leaves_a_whole_run(cooked):
+    path, done = cooked
+    assert {"spec.json", "events.jsonl", "artifacts", "report.ipynb", "report.html"} <= {
+        item.name for item in path.iterdir()
+    }
+    assert not list(path.glob("*unfinished*")) and not (path / "kernel.log").exists()
+    run = Run(path)
+    assert (
+        run.status == "completed"
+        and run.verify() == []
+        and EventLog.verify(path / "events.jsonl") == len(run.log.events)
+    )
+    assert run.spec.config["learning_rate"] == 2e-3 and run.spec.config["epochs"] == 1
+    assert read_manifest(path / "report.ipynb")["spec"]["config"] == run.spec.config
+    assert f"run       {path}" in done.output and "accuracy" in done.output and "held-out loss" in done.output
+    assert (
+        re.search(r"✓ train\b", done.stderr) and "WARN" not in done.stderr and "Traceback" not in done.output
+    )
+    page, notebook = (
+        (path / "report.html").read_text(encoding="utf-8"),
+        (path / "report.ipynb").read_text(encoding="utf-8"),
+    )
+    assert 'class="banner' not in page and page.count('class="figure"') == 3 and "✓" in page
+    assert len(notebook) < 300_000 and str(ROOT) not in notebook.replace(str(path), "")
+    run.close()
+
+    assert kitchen("verify", path).exit_code == 0
+    assert "completed" in kitchen("runs").output and RunIndex(path.parent).find("latest") == path
+    again = kitchen("report", path, "--html", path.parent / "again.html")
+    assert again.exit_code == 0 and (path.parent / "again.html").read_text(encoding="utf-8") == page
+    (path / "report.ipynb").unlink()
+    assert kitchen("report", "latest", "--hide-code").exit_code == 0, "from the log alone"
+    wrong = kitchen("cook", "sft", *PAIRS, "--out", path)
+    assert wrong.exit_code == 2 and "holds a run already" in wrong.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("cok", "sft"), "did you mean 'cook'"),
+        (("cook", "stf"), "unknown recipe 'stf'; did you mean 'sft'"),
+        (("cook", "sft", "-p", "lerning_rate", "1"), "did you mean 'learning_rate'"),
+        (("cook", "sft", "--lerning-rate", "1"), "--learning-rate"),
+        (("cook", "sft", "-p", "epochs", "three"), "epochs = 'three'"),
+        (("cook", "sft", "-p", "learning_rate", "0"), "learning_rate = "),
+        (("cook", "sft", "-p", "learning_rate", "-1e-4"), "learning_rate = "),
+        (("cook", "sft", "-p", "backend", "tory"), "did you mean 'toy'"),
+        (("cook", "sft", "-p", "schedule", "consine"), "did you mean 'cosine'"),
+        (("cook", "sft", "-f", "missing.yaml"), "there is no file missing.yaml"),
+        (("cook", "missing.ipynb"), "there is no such notebook"),
+        (("describe", "stf"), "did you mean 'sft'"),
+        (("verify", "nothing"), "there are no runs"),
+        (("report", "nothing"), "there are no runs"),
+    ],
+)
+def test_a_wrong_request_starts_nothing(runs, words, message):
+    done = kitchen(*words)
+    assert done.exit_code == 2 and message in done.output and "Traceback" not in done.output
+    assert not runs.exists(), "nothing was made"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (['{"messages": ['], r"chats\.jsonl, row 1"),
+        ([], "chats.jsonl"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], r"chats\.jsonl, row 1"),
+    ],
+)
+def test_a_failing_cook_says_why_and_is_marked(runs, chats, rows, message):
+    done = kitchen(
+        "cook", "sft", *PAIRS, "--dataset", f"file:{chats(rows)}", "--quiet", "--out", runs / "bad"
+    )
+    assert done.exit_code == 1 and re.search(
+        rf"kitchen: sft failed in stage 'load': .*{message}", done.output
+    )
+    assert "Traceback" not in done.output and len(done.output.splitlines()) <= 3
+    run = Run(runs / "bad")
+    assert run.status == "failed" and RunIndex(runs).rows()[0]["status"] == "failed" and run.artifacts() == []
+    page = (runs / "bad" / "report.html").read_text(encoding="utf-8")
+    assert page.index('class="banner failed"') < page.index("<h1")
+    assert nbformat.read(runs / "bad" / "report.ipynb", 4).metadata.kitchen.status == "failed"
+    run.close()
+
+
+def test_a_notebook_of_ones_own(tmp_path):
+    path = own_notebook(
+        tmp_path / "own.ipynb",
+        "count: int = 1\nrate: float = 0.1\nwords: list = []\nflag: bool = True\nday = ''",
+        "import json; print(json.dumps([count, rate, words, flag, day]))",
+    )
+    (tmp_path / "given.yaml").write_text("day: 2024-02-03\ncount: 5\nrate: 1e-3\n")
+    done = kitchen("cook", path, "-f", tmp_path / "given.yaml", "-p", "count", "6", "-p", "flag", "false", "--words", "[a, 1]", "--count", "7", "--out", tmp_path / "run")  # fmt: skip
+    assert done.exit_code == 2 and "day" in done.output, "YAML's date is not text"
+    (tmp_path / "given.yaml").write_text("day: '2024-02-03'\ncount: 5\nrate: 1e-3\n")
+    done = kitchen("cook", path, "-f", tmp_path / "given.yaml", "-p", "count", "6", "-p", "flag", "false", "--words", "[a, 1]", "--count", "7", "--out", tmp_path / "run")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    printed = nbformat.read(tmp_path / "run" / "report.ipynb", 4).cells[-1].outputs[0].text
+    assert json.loads(printed) == [7, 1e-3, ["a", 1], False, "2024-02-03"]
+    for words, message in [
+        (("-p", "cuont", "1"), "did you mean 'count'"),
+        (("--count", "1.5"), "must be of type integer"),
+    ]:
+        wrong = kitchen("validate", path, *words)
+        assert wrong.exit_code == 2 and message in wrong.output
+
+
+def test_a_kernel_that_dies_is_not_a_success(tmp_path):
+    path = own_notebook(
+        tmp_path / "own.ipynb", "a = 1", "import os, sys; sys.__stderr__.write('Killed here\\n'); os._exit(9)"
+    )
+    done = kitchen("cook", path, "--out", tmp_path / "run")
+    assert done.exit_code == 1 and "the kernel died" in done.output and "Killed here" in done.output
+    assert 'class="banner failed' in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_failing_cell_is_named(tmp_path):
+    path = own_notebook(tmp_path / "own.ipynb", "a = 1", "print('before')", "raise KeyError('<b>')")
+    done = kitchen("cook", path, "--out", tmp_path / "run")
+    assert done.exit_code == 1 and "own failed in cell 3: KeyError: '<b>'" in done.output
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "before" in page and "&lt;b&gt;" in page
+
+
+def test_ctrl_c_stops_the_kernel_and_marks_the_run(tmp_path):
+    settings = {**TINY, "epochs": 100_000}
+    process = started("cook", "sft", *[word for name, value in settings.items() for word in ("-p", name, value)], "--out", tmp_path / "run")  # fmt: skip
+    log, deadline = tmp_path / "run" / "events.jsonl", time.monotonic() + 60
+    while not (log.exists() and '"train.step"' in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "sft was stopped" in said and "Traceback" not in said, said
+    run = Run(tmp_path / "run")
+    assert (
+        run.status == "stopped" and run.verify() == [] and RunIndex(tmp_path).rows()[0]["status"] == "stopped"
+    )
+    assert 'class="banner stopped' in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    size = log.stat().st_size
+    time.sleep(0.3)
+    assert log.stat().st_size == size, "nobody is training any more"
+    run.close()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = kitchen("cook", "sft", *PAIRS, "--out", tmp_path / "file" / "run")
+    assert done.exit_code == 1 and str(tmp_path / "file") in done.output and "Traceback" not in done.output
+
+
+def test_help_is_instant():
+    code = "import sys; from kitchen.cli import main; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.split()
+    heavy = {"numpy", "pydantic", "yaml", "torch", "papermill", "nbconvert", "plotly", "rich"}
+    assert not heavy & set(loaded)
+
+
+def test_debug_shows_the_traceback():
+    for words in (("--debug", "describe", "stf"), ("cook", "sft", "-p", "epochs", "0", "--debug")):
+        done = kitchen(*words)
+        assert done.exception is not None and not isinstance(done.exception, SystemExit)

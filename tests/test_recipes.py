@@ -1,0 +1,84 @@
+"""Every recipe notebook, through papermill with small parameters: what it records, and that it matches its settings."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from click.testing import CliRunner
+
+from kitchen.cli import main
+from kitchen.config import parameters
+from kitchen.recipes import RECIPES, get_recipe
+from kitchen.reports import read_manifest, recorded
+from kitchen.store import Run
+
+SMALL = {
+    "sft": {"dataset": "builtin:sort[:64]", "batch_size": 16, "held_out": 16, "graded": 8, "max_tokens": 16},
+    "pretrain": {
+        "dataset": "builtin:pretrain[:256]", "hidden": 32, "layers": 1, "batch_size": 64,
+        "held_out": 16, "graded": 8, "max_tokens": 4, "per_task": 2,
+    },
+}  # fmt: skip
+
+
+def cooked(name, out, **settings):
+    """Cook a recipe as the command line does; the run directory."""
+    words = [word for key, value in settings.items() for word in ("-p", key, str(value))]
+    done = CliRunner().invoke(main, ["cook", name, "--out", str(out), "--quiet", *words])
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def code_of(name):
+    """Source of a recipe's code cells; the parameters cell first."""
+    cells = nbformat.read(get_recipe(name).notebook, 4).cells
+    tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    return tagged, [cell.source for cell in cells if cell.cell_type == "code" and cell.source not in tagged]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_cooks_into_a_report(name, tmp_path):
+    run_dir = cooked(name, tmp_path / "run", **SMALL[name])
+    run = Run(run_dir)
+    assert run.status == "completed" and run.verify() == []
+    page = (run_dir / "report.html").read_text()
+    markup = re.sub("<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "<script" in page and not re.search("(src|href)=[\"']?http", markup)
+    manifest = read_manifest(run_dir / "report.ipynb")
+    assert manifest["spec"]["recipe"] == name and manifest["artifacts"]["results.json"]
+    assert (run_dir / "report.ipynb").stat().st_size < 300_000
+    if name == "pretrain":
+        assert set(recorded(run_dir / "report.ipynb")["tasks"]) and (run_dir / "artifacts" / "shipped").is_dir()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_notebook_matches_its_settings(name):
+    (cell,), code = code_of(name)
+    defaults = {item.name: item.default for item in parameters(get_recipe(name).config)}
+    found = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell).body}
+    assert all(value is None or defaults.get(key, value) == value for key, value in found.items())
+    if name == "sft":
+        assert found.keys() == defaults.keys(), found.keys() ^ defaults.keys()
+    assert sum(len(source.splitlines()) for source in code) <= 60
+
+
+def test_cooking_twice_gives_the_same_numbers(tmp_path):
+    results = [
+        json.loads((cooked("sft", tmp_path / name, **SMALL["sft"]) / "artifacts" / "results.json").read_text())
+        for name in ("first", "second")
+    ]
+    for result in results:
+        result.pop("model_version")
+        result["before"].pop("seconds"), result["after"].pop("seconds")
+    assert results[0] == results[1]
+
+
+def test_the_embedded_model_is_small_and_safe():
+    folder = Path(get_recipe("sft").notebook).parents[1] / "kitchen" / "assets" / "models" / "tiny-chat"
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 5_000_000
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}
