@@ -12,14 +12,14 @@ __all__ = ['NOTEBOOK_KINDS', 'PYTHON_KINDS', 'KIND_WORDS', 'TAKEN', 'REMEDIES', 
            'setting_row', 'describe', 'find_run', 'report', 'runs', 'verify', 'Finding', 'check_packages',
            'check_device', 'check_adapters', 'check_machine', 'check_hub', 'doctor']
 
-# %% ../nbs/64_cli.ipynb #8a9042ad
+# %% ../nbs/64_cli.ipynb #f546282c
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kitchen.config import Parameter
     from kitchen.store import Run
 
-# %% ../nbs/64_cli.ipynb #45bb8a46
+# %% ../nbs/64_cli.ipynb #0a2047b8
 class CookFailed(RuntimeError):
     "What was asked for was tried, and did not end well."
 
@@ -102,14 +102,30 @@ def show_version(ctx: click.Context, parameter: click.Parameter, value: bool) ->
         ctx.exit()
 
 
-@click.group(cls=KitchenGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Show the version.")
+@click.group(
+    cls=KitchenGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_version,
+    help="Show the version.",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
     "Fine-tune language models by recipe: every run leaves a log, its artifacts and a report."
 
-# %% ../nbs/64_cli.ipynb #5926a86b
-NOTEBOOK_KINDS = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "list": "array", "dict": "object"}
+# %% ../nbs/64_cli.ipynb #e2eba8cc
+NOTEBOOK_KINDS = {
+    "int": "integer",
+    "float": "number",
+    "str": "string",
+    "bool": "boolean",
+    "list": "array",
+    "dict": "object",
+}
 PYTHON_KINDS: dict[str, Any] = {
     "integer": int,
     "number": float,
@@ -162,10 +178,8 @@ def typed(setting: "Parameter", value: Any, place: str) -> Any:
     kind = PYTHON_KINDS.get(setting.kind, object)
     found = yaml.safe_load(value) if isinstance(value, str) and kind is not str else value
     if kind is float and isinstance(found, (int, str)) and not isinstance(found, bool):
-        try:
+        with suppress(ValueError):  # refused below
             found = float(found)  # YAML reads 1e-4 as text
-        except ValueError:
-            pass  # refused below
     if not isinstance(found, kind) or (isinstance(found, bool) and kind in (int, float)):
         raise InvalidValue(f"{place}: {setting.name} = {value!r} must be of type {setting.kind}")
     return found if isinstance(found, float) else jsonable(found)
@@ -222,18 +236,39 @@ def file_values(path: Path | None) -> dict[str, Any]:
         raise InvalidValue(f"{path} must map names to values; it holds a {type(found).__name__}")
     return {str(key): value for key, value in (found or {}).items()}
 
-# %% ../nbs/64_cli.ipynb #65dfd140
-KIND_WORDS = {"integer": "INT", "number": "FLOAT", "boolean": "true|false", "string": "TEXT", "array": "[…]", "object": "{…}"}
-TAKEN = ("out", "quiet", "debug", "hide_code", "help")  # options of ours; a setting of that name is given by -p
+# %% ../nbs/64_cli.ipynb #d2a04aee
+KIND_WORDS = {
+    "integer": "INT",
+    "number": "FLOAT",
+    "boolean": "true|false",
+    "string": "TEXT",
+    "array": "[…]",
+    "object": "{…}",
+}
+TAKEN = (
+    "out",
+    "quiet",
+    "debug",
+    "hide_code",
+    "help",
+)  # options of ours; a setting of that name is given by -p
 
 
 def flag(setting: "Parameter") -> click.Option:
     "The flag of one setting."
     bounds = f" ({setting.bounds})" if setting.bounds else ""
-    default = "none" if setting.default is None else repr(setting.default) if setting.default == "" else setting.default
+    default = (
+        "none"
+        if setting.default is None
+        else repr(setting.default)
+        if setting.default == ""
+        else setting.default
+    )
     kind = "|".join(map(str, setting.choices)) or KIND_WORDS.get(setting.kind, "VALUE")
     words = f"{setting.description}{bounds}  [default: {default}]".strip()
-    return click.Option([f"--{setting.name.replace('_', '-')}", f"set_{setting.name}"], metavar=kind, help=words)
+    return click.Option(
+        [f"--{setting.name.replace('_', '-')}", f"set_{setting.name}"], metavar=kind, help=words
+    )
 
 
 class ForEachRecipe(KitchenGroup):
@@ -259,7 +294,9 @@ class ForEachRecipe(KitchenGroup):
         "The command of one recipe or notebook."
 
         def call(pairs: Sequence[tuple[str, str]], file: Path | None, **others: Any) -> None:
-            flags = {key.removeprefix("set_"): others.pop(key) for key in list(others) if key.startswith("set_")}
+            flags = {
+                key.removeprefix("set_"): others.pop(key) for key in list(others) if key.startswith("set_")
+            }
             given = {key: value for key, value in flags.items() if value is not None}
             self.act(order(name, {**file_values(file), **dict(pairs), **given}), **others)
 
@@ -293,7 +330,7 @@ def agree(what: Order) -> None:
 def validate_group() -> None:
     "Check settings, adapters and the workflow's contracts; start nothing."
 
-# %% ../nbs/64_cli.ipynb #eaab2783
+# %% ../nbs/64_cli.ipynb #04513fdf
 REMEDIES = {
     "out of memory": "lower batch_size or max_length, or raise gradient_accumulation_steps",
     "No space left": "free some disk space, or cook into another place with --out",
@@ -317,7 +354,9 @@ def kernel(run_dir: Path) -> Iterator[Any]:
         "PLOTLY_RENDERER": "plotly_mimetype",  # figures as data; plotly.js joins them in the report
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the debugger's warning about frozen modules
     }
-    manager = KernelManager(kernel_name="python3", client_class="jupyter_client.asynchronous.AsyncKernelClient")
+    manager = KernelManager(
+        kernel_name="python3", client_class="jupyter_client.asynchronous.AsyncKernelClient"
+    )
     log_path = run_dir / "kernel.log"
     with log_path.open("wb") as log:
         outside = {"stdout": log, "stderr": log, "extra_arguments": ["--log-level=40"]}
@@ -401,7 +440,7 @@ def execute(what: Order, run_dir: Path) -> None:
             last = log_path.read_text(errors="replace").strip().splitlines()[-1:]
             raise CookFailed(": ".join(["the kernel died, killed or out of memory", *last])) from None
 
-# %% ../nbs/64_cli.ipynb #1094ec6c
+# %% ../nbs/64_cli.ipynb #8e75b1bb
 def new_run_dir(name: str, out: Path | None) -> Path:
     "A fresh directory; one that holds anything is refused."
     import secrets
@@ -427,7 +466,9 @@ def open_run(path: Path) -> "Run":
     except InvalidValue:
         raise
     except (ValueError, KeyError) as error:
-        raise DamagedData(f"{path}: its spec or its log cannot be read ({error}); `kitchen verify` says where") from None
+        raise DamagedData(
+            f"{path}: its spec or its log cannot be read ({error}); `kitchen verify` says where"
+        ) from None
 
 
 def settle(run_dir: Path, status: str, reason: str) -> None:
@@ -458,7 +499,9 @@ def keep_report(what: Order, run_dir: Path, status: str, reason: str) -> Path | 
     document = read_notebook(unfinished)
     document.metadata["kitchen"] = {"status": status, "reason": reason}
     document.metadata.get("papermill", {}).update(input_path=what.notebook.name, output_path="report.ipynb")
-    write_whole(run_dir / "report.ipynb", lambda path: path.write_text(nbformat.writes(document), encoding="utf-8"))
+    write_whole(
+        run_dir / "report.ipynb", lambda path: path.write_text(nbformat.writes(document), encoding="utf-8")
+    )
     unfinished.unlink()
     return to_html(document, run_dir / "report.html")
 
@@ -478,7 +521,7 @@ def shown_progress(run_dir: Path, quiet: bool) -> Iterator[None]:
         thread.join(timeout=10)
         view.close()
 
-# %% ../nbs/64_cli.ipynb #ce992618
+# %% ../nbs/64_cli.ipynb #c3acdc4b
 def cook(what: Order, out: Path | None = None, quiet: bool = False) -> Path:
     "Execute a notebook into a new run directory, and leave its report there; the path of the directory."
     run_dir = new_run_dir(what.name, out)
@@ -492,7 +535,9 @@ def cook(what: Order, out: Path | None = None, quiet: bool = False) -> Path:
         status, reason = "stopped", "interrupted from the keyboard"
     except Exception as error:
         status, reason = "failed", failure(run_dir, error)
-    settle(run_dir, *((status, reason) if reason else ("stopped", "the notebook ended before the workflow did")))
+    settle(
+        run_dir, *((status, reason) if reason else ("stopped", "the notebook ended before the workflow did"))
+    )
     report = attempt_report(what, run_dir, status, reason)
     if status != "completed":
         leave(what, run_dir, report, status, reason)
@@ -509,7 +554,11 @@ def failure(run_dir: Path, error: Exception) -> str:
     over.set()
     follow(run_dir / "events.jsonl", over, events.append)
     broken = [item for item in events if item.name == "stage.error"]
-    reason = f"stage {broken[-1]['stage']!r}: {broken[-1]['error']}" if broken else str(error) or type(error).__name__
+    reason = (
+        f"stage {broken[-1]['stage']!r}: {broken[-1]['error']}"
+        if broken
+        else str(error) or type(error).__name__
+    )
     return reason + remedy(reason)
 
 
@@ -547,16 +596,24 @@ def cook_options() -> list[click.Option]:
     "Options of cook alone."
     path = click.Path(path_type=Path)
     return [
-        click.Option(["--out", "out"], type=path, help="Run directory to make; default: a new one under ./runs."),
+        click.Option(
+            ["--out", "out"], type=path, help="Run directory to make; default: a new one under ./runs."
+        ),
         click.Option(["-q", "--quiet", "quiet"], is_flag=True, help="No progress, only the result."),
     ]
 
 
-@main.group("cook", cls=ForEachRecipe, act=cook, options=cook_options, short_help="Run a recipe, and write its report.")
+@main.group(
+    "cook",
+    cls=ForEachRecipe,
+    act=cook,
+    options=cook_options,
+    short_help="Run a recipe, and write its report.",
+)
 def cook_group() -> None:
     "Run a recipe's notebook: training, evaluation, report."
 
-# %% ../nbs/64_cli.ipynb #b775d6f4
+# %% ../nbs/64_cli.ipynb #dc1efc10
 @main.command("list")
 def list_command() -> None:
     "Recipes and adapters."
@@ -573,7 +630,14 @@ def setting_row(setting: "Parameter") -> list[str]:
     "One setting as a row: name, type or choices, default, bounds, meaning."
     kind = "|".join(map(str, setting.choices)) or setting.kind
     default = "none" if setting.default is None else repr(setting.default)
-    return ["", setting.name, kind, default, setting.bounds, setting.description + (" (live)" if setting.live else "")]
+    return [
+        "",
+        setting.name,
+        kind,
+        default,
+        setting.bounds,
+        setting.description + (" (live)" if setting.live else ""),
+    ]
 
 
 @main.command()
@@ -583,14 +647,18 @@ def describe(name: str) -> None:
     from kitchen.figures import aligned
     from kitchen.recipes import get_recipe
 
-    settings = aligned([["", "name", "type", "default", "bounds", "meaning"], *map(setting_row, settings_of(name))])
+    settings = aligned(
+        [["", "name", "type", "default", "bounds", "meaning"], *map(setting_row, settings_of(name))]
+    )
     if not name.endswith(".ipynb"):
         recipe = get_recipe(name)
         adapters = aligned([["", port, adapter] for port, adapter in recipe.adapters.items()])
-        click.echo(f"{name}: {recipe.description}\n\nworkflow\n{recipe.workflow.tree()}\n\nadapters\n{adapters}\n")
+        click.echo(
+            f"{name}: {recipe.description}\n\nworkflow\n{recipe.workflow.tree()}\n\nadapters\n{adapters}\n"
+        )
     click.echo(f"settings\n{settings}")
 
-# %% ../nbs/64_cli.ipynb #7feab3f7
+# %% ../nbs/64_cli.ipynb #1520315e
 def find_run(name: str) -> Path:
     "The directory of a run."
     from kitchen.store import RunIndex, runs_root
@@ -605,7 +673,9 @@ def find_run(name: str) -> Path:
 
 @main.command()
 @click.argument("run", default="latest")
-@click.option("--html", "target", type=click.Path(path_type=Path), help="Where to write it; default: into the run.")
+@click.option(
+    "--html", "target", type=click.Path(path_type=Path), help="Where to write it; default: into the run."
+)
 @click.option("--hide-code", is_flag=True, help="Leave the cells' code out.")
 def report(run: str, target: Path | None, hide_code: bool) -> None:
     "Write a run's report again, as HTML."
@@ -631,7 +701,13 @@ def runs() -> None:
         click.echo(f"no runs in {runs_root()} yet; `kitchen cook` makes one")
         return
     shown = [
-        [row["run_id"], row["recipe"], row["status"], time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created"])), row["path"]]
+        [
+            row["run_id"],
+            row["recipe"],
+            row["status"],
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created"])),
+            row["path"],
+        ]
         for row in rows
     ]
     click.echo(aligned([["run", "recipe", "status", "began", "folder"], *shown]))
@@ -650,10 +726,12 @@ def verify(run: str) -> None:
     problems = opened.verify()
     if problems:
         raise DamagedData("\n".join(problems))
-    click.echo(f"{opened.run_id}: {len(opened.log.events):,} events and {len(opened.artifacts())} artifacts agree")
+    click.echo(
+        f"{opened.run_id}: {len(opened.log.events):,} events and {len(opened.artifacts())} artifacts agree"
+    )
     opened.close()
 
-# %% ../nbs/64_cli.ipynb #d07bc069
+# %% ../nbs/64_cli.ipynb #36050627
 @dataclass(frozen=True)
 class Finding:
     "One thing a machine has or lacks."
@@ -680,22 +758,34 @@ def check_packages() -> Iterator[Finding]:
     try:
         wanted = [Requirement(text) for text in requires("crucible-kitchen") or []]
     except PackageNotFoundError:
-        yield Finding("crucible-kitchen", False, "not installed as a package: pip install -e .", essential=False)
+        yield Finding(
+            "crucible-kitchen", False, "not installed as a package: pip install -e .", essential=False
+        )
         return
     for one in wanted:
         extra = one.marker is not None and not one.marker.evaluate({"extra": ""})
         if extra and one.name not in OPTIONAL:
             continue
-        detail = f"{OPTIONAL[one.name]}: pip install {one.name}" if extra else f"pip install '{one.name}{one.specifier}'"
+        detail = (
+            f"{OPTIONAL[one.name]}: pip install {one.name}"
+            if extra
+            else f"pip install '{one.name}{one.specifier}'"
+        )
         try:
             found = version(one.name)
             fits = one.specifier.contains(found, prereleases=True)
-            yield Finding(one.name, fits, found if fits else f"{found}, but {one.specifier} is wanted", not extra)
+            yield Finding(
+                one.name, fits, found if fits else f"{found}, but {one.specifier} is wanted", not extra
+            )
         except PackageNotFoundError:
             yield Finding(one.name, False, detail, not extra)
 
 
-OPTIONAL = {"peft": "only to compare adapters", "gguf": "only for .gguf models", "accelerate": "only for .gguf models"}
+OPTIONAL = {
+    "peft": "only to compare adapters",
+    "gguf": "only for .gguf models",
+    "accelerate": "only for .gguf models",
+}
 
 
 def check_device() -> Iterator[Finding]:
@@ -734,11 +824,17 @@ def check_machine() -> Iterator[Finding]:
     try:
         kernel_python = KernelSpecManager().get_kernel_spec("python3").argv[0]
         ours = kernel_python in ("python", "python3") or Path(kernel_python).samefile(sys.executable)
-        yield Finding("kernel", True, "python3" if ours else f"python3 runs {kernel_python}, not {sys.executable}")
+        yield Finding(
+            "kernel", True, "python3" if ours else f"python3 runs {kernel_python}, not {sys.executable}"
+        )
     except (NoSuchKernel, OSError) as error:
         yield Finding("kernel", False, f"{error}: python -m ipykernel install --sys-prefix")
     folder = next(path for path in (runs_root(), *runs_root().parents) if path.exists())
-    yield Finding("runs", os.access(folder, os.W_OK), f"{runs_root()} ({shutil.disk_usage(folder).free / 1e9:.1f} GB free)")
+    yield Finding(
+        "runs",
+        os.access(folder, os.W_OK),
+        f"{runs_root()} ({shutil.disk_usage(folder).free / 1e9:.1f} GB free)",
+    )
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     yield Finding("chromium", browser is not None, browser or "only to print reports as PDF", essential=False)
 
@@ -764,7 +860,13 @@ def check_hub() -> Iterator[Finding]:
 def doctor(online: bool) -> None:
     "See whether this machine is ready.\n\nThe exit code is 1 if something essential is missing."
     lacking = []
-    for examine in (check_packages, check_machine, check_device, check_adapters, *([check_hub] if online else [])):
+    for examine in (
+        check_packages,
+        check_machine,
+        check_device,
+        check_adapters,
+        *([check_hub] if online else []),
+    ):
         for found in examine():
             click.echo(f"{found.word:<8} {found.name:<22} {found.detail}")
             lacking += [found.name] if found.word == "MISSING" else []

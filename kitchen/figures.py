@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects as go
 
-# %% ../nbs/61_figures.ipynb #e98db0be
+# %% ../nbs/61_figures.ipynb #43877372
 PALETTE = {  # Okabe & Ito, https://jfly.uni-koeln.de/color/
     "training": "#0072b2",
     "held_out": "#d55e00",
@@ -36,7 +36,13 @@ INK, GRID, CLEAR = "#808080", "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
 
 def framed(figure: "go.Figure", height: int = 380) -> "go.Figure":
     "The figure in the common style: transparent, neutral grid, legend above."
-    axis = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "automargin": True, "title": {"standoff": 12}}
+    axis = {
+        "gridcolor": GRID,
+        "linecolor": GRID,
+        "zeroline": False,
+        "automargin": True,
+        "title": {"standoff": 12},
+    }
     figure.update_layout(
         template="none",
         height=height,
@@ -84,13 +90,17 @@ def decimate(
     order = np.array(sorted(kept))
     return x[order], y[order]
 
-# %% ../nbs/61_figures.ipynb #17501bb3
-def series(events: Iterable[Event], name: str, measurement: str, **wanted: Any) -> tuple[np.ndarray, np.ndarray]:
+# %% ../nbs/61_figures.ipynb #d4b959cd
+def series(
+    events: Iterable[Event], name: str, measurement: str, **wanted: Any
+) -> tuple[np.ndarray, np.ndarray]:
     "Steps and values of one measurement, where the metadata agree."
     found = [
         (item.step, item.measurements[measurement])
         for item in events
-        if item.name == name and measurement in item.measurements and wanted.items() <= dict(item.metadata).items()
+        if item.name == name
+        and measurement in item.measurements
+        and wanted.items() <= dict(item.metadata).items()
     ]
     pairs = np.array(found, dtype=float).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
@@ -116,17 +126,25 @@ def loss_figure(events: Iterable[Event]) -> "go.Figure":
     else:
         blue, few = PALETTE["training"], decimate(steps, losses)
         even = decimate(steps, smoothed(losses))
-        figure.add_scatter(x=few[0], y=few[1], name="training", opacity=0.55, line={"color": blue, "width": 1.2})
-        figure.add_scatter(x=even[0], y=even[1], name="training, smoothed", line={"color": blue, "width": 2.5})
+        figure.add_scatter(
+            x=few[0], y=few[1], name="training", opacity=0.55, line={"color": blue, "width": 1.2}
+        )
+        figure.add_scatter(
+            x=even[0], y=even[1], name="training, smoothed", line={"color": blue, "width": 2.5}
+        )
     for split in dict.fromkeys(item["split"] for item in events if item.name == "train.evaluate"):
         at, held_out = decimate(*series(events, "train.evaluate", "loss", split=split))
-        style = {"mode": "lines+markers", "line": {"color": PALETTE["held_out"], "width": 2}, "marker": {"size": 7}}
+        style = {
+            "mode": "lines+markers",
+            "line": {"color": PALETTE["held_out"], "width": 2},
+            "marker": {"size": 7},
+        }
         figure.add_scatter(x=at, y=held_out, name=f"held out ({html.escape(split)})", **style)
     figure.update_xaxes(title_text="optimizer step")
     figure.update_yaxes(title_text=axis_title("train.step", "loss"), hoverformat=".4f")
     return framed(figure)
 
-# %% ../nbs/61_figures.ipynb #953ba3db
+# %% ../nbs/61_figures.ipynb #dd8f2fab
 RATES = {"learning_rate": PALETTE["training"], "grad_norm": PALETTE["held_out"]}
 
 
@@ -142,12 +160,14 @@ def rate_figure(events: Iterable[Event]) -> "go.Figure":
         note(figure, "no training step yet")
     for row, (name, (steps, values)) in enumerate(found.items(), start=1):
         title = axis_title("train.step", name)
-        figure.add_scatter(x=steps, y=values, name=title, line={"color": RATES[name], "width": 2}, row=row, col=1)
+        figure.add_scatter(
+            x=steps, y=values, name=title, line={"color": RATES[name], "width": 2}, row=row, col=1
+        )
         figure.update_yaxes(title_text=title, rangemode="tozero", hoverformat=".3g", row=row, col=1)
     figure.update_xaxes(title_text="optimizer step", row=max(len(found), 1), col=1)
     return framed(figure, height=120 + 190 * max(len(found), 1)).update_layout(showlegend=False)
 
-# %% ../nbs/61_figures.ipynb #2d1459be
+# %% ../nbs/61_figures.ipynb #304a56b1
 @dataclass(frozen=True)
 class Span:
     "A piece of work: on which row, from when to when."
@@ -180,15 +200,19 @@ def time_table(events: Iterable[Event]) -> "pandas.DataFrame":
     from pandas import DataFrame
 
     found = spans(events)
-    whole = sum(span.seconds for span in found if span.kind == "stage") or float("nan")  # of an unknown whole the share is unknown
+    whole = sum(span.seconds for span in found if span.kind == "stage") or float(
+        "nan"
+    )  # of an unknown whole the share is unknown
     rows: dict[tuple[str, str], list[float]] = {}
     for span in found:
         row = rows.setdefault((span.kind, span.row), [0, 0.0])
         row[0], row[1] = row[0] + 1, row[1] + span.seconds
-    listed = [(kind, row, int(count), seconds, seconds / whole) for (kind, row), (count, seconds) in rows.items()]
+    listed = [
+        (kind, row, int(count), seconds, seconds / whole) for (kind, row), (count, seconds) in rows.items()
+    ]
     return DataFrame(listed, columns=["kind", "name", "calls", "seconds", "share"])
 
-# %% ../nbs/61_figures.ipynb #e2f1f545
+# %% ../nbs/61_figures.ipynb #aca8973d
 def seconds_text(seconds: float) -> str:
     "A duration as a person says it."
     if seconds < 0.0995:
@@ -227,7 +251,11 @@ def timeline(
     rows = [*table[table.kind == "stage"].name, *ports.name]
     figure = go.Figure()
     for kind, color in (("stage", PALETTE["training"]), ("port", PALETTE["ports"])):
-        bars = [bar for row in rows for bar in merged([one for one in found if (one.kind, one.row) == (kind, row)], end / 400)]
+        bars = [
+            bar
+            for row in rows
+            for bar in merged([one for one in found if (one.kind, one.row) == (kind, row)], end / 400)
+        ]
         figure.add_bar(
             name={"stage": "stages", "port": "port calls"}[kind],
             orientation="h",
@@ -237,22 +265,41 @@ def timeline(
             text=[seconds_text(bar.seconds) for bar in bars],
             textposition="none",
             hovertemplate="%{y}: %{text}, from %{base:.2f} s<extra></extra>",
-            marker={"color": [PALETTE["failed"] if bar.failed else color for bar in bars], "line": {"width": 0}},
+            marker={
+                "color": [PALETTE["failed"] if bar.failed else color for bar in bars],
+                "line": {"width": 0},
+            },
         )
     for row in table[table.name.isin(rows)].itertuples():
         calls = f" in {row.calls:,} calls" if row.kind == "port" and row.calls > 1 else ""
         share = f" · {row.share:.0%}" if row.kind == "stage" and row.share >= 0.005 else ""
-        words = {"text": f"{seconds_text(row.seconds)}{share}{calls}", "x": 1.01, "xanchor": "left", "xref": "paper"}
+        words = {
+            "text": f"{seconds_text(row.seconds)}{share}{calls}",
+            "x": 1.01,
+            "xanchor": "left",
+            "xref": "paper",
+        }
         figure.add_annotation(**words, y=row.name, showarrow=False, font={"size": 12})
     if not rows:
         note(figure, "nothing has run yet")
-    framed(figure, height=130 + 24 * len(rows)).update_layout(barmode="overlay", bargap=0.3, hovermode="closest")
+    framed(figure, height=130 + 24 * len(rows)).update_layout(
+        barmode="overlay", bargap=0.3, hovermode="closest"
+    )
     figure.update_layout(margin={"r": 170})
     figure.update_xaxes(title_text="time since the start (s)")
     return figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1], showgrid=False)
 
-# %% ../nbs/61_figures.ipynb #f02c93a0
-STEERING = [*range(9), *range(11, 32), *range(127, 160), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+# %% ../nbs/61_figures.ipynb #0a63f97f
+STEERING = [
+    *range(9),
+    *range(11, 32),
+    *range(127, 160),
+    0x61C,
+    0x200E,
+    0x200F,
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+]
 WRITTEN_OUT = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in STEERING}
 LONGEST_TEXT = 2000  # characters of one text that a table shows
 
@@ -265,9 +312,15 @@ def visible(text: str, limit: int = LONGEST_TEXT) -> str:
 
 def aligned(rows: Sequence[Sequence[str]], limit: int = 80) -> str:
     "Rows of text in columns; no cell wider than `limit`, but the last."
-    shown = [[visible(cell, limit).replace("\n", "⏎") for cell in row[:-1]] + [visible(row[-1]).replace("\n", "⏎")] for row in rows]
+    shown = [
+        [visible(cell, limit).replace("\n", "⏎") for cell in row[:-1]] + [visible(row[-1]).replace("\n", "⏎")]
+        for row in rows
+    ]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in shown
+    )
 
 
 @dataclass(frozen=True)
@@ -323,7 +376,7 @@ def answer_html(answer: str, gold: str, correct: bool | None) -> str:
     shown = "".join(piece_html(kind, text) for kind, text in pieces) or '<span style="opacity:.6">∅</span>'
     return f'<b style="color:{color}" title="{word}">{sign}</b> {shown}'
 
-# %% ../nbs/61_figures.ipynb #a1e8e912
+# %% ../nbs/61_figures.ipynb #f55a3866
 def tally(answers: Sequence[Mapping[str, Any]], shown: int) -> str:
     "How many answers there are, and how they changed."
     pairs = [(bool(one["before_correct"]), bool(one["after_correct"])) for one in answers]
@@ -361,8 +414,13 @@ def row_text(row: Mapping[str, Any]) -> str:
         correct = row[f"{label}_correct"]
         pieces = differences(row[label], row["gold"]) if correct is False else [("same", row[label])]
         lines.append((label, SIGNS[correct][0], pieces))
-    texts = [(label, sign, "".join(around[kind].format(visible(text)) for kind, text in pieces)) for label, sign, pieces in lines]
-    return "\n".join(f"{label:>7} {sign:1} {text}".replace("\n", "\n" + " " * 10) for label, sign, text in texts)
+    texts = [
+        (label, sign, "".join(around[kind].format(visible(text)) for kind, text in pieces))
+        for label, sign, pieces in lines
+    ]
+    return "\n".join(
+        f"{label:>7} {sign:1} {text}".replace("\n", "\n" + " " * 10) for label, sign, text in texts
+    )
 
 
 def results_table(
@@ -372,8 +430,13 @@ def results_table(
     "Answers before and after, side by side with the right one; differences marked."
     shown = answers[:count]
     about = tally(answers, len(shown))
-    head = "".join(f'<th style="text-align:left;width:25%">{name}</th>' for name in ("prompt", "right", "before", "after"))
+    head = "".join(
+        f'<th style="text-align:left;width:25%">{name}</th>'
+        for name in ("prompt", "right", "before", "after")
+    )
     table = '<table class="kitchen-answers" style="table-layout:fixed;width:100%">'
     body = "".join(map(row_html, shown))
-    markup = f"<div><small>{about}</small>{table}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    markup = (
+        f"<div><small>{about}</small>{table}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
     return View(markup, "\n\n".join([about, *map(row_text, shown)]))

@@ -17,10 +17,15 @@ from .figures import seconds_text, visible
 from .store import event_from_text
 from .telemetry import Event
 
-# %% ../nbs/63_progress.ipynb #ba140f70
+# %% ../nbs/63_progress.ipynb #2998dd94
 REMARKS: dict[str, Callable[[Event], str]] = {
-    "data.load": lambda item: f"{item['split']} {item['rows']:,.0f} rows" + (f", {item['set_aside']:,.0f} set aside" if item["set_aside"] else ""),
-    "render.data": lambda item: f"{item['split']} {item['datums']:,.0f} datums, {item['trained_tokens']:,.0f} of {item['tokens']:,.0f} tokens count",
+    "data.load": lambda item: (
+        f"{item['split']} {item['rows']:,.0f} rows"
+        + (f", {item['set_aside']:,.0f} set aside" if item["set_aside"] else "")
+    ),
+    "render.data": lambda item: (
+        f"{item['split']} {item['datums']:,.0f} datums, {item['trained_tokens']:,.0f} of {item['tokens']:,.0f} tokens count"
+    ),
     "train.evaluate": lambda item: f"held-out loss {item['loss']:.4g}",
     "train.stop": lambda item: f"{item['steps']:,.0f} steps",
     "evaluate.answers": lambda item: f"accuracy {item['accuracy']:.1%} of {item['count']:,.0f}",
@@ -76,7 +81,7 @@ class Position:
         "What the stage had to say, in one line."
         return " · ".join(self.remarks.values())
 
-# %% ../nbs/63_progress.ipynb #39e64d9a
+# %% ../nbs/63_progress.ipynb #6a311d69
 SIGNS = {"stage.stop": "✓", "stage.error": "✗"}
 
 
@@ -95,7 +100,9 @@ class Display(Protocol):
 def stage_line(item: Event, position: Position) -> str:
     "One line for a stage that ended; why it failed is for the one who catches the error to say."
     said = position.remark if item.name == "stage.stop" else "failed"
-    line = f"{SIGNS[item.name]} {item['stage']:<10} {seconds_text(item['seconds']):>10}   {visible(said, 300)}"
+    line = (
+        f"{SIGNS[item.name]} {item['stage']:<10} {seconds_text(item['seconds']):>10}   {visible(said, 300)}"
+    )
     return line.rstrip().replace("\n", " ")
 
 
@@ -127,7 +134,12 @@ class LiveDisplay:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         self.position = Position()
-        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TimeElapsedColumn(),
+        )
         self.bar = Progress(*columns, console=Console(file=stream), transient=True, refresh_per_second=8)
         self.task = self.bar.add_task("starting", total=None)
         self.bar.start()
@@ -145,7 +157,9 @@ class LiveDisplay:
             self.bar.reset(self.task, description=self.position.stage, total=None)
         if self.position.training:
             words = f"{self.position.stage}  {self.position.training_text}"
-            self.bar.update(self.task, description=words, completed=self.position.step, total=self.position.total or None)
+            self.bar.update(
+                self.task, description=words, completed=self.position.step, total=self.position.total or None
+            )
 
     def close(self) -> None:
         "Remove the bar; the lines stay."

@@ -126,7 +126,7 @@ class SftConfig(Config):
             raise InvalidValue(f"backend {self.backend!r} has no embedded model: give model=…")
         return self
 
-# %% ../nbs/54_recipes.ipynb #fb50c808
+# %% ../nbs/54_recipes.ipynb #62abcf6a
 class PretrainConfig(SftConfig):
     "Training a small chat model from random weights."
 
@@ -138,6 +138,13 @@ class PretrainConfig(SftConfig):
     weight_decay: float = live(0.01, "AdamW: decoupled weight decay", ge=0)
     held_out: int = Field(1024, ge=1, description="at most so many held-out rows for the loss")
     graded: int = Field(1024, ge=1, description="at most so many held-out questions asked before and after")
+    max_tokens: int = Field(40, ge=1, description="longest answer, in tokens")
+    device: str = Field("cpu", description="auto, cpu, cuda or mps; a CPU gives the same bits again")
+
+    vocabulary: int = Field(512, ge=259, description="entries of the new tokenizer")
+    hidden: int = Field(128, ge=32, multiple_of=32, description="width of the new network")
+    layers: int = Field(4, ge=1, description="layers of the new network")
+    per_task: int = Field(100, ge=1, description="questions of each task in the closing table")
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:

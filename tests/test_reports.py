@@ -45,6 +45,11 @@ INJECTIONS = [
 ]
 
 
+def encodable():
+    """The same without lone surrogates, which no file can hold."""
+    return [one.encode("utf-8", "replace").decode() for one in INJECTIONS]
+
+
 class Page(HTMLParser):
     """Tags and attributes of a page, as a browser would meet them."""
 
@@ -89,10 +94,10 @@ def executable(text):
 def hostile_run(chats):
     """A real run on rows that try to break out."""
     rows = [
-        {"messages": [{"role": "user", "content": f"{n} {bad}".encode("utf-8", "replace").decode()}, {"role": "assistant", "content": bad.encode("utf-8", "replace").decode()}]}
+        {"messages": [{"role": "user", "content": f"{n} {bad}"}, {"role": "assistant", "content": bad}]}
         for n in range(4)
-        for bad in INJECTIONS
-    ]  # fmt: skip
+        for bad in encodable()
+    ]
     rows.append({"messages": [{"role": "<script>alert('role')</script>", "content": "x"}]})
     k = Kitchen(
         "sft", backend="toy", dataset=f"file:{chats(rows, '<b>rows.jsonl')}", on_bad_row="set_aside",
@@ -126,7 +131,7 @@ def test_scripts_are_named_by_hash_and_nothing_else_may_run_or_connect(hostile_r
 def test_hostile_outputs_of_any_kind_are_text(tmp_path):
     outputs = [
         output
-        for bad in (one.encode("utf-8", "replace").decode() for one in INJECTIONS)
+        for bad in encodable()
         for output in (
             new_output("stream", text=bad),
             new_output("display_data", {"text/plain": bad}),
@@ -149,9 +154,7 @@ def test_hostile_outputs_of_any_kind_are_text(tmp_path):
     ]
     assert len([1 for tag, attributes in tags if attributes.get("class") == "figure"]) == len(INJECTIONS)
     specs = [json.loads(data) for data in re.findall(r'<script type="application/json">(.*?)</script>', text)]
-    assert [spec["data"][0]["name"] for spec in specs] == [
-        one.encode("utf-8", "replace").decode() for one in INJECTIONS
-    ]
+    assert [spec["data"][0]["name"] for spec in specs] == encodable()
 
 
 def test_answers_show_as_text_in_html_and_in_a_terminal():

@@ -174,7 +174,7 @@ def check_slopes(data: Sequence[Datum], slopes: Sequence[np.ndarray]) -> None:
             place = f"{datum.origin or f'datum {index}'}, position {position}"
             raise BackendError(f"{place}: the derivative of the loss is {slope[position]}")
 
-# %% ../../nbs/92_adapters.learning.ipynb #5a41a84b
+# %% ../../nbs/92_adapters.learning.ipynb #ba33343a
 @contextmanager
 def seeded(device: torch.device, seed: int | None) -> Iterator[None]:
     "Torch's random state, seeded while this is open and put back afterwards; None leaves it alone."
@@ -204,12 +204,6 @@ class Network:
         "Indices of the datums of each pass."
         return passes([len(datum) for datum in data], self.limit, self.traits.packed)
 
-    def score(self, data: Sequence[Datum], objective: Objective) -> torch.Tensor:
-        "[K] log-probabilities at the positions the objective reads."
-        reads = [objective.reads(datum) for datum in data]
-        work = Pass([datum.tokens for datum in data], reads, [datum.targets for datum in data])
-        return score(self.model, self.traits, work)
-
     def run(
         self, data: Sequence[Datum], objective: Objective, seed: int | None, learn: bool
     ) -> tuple[list[np.ndarray], Verdict]:
@@ -217,24 +211,20 @@ class Network:
         self.training(learn)
         groups, found = self.groups(data), [np.zeros(0)] * len(data)
         verdicts: list[Verdict] = []
-        known: Verdict | None = None
-        if objective.whole and len(groups) > 1:
+        if objective.whole and len(groups) > 1:  # judge first, then go through the model again with what that gave
             for place, group in enumerate(groups):
                 with torch.no_grad(), self.dropping(seed, place):
-                    self.note(found, group, data, objective, self.score([data[index] for index in group], objective))
-            known = objective.judge(data, found)
-            verdicts.append(known)
-        for place, group in enumerate(groups if learn or known is None else ()):
+                    self.read(data, group, objective, found)
+            verdicts.append(objective.judge(data, found))
+        whole = verdicts[0].slopes if verdicts else None
+        for place, group in enumerate(groups if learn or whole is None else ()):
             part = [data[index] for index in group]
             with torch.set_grad_enabled(learn), self.dropping(seed, place):
-                logprobs = self.score(part, objective)
-                self.note(found, group, data, objective, logprobs)
-                if known is None:
+                logprobs = self.read(data, group, objective, found)
+                if whole is None:
                     verdicts.append(objective.judge(part, [found[index] for index in group]))
-                    slopes = verdicts[-1].slopes
-                else:
-                    slopes = [known.slopes[index] for index in group]
                 if learn:
+                    slopes = verdicts[-1].slopes if whole is None else [whole[index] for index in group]
                     self.backward(part, objective, logprobs, slopes)
         metrics = {name: value for verdict in verdicts for name, value in verdict.metrics.items()}
         return found, Verdict(sum(verdict.value for verdict in verdicts), (), metrics)
@@ -243,21 +233,25 @@ class Network:
         "The random state of one pass."
         return seeded(self.model.device, None if seed is None or not self.drops else derive(seed, "pass", place))
 
-    def note(
+    def read(
         self,
-        found: list[np.ndarray],  # filled in
-        group: Sequence[int],
         data: Sequence[Datum],
+        group: Sequence[int],  # indices of the datums of this pass
         objective: Objective,
-        logprobs: torch.Tensor,
-    ) -> None:
-        "Put the log-probabilities of a pass where they belong."
+        found: list[np.ndarray],  # filled in: float32 [T] of each datum of the pass
+    ) -> torch.Tensor:
+        "[K] log-probabilities at the positions the objective reads, ready for backward."
+        part = [data[index] for index in group]
+        reads = [objective.reads(datum) for datum in part]
+        work = Pass([datum.tokens for datum in part], reads, [datum.targets for datum in part])
+        logprobs = score(self.model, self.traits, work)
         values, start = logprobs.detach().float().cpu().numpy(), 0
-        for index in group:
-            reads = objective.reads(data[index])
-            found[index] = np.full(len(reads), np.nan, dtype=np.float32)
-            found[index][reads] = values[start : start + int(reads.sum())]
-            start += int(reads.sum())
+        for index, flags in zip(group, reads, strict=True):
+            count = int(flags.sum())
+            found[index] = np.full(len(flags), np.nan, dtype=np.float32)
+            found[index][flags] = values[start : start + count]
+            start += count
+        return logprobs
 
     def backward(
         self, data: Sequence[Datum], objective: Objective, logprobs: torch.Tensor, slopes: Sequence[np.ndarray]
