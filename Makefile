@@ -23,11 +23,11 @@ $(BIN)/python:
 
 # --no-compile: writing bytecode for every package would take longer than downloading it
 $(VENV)/installed: settings.ini setup.py constraints.txt | $(BIN)/python
-	$(PIP) install --quiet --no-compile -c constraints.txt -e .
+	$(PIP) install -qq --no-compile -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/developed: $(VENV)/installed
-	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	$(PIP) install -qq --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 prepare: $(VENV)/developed  ## after editing a page: export, clean, README

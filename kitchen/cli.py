@@ -8,13 +8,14 @@ __all__ = ['NOTEBOOK_KINDS', 'PYTHON_KINDS', 'KIND_WORDS', 'TAKEN', 'REMEDIES', 
            'settings_of', 'notebook_settings', 'typed', 'Order', 'order', 'notebook_values', 'file_values', 'flag',
            'ForEachRecipe', 'about', 'given_options', 'agree', 'validate_group', 'remedy', 'kernel', 'interrupting',
            'silence', 'execute', 'new_run_dir', 'open_run', 'settle', 'keep_report', 'shown_progress', 'cook',
-           'failure', 'attempt_report', 'leave', 'conclude', 'cook_options', 'cook_group', 'list_command',
-           'setting_row', 'describe', 'find_run', 'report', 'runs', 'verify', 'Finding', 'check_packages',
-           'check_device', 'check_adapters', 'check_machine', 'check_hub', 'doctor']
+           'failure', 'leave', 'conclude', 'cook_options', 'cook_group', 'list_command', 'setting_row', 'describe',
+           'find_run', 'report', 'runs', 'verify', 'Finding', 'check_packages', 'check_device', 'check_adapters',
+           'check_machine', 'check_hub', 'doctor']
 
-# %% ../nbs/64_cli.ipynb #f546282c
+# %% ../nbs/64_cli.ipynb #641bc88e
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -521,7 +522,7 @@ def shown_progress(run_dir: Path, quiet: bool) -> Iterator[None]:
         thread.join(timeout=10)
         view.close()
 
-# %% ../nbs/64_cli.ipynb #c3acdc4b
+# %% ../nbs/64_cli.ipynb #9964e15f
 def cook(what: Order, out: Path | None = None, quiet: bool = False) -> Path:
     "Execute a notebook into a new run directory, and leave its report there; the path of the directory."
     run_dir = new_run_dir(what.name, out)
@@ -535,10 +536,18 @@ def cook(what: Order, out: Path | None = None, quiet: bool = False) -> Path:
         status, reason = "stopped", "interrupted from the keyboard"
     except Exception as error:
         status, reason = "failed", failure(run_dir, error)
-    settle(
-        run_dir, *((status, reason) if reason else ("stopped", "the notebook ended before the workflow did"))
-    )
-    report = attempt_report(what, run_dir, status, reason)
+    try:
+        settle(
+            run_dir,
+            *((status, reason) if reason else ("stopped", "the notebook ended before the workflow did")),
+        )
+        report = keep_report(what, run_dir, status, reason)
+    except (
+        OSError,
+        sqlite3.Error,
+    ) as error:  # a full disk, most often; the first error stays the first to read
+        status, report = "failed", None
+        reason = f"{reason}\nwriting this down: {error}".strip() + remedy(str(error))
     if status != "completed":
         leave(what, run_dir, report, status, reason)
     conclude(run_dir, report)
@@ -554,21 +563,10 @@ def failure(run_dir: Path, error: Exception) -> str:
     over.set()
     follow(run_dir / "events.jsonl", over, events.append)
     broken = [item for item in events if item.name == "stage.error"]
-    reason = (
-        f"stage {broken[-1]['stage']!r}: {broken[-1]['error']}"
-        if broken
-        else str(error) or type(error).__name__
-    )
+    reason = str(error) if isinstance(error, CookFailed) else f"{type(error).__name__}: {error}"
+    if broken:
+        reason = f"stage {broken[-1]['stage']!r}: {broken[-1]['error']}"
     return reason + remedy(reason)
-
-
-def attempt_report(what: Order, run_dir: Path, status: str, reason: str) -> Path | None:
-    "The report; on a full disk, a word about it instead, so that the first error is the one a person sees."
-    try:
-        return keep_report(what, run_dir, status, reason)
-    except OSError as error:
-        click.echo(f"kitchen: the report could not be written: {error}", err=True)
-        return None
 
 
 def leave(what: Order, run_dir: Path, report: Path | None, status: str, reason: str) -> None:

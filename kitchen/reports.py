@@ -381,7 +381,7 @@ def offline(output: "NotebookNode") -> "NotebookNode":
         return output
     return new_output("display_data", data, metadata=output.get("metadata", {}))
 
-# %% ../nbs/62_reports.ipynb #cc72e852
+# %% ../nbs/62_reports.ipynb #ff3d126b
 CELLS = """{%- extends 'basic/index.html.j2' -%}
 {% block input %}{% if cell.source.strip().count('\\n') %}
 <details class="code"><summary>{{ cell.source.strip().split('\\n')[0] | e }}</summary>{{ super() }}</details>
@@ -417,7 +417,8 @@ def style() -> str:
         lines = HtmlFormatter(style=name, nobackground=True).get_style_defs(".highlight").splitlines()
         return "\n".join(line for line in lines if line.startswith(".highlight ."))
 
-    return f"{colors('default')}\n@media screen and (prefers-color-scheme: dark) {{{colors('github-dark')}}}\n{asset('report.css')}"
+    dark = f"@media screen and (prefers-color-scheme: dark) {{{colors('github-dark')}}}"
+    return "\n".join([colors("default"), dark, asset("report.css")])
 
 
 def policy(scripts: Sequence[str]) -> str:

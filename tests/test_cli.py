@@ -222,6 +222,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     assert done.exit_code == 1 and str(tmp_path / "file") in done.output and "Traceback" not in done.output
 
 
+def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path):
+    import resource
+
+    limit = 1_000_000  # bytes a file may have: the log fits, the report does not
+    process = started(
+        "cook", "sft", *PAIRS, "--out", tmp_path / "run",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    printed, said = process.communicate(timeout=100)
+    assert process.returncode == 1 and "writing this down" in said and "Traceback" not in said, said
+    assert "report" not in printed and not list((tmp_path / "run").glob("*report.html*"))
+
+
 def test_help_is_instant():
     code = "import sys; from kitchen.cli import main; print(*sys.modules)"
     loaded = subprocess.run(
