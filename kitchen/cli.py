@@ -331,7 +331,7 @@ def agree(what: Order) -> None:
 def validate_group() -> None:
     "Check settings, adapters and the workflow's contracts; start nothing."
 
-# %% ../nbs/64_cli.ipynb #04513fdf
+# %% ../nbs/64_cli.ipynb #9eed6948
 REMEDIES = {
     "out of memory": "lower batch_size or max_length, or raise gradient_accumulation_steps",
     "No space left": "free some disk space, or cook into another place with --out",
@@ -355,13 +355,14 @@ def kernel(run_dir: Path) -> Iterator[Any]:
         "PLOTLY_RENDERER": "plotly_mimetype",  # figures as data; plotly.js joins them in the report
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the debugger's warning about frozen modules
     }
+    threads = {"OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")}  # more only wait for each other
     manager = KernelManager(
         kernel_name="python3", client_class="jupyter_client.asynchronous.AsyncKernelClient"
     )
     log_path = run_dir / "kernel.log"
     with log_path.open("wb") as log:
         outside = {"stdout": log, "stderr": log, "extra_arguments": ["--log-level=40"]}
-        manager.start_kernel(env={**os.environ, **about_run}, **outside)
+        manager.start_kernel(env={**os.environ, **threads, **about_run}, **outside)
         try:
             yield manager
         finally:
@@ -729,7 +730,7 @@ def verify(run: str) -> None:
     )
     opened.close()
 
-# %% ../nbs/64_cli.ipynb #36050627
+# %% ../nbs/64_cli.ipynb #84dbf2b7
 @dataclass(frozen=True)
 class Finding:
     "One thing a machine has or lacks."
@@ -760,7 +761,7 @@ def check_packages() -> Iterator[Finding]:
             "crucible-kitchen", False, "not installed as a package: pip install -e .", essential=False
         )
         return
-    for one in wanted:
+    for one in {one.name: one for one in reversed(wanted)}.values():  # several extras may ask for the same
         extra = one.marker is not None and not one.marker.evaluate({"extra": ""})
         if extra and one.name not in OPTIONAL:
             continue

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['Row', 'SCHEMES', 'ENDINGS', 'SHAREGPT_ROLES', 'Parsed', 'FORMATS', 'Item', 'Table', 'Reference', 'parse_reference',
-           'Conversation', 'Preference', 'text_of', 'message_of', 'messages_of', 'Format', 'chat',
+           'package_file', 'Conversation', 'Preference', 'text_of', 'message_of', 'messages_of', 'Format', 'chat',
            'question_and_answer', 'alpaca', 'preference', 'recognise', 'parse_row', 'parse_rows', 'split_rows', 'mix',
            'endless', 'Cursor', 'Batches', 'shuffled_stream', 'drawn']
 
-# %% ../nbs/21_data.ipynb #f7452e1e
+# %% ../nbs/21_data.ipynb #61a526e7
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from .config import canonical
@@ -58,7 +60,7 @@ class Table:
         columns = ", ".join(self.rows[0]) if self.rows else "no columns"
         return f"Table({self.reference}: {len(self)} rows; {columns})"
 
-# %% ../nbs/21_data.ipynb #6da4df41
+# %% ../nbs/21_data.ipynb #153a2184
 SCHEMES = ("builtin", "file", "package", "hf")
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz")
 
@@ -94,6 +96,18 @@ def parse_reference(text: str) -> Reference:
     if scheme not in SCHEMES:
         raise UnknownName("dataset scheme", scheme, SCHEMES, text)
     return Reference(scheme, rest, start, stop)
+
+
+def package_file(name: str) -> Path:
+    "Path of a file that an installed package ships: module/path."
+    module, _, inside = name.partition("/")
+    try:
+        spec = find_spec(module)
+    except (ModuleNotFoundError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise InvalidValue(f"package:{name}: no package {module!r} is installed here")
+    return Path(next(iter(spec.submodule_search_locations))) / inside
 
 # %% ../nbs/21_data.ipynb #128e5ac2
 @dataclass(frozen=True)

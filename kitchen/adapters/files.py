@@ -4,22 +4,20 @@
 
 # %% auto #0
 __all__ = ['Numbered', 'READERS', 'BUILTIN_SIZES', 'read_json_lines', 'parsed_object', 'read_json', 'read_csv', 'read_parquet',
-           'read_file', 'builtin_rows', 'package_file', 'split_file', 'FileDatasets', 'table_of', 'FileBlobs',
-           'FileRegistry']
+           'read_file', 'builtin_rows', 'split_file', 'FileDatasets', 'table_of', 'FileBlobs', 'FileRegistry']
 
-# %% ../../nbs/93_adapters.files.ipynb #e576eb7d
+# %% ../../nbs/93_adapters.files.ipynb #a8c7238b
 import csv
 import gzip
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..data import ENDINGS, Reference, Table, parse_reference
+from ..data import ENDINGS, Reference, Table, package_file, parse_reference
 from ..ports import BlobStore, DatasetStore, ModelRegistry
 from ..store import write_whole
 from ..tasks import MIXTURES, TASKS, mixture, rows
@@ -112,7 +110,7 @@ def read_file(path: Path) -> Numbered:
         raise UnknownName("ending of a data file", path.suffix, READERS, str(path))
     return READERS[ending](path)
 
-# %% ../../nbs/93_adapters.files.ipynb #6c6d7aa2
+# %% ../../nbs/93_adapters.files.ipynb #fe878d98
 BUILTIN_SIZES = {"train": 2048, "test": 1024}  # rows; a reference may choose more for training, never more for testing
 
 
@@ -132,18 +130,6 @@ def builtin_rows(name: str, split: str, size: int | None = None) -> list[dict[st
         if not found:
             raise
     return found
-
-
-def package_file(name: str) -> Path:
-    "Path of a file that an installed package ships: module/path."
-    module, _, inside = name.partition("/")
-    try:
-        spec = find_spec(module)
-    except (ModuleNotFoundError, ValueError):
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise InvalidValue(f"package:{name}: no package {module!r} is installed here")
-    return Path(next(iter(spec.submodule_search_locations))) / inside
 
 
 def split_file(path: Path, split: str) -> Path:

@@ -7,7 +7,7 @@ __all__ = ['HUB_NAME', 'OPENED', 'Source', 'builtin_models', 'find', 'find_gguf'
            'read_weights', 'plain_copy', 'random_model', 'load', 'OpenModel', 'tensors_digest', 'stamp_of',
            'tokenizer_of', 'open_model', 'open_export']
 
-# %% ../../nbs/92_adapters.models.ipynb #713cc16a
+# %% ../../nbs/92_adapters.models.ipynb #be3b4cff
 import copy
 import hashlib
 import json
@@ -27,10 +27,11 @@ from transformers.utils import logging as transformers_logging
 
 from .lora import CONFIG_FILE, attach_export, read_config
 from .tokenizers import HuggingFaceTokenizer
+from ..data import package_file
 from ..streams import derive
 from ..types import BackendError, InvalidValue, MissingCapability, UnknownName
 
-# %% ../../nbs/92_adapters.models.ipynb #98e5dfa8
+# %% ../../nbs/92_adapters.models.ipynb #5dc84bbf
 @dataclass(frozen=True)
 class Source:
     "Where a model comes from."
@@ -67,6 +68,9 @@ def find(name: str, seed: int = 0) -> Source:
         folder, _, chosen = rest.partition("#")
         used = int(chosen) if chosen.isdigit() else seed
         return find_folder(Path(folder), f"init:{folder}#{used}", used)
+    if kind == "package":
+        path = package_file(rest)
+        return find_gguf(str(path)) if path.suffix == ".gguf" else find_folder(path, name)
     if name.endswith(".gguf"):
         return find_gguf(name)
     if Path(name).is_dir():
