@@ -94,7 +94,7 @@ def trained_messages(messages: Messages, train_on: str) -> set[int]:
     }
     return {index for index in range(len(messages)) if told.get(index, index in chosen)}
 
-# %% ../nbs/20_rendering.ipynb #620fd02c
+# %% ../nbs/20_rendering.ipynb #7fa0b02c
 def to_datum(
     renderer: Renderer, messages: Messages, train_on: str = "all_assistant_messages", origin: str = ""
 ) -> Datum:
@@ -103,8 +103,9 @@ def to_datum(
     parts = renderer.render(messages, wanted)
     if hidden := wanted - {part.message for part in parts if part.generated}:
         raise InvalidValue(
-            f"the chat template shows message {min(hidden)} differently once later ones follow it, so it cannot be trained "
-            "where it stands; use train_on='last_assistant_message', or a hand-written renderer"
+            f"the chat template does not show message {min(hidden)} the way a model would come to write it (some drop "
+            "thinking once later messages follow, or start it in the generation prompt); "
+            "use train_on='last_assistant_message', or a hand-written renderer"
         )
     tokens, weights = [], []
     for part in parts:
@@ -211,7 +212,7 @@ def parsed(tokenizer: Tokenizer, tokens: Sequence[int], stops: Sequence[int | st
     reasoning, content = split_reasoning(text[: min(ends)] if ends else text)
     return Message("assistant", content.strip(), reasoning_content=reasoning or None), bool(places or ends)
 
-# %% ../nbs/20_rendering.ipynb #1f670502
+# %% ../nbs/20_rendering.ipynb #b48cdc4e
 class Qwen3Renderer(TurnRenderer):
     "ChatML with Qwen3's thinking and tool calls."
 
@@ -236,14 +237,8 @@ class Qwen3Renderer(TurnRenderer):
         if not recent or not (message.reasoning_content or index == len(messages) - 1):
             return [(message.content, False), *calls]
         thinking = (message.reasoning_content or "").strip("\n")
-        opened: list[Piece] = [
-            ("<think>", True),
-            ("\n", False),
-            (thinking, False),
-            ("\n", False),
-            ("</think>", True),
-        ]
-        return [*opened, ("\n\n", False), (message.content.lstrip("\n"), False), *calls]
+        answer = f"\n\n{message.content.lstrip(chr(10))}"
+        return [("<think>", True), (f"\n{thinking}\n", False), ("</think>", True), (answer, False), *calls]
 
     @staticmethod
     def call(call: Mapping[str, Any], before: Any) -> list[Piece]:
@@ -266,7 +261,7 @@ LLAMA3 = Turns(
 )
 ROLE_COLON = Turns(header="{role}: ", end="\n\n", stop="\n\nUser:", title=True)
 
-# %% ../nbs/20_rendering.ipynb #b66875d3
+# %% ../nbs/20_rendering.ipynb #65293944
 def template_environment(today: date) -> Any:
     "A sandbox that understands what chat templates of transformers may say."
     import jinja2
@@ -311,7 +306,7 @@ class TemplateRenderer:
         "What the template makes of messages whose control tokens are placeholders."
         from jinja2 import TemplateError
 
-        shown = [self.masked(message.as_dict()) for message in messages]
+        shown = [self.in_parts(self.masked(message.as_dict())) for message in messages]
         try:
             return self.template.render(
                 messages=shown, add_generation_prompt=generation_prompt, **self.tokenizer.template_variables
@@ -320,6 +315,21 @@ class TemplateRenderer:
             raise InvalidValue(
                 f"the chat template of {self.tokenizer.name!r} refuses this conversation: {error}"
             ) from None
+
+    @cached_property
+    def wants_parts(self) -> bool:
+        "Whether the template reads content only as a list of parts, as those of models that see images do."
+        try:
+            shown = self.template.render(
+                messages=[{"role": "user", "content": "probe"}], **self.tokenizer.template_variables
+            )
+        except Exception:  # whatever a template raises on text, it may still accept parts
+            return True
+        return "probe" not in shown
+
+    def in_parts(self, message: dict[str, Any]) -> dict[str, Any]:
+        "The message as this template reads it."
+        return {**message, "content": [{"type": "text", "text": message["content"]}]} if self.wants_parts else message
 
     # -- what people typed -----------------------------------------------------------------------
 
@@ -367,19 +377,16 @@ class TemplateRenderer:
         if not whole.startswith(until) or not until.startswith(before):
             return None
         start = len(before)
-        if (
-            not assistant
-        ):  # the header of another role is not asked for by a generation prompt: look for the content
-            place = until.find(self.masked(messages[index].content).strip(), start)
-            if place < 0:
-                return None
-            start = place
+        place = until.find(self.masked(messages[index].content).strip(), start)
+        if place < 0:  # the template left the content out
+            return None
+        start = start if assistant else place  # other roles have a header that no generation prompt gives
         return start, self.end_of_turn(until, start)
 
     def end_of_turn(self, text: str, start: int) -> int:
-        "Where generation stops: after the last control token of the stretch, else at its end."
+        "Where generation stops: after the control token that ends the stretch, white space after it left aside."
         ends = [found.end() for found in self.typed.finditer(text, start)]
-        return ends[-1] if ends else len(text)
+        return ends[-1] if ends and not text[ends[-1] :].strip() else len(text)
 
     def render(self, messages: Messages, wanted: set[int]) -> list[Part]:
         "The template's text cut at the generated stretches of wanted messages."
