@@ -439,7 +439,7 @@ def prompt_and_completion(row: Row) -> tuple[Any, ...]:
         )
     return question_and_answer("prompt", "completion")(row)
 
-# %% ../nbs/21_data.ipynb #590f7e26
+# %% ../nbs/21_data.ipynb #91975d92
 SPEAKER = re.compile(r"\s*(?:^|\n\n)(Human|Assistant): ?")
 
 
@@ -520,13 +520,17 @@ def unfit(row: Row, fitting: Sequence[Format], kind: type | None) -> str:
         held = " + ".join(fitting[0].columns)
         return f"this is a {fitting[0].kind.__name__} ({held}), but a {kind.__name__} is wanted; name its columns"
     known = [one for one in FORMATS.values() if kind is None or one.kind is kind]
-    guesses = {
-        name: nearest(name, {part for one in known for part in one.columns} - row.keys()) for name in row
-    }
+    names = {column for one in known for column in one.columns}
+    guesses = {name: nearest(name, names - row.keys()) for name in row if name not in names}
     hints = [f"{name!r} looks like {guess!r}" for name, guess in guesses.items() if guess]
+    hints += [
+        f"{' + '.join(one.columns)} lacks {', '.join(sorted(set(one.columns) - row.keys()))}"
+        for one in known
+        if set(one.columns) & row.keys()
+    ]
     return (
         f"no known format has the columns {', '.join(row) or 'none'}"
-        + (f" ({', '.join(hints)})" if hints else "")
+        + (f" ({'; '.join(hints)})" if hints else "")
         + f"; known: {'; '.join(' + '.join(one.columns) for one in known)}"
     )
 

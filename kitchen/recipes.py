@@ -6,7 +6,7 @@
 __all__ = ['EMBEDDED_MODELS', 'PRESETS', 'ADAPTERS', 'RECIPES', 'live', 'SftConfig', 'PretrainConfig', 'Recipe', 'get_recipe',
            'notebook_path']
 
-# %% ../nbs/54_recipes.ipynb #44882ed9
+# %% ../nbs/54_recipes.ipynb #8ff8733e
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -21,10 +21,10 @@ from .ports import adapter_names
 from .rendering import RENDERERS, TRAIN_ON
 from .schedules import SCHEDULES
 from .stages import supervised
-from .types import InvalidValue, UnknownName
+from .types import Capabilities, InvalidValue, MissingCapability, UnknownName
 from .workflow import Chain, check
 
-# %% ../nbs/54_recipes.ipynb #c06f804f
+# %% ../nbs/54_recipes.ipynb #b9acd7ba
 EMBEDDED_MODELS = {"torch": "builtin:tiny-chat", "toy": "toy"}  # backend -> what it starts from unless told
 PRESETS: dict[str, dict[str, Any]] = {  # model -> settings that suit it, where nothing else is said
     "builtin:tiny-chat": {"learning_rate": 6e-3, "lora_rank": 32, "lora_alpha": 64.0},
@@ -54,6 +54,10 @@ class SftConfig(Config):
         0.1, gt=0, lt=1, description="share held out when the dataset has no test split"
     )
     on_bad_row: Literal["stop", "set_aside"] = Field("stop", description="what a malformed row does")
+
+    columns: dict[str, str] = Field(
+        {}, description="a format's column to the data's, where names differ: {question: q, answer: a}"
+    )
 
     renderer: str = Field(
         "auto", description="how messages become tokens: auto, template, chatml, qwen3, llama3, role_colon"
@@ -151,7 +155,7 @@ class PretrainConfig(SftConfig):
         "None: everything starts from nothing."
         return {}
 
-# %% ../nbs/54_recipes.ipynb #5933fa0a
+# %% ../nbs/54_recipes.ipynb #25aa05cc
 @dataclass(frozen=True)
 class Recipe:
     "A workflow with its settings, adapters and notebook."
@@ -167,9 +171,9 @@ class Recipe:
         "Adapters of every port; the settings choose the backend."
         return {**self.adapters, "service": getattr(config, "backend", self.adapters["service"])}
 
-    def check(self, adapters: Mapping[str, str]) -> None:
+    def check(self, adapters: Mapping[str, str], capabilities: Capabilities | None = None) -> None:
         "Check the workflow's contracts; raises WorkflowError naming stage, value and the nearest right name."
-        check(self.workflow, {"config", "run", *adapters}, set(self.results))
+        check(self.workflow, {"config", "run", *adapters}, set(self.results), capabilities)
 
     @property
     def notebook(self) -> Path:

@@ -65,7 +65,7 @@ def deferred_interrupt() -> Iterator[threading.Event]:
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/63_session.ipynb #1a1f1f2e
+# %% ../nbs/63_session.ipynb #d759fdf6
 STEPS: dict[str, Callable[[Event, Event | None], bool]] = {
     "stage": lambda item, last: item.name == "stage.stop",
     "batch": lambda item, last: item.name == "train.step",
@@ -155,6 +155,7 @@ class Kitchen:
         status, reason = "stopped", None
         try:
             self.state |= {"run": run, **connect_ports(self.adapters, self.config, run)}
+            self.recipe.check(self.adapters, self.state["service"].capabilities())
             yield from self.recipe.workflow.run(self.state, run.log)
             status = "completed"
         except Exception as error:

@@ -28,7 +28,7 @@ from .workflow import chain, stage
 # %% ../nbs/52_stages.ipynb #30dd9ba2
 Account = Generator[Event, None, Any]  # events while it works, and a result
 
-# %% ../nbs/52_stages.ipynb #e3834bab
+# %% ../nbs/52_stages.ipynb #4ba8c212
 @dataclass(frozen=True)
 class Splits:
     "What is trained on and what is held out."
@@ -37,11 +37,11 @@ class Splits:
     test: Sequence[Any]
 
 
-def read(datasets: DatasetStore, reference: str, split: str, on_bad_row: str) -> Account:
+def read(datasets: DatasetStore, config: Any, reference: str, split: str) -> Account:
     "Load and parse one split; returns its conversations. A generator: the events are the account of it."
     started = time.perf_counter()
     rows: Rows = datasets.load(reference, split)
-    conversations, problems = parse_rows(rows, on_bad_row)
+    conversations, problems = parse_rows(rows, config.on_bad_row, columns=config.columns or None)
     yield from set_aside(problems)
     yield event(
         "data.load",
@@ -72,11 +72,11 @@ def set_aside(problems: Sequence[RowError]) -> Account:
 @stage(gives="conversations")
 def load(config: Any, datasets: DatasetStore, run: Run) -> Account:
     "Read the dataset, recognise its format, hold out a test split."
-    train = yield from read(datasets, config.dataset, "train", config.on_bad_row)
+    train = yield from read(datasets, config, config.dataset, "train")
     if config.test_dataset:
-        test = yield from read(datasets, config.test_dataset, "test", config.on_bad_row)
+        test = yield from read(datasets, config, config.test_dataset, "test")
     elif config.dataset.startswith("builtin:"):
-        test = yield from read(datasets, config.dataset, "test", config.on_bad_row)
+        test = yield from read(datasets, config, config.dataset, "test")
     else:
         train, test = split_rows(train, config.test_fraction, config.seed)
     if config.batch_size > len(train):

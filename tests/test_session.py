@@ -125,6 +125,22 @@ def test_a_bad_row_is_named(chats, rows, message):
     assert path.name in str(caught.value)
 
 
+def test_columns_may_have_other_names_and_misspelt_ones_are_named(chats):
+    path = chats([{"q": f"{n}?", "a": "yes"} for n in range(20)])
+    settings = {**SMALL, "dataset": f"file:{path}", "batch_size": 8}
+    assert (
+        len(
+            Kitchen("sft", **settings, columns={"question": "q", "answer": "a"})
+            .run(until="load")
+            .peek("conversations")
+            .train
+        )
+        == 18
+    )
+    with pytest.raises(KitchenError, match="unknown column 'qq'; did you mean 'q'"):
+        Kitchen("sft", **settings, columns={"question": "qq", "answer": "a"}).run()
+
+
 def test_a_batch_larger_than_the_data_is_refused_before_training(chats):
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     k = Kitchen("sft", **{**SMALL, "dataset": f"file:{chats([row] * 10)}"})
