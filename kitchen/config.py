@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'ENVIRONMENT_PACKAGES', 'ConfigError', 'explain', 'Config', 'Parameter', 'parameters', 'from_text',
-           'canonical', 'digest', 'package_version', 'environment', 'ExperimentSpec']
+           'canonical', 'digest', 'package_version', 'cpu_model', 'environment', 'ExperimentSpec']
 
-# %% ../nbs/11_config.ipynb #8f470501
+# %% ../nbs/11_config.ipynb #032e52e5
 import hashlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Self
 
 import yaml
@@ -118,7 +120,7 @@ def digest(value: Any) -> str:
     "SHA-256 of a value's canonical JSON."
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
-# %% ../nbs/11_config.ipynb #e3f2f0aa
+# %% ../nbs/11_config.ipynb #2aa35d20
 ENVIRONMENT_PACKAGES = (
     "crucible-kitchen",
     "numpy",
@@ -138,6 +140,16 @@ def package_version(name: str) -> str | None:
         return None
 
 
+def cpu_model() -> str:
+    "What the processor calls itself; its instructions decide how sums are rounded."
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # only Linux has this file
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware"))]
+    return names[0] if names else platform.machine()
+
+
 def environment() -> dict[str, Any]:
     "Interpreter, platform and the versions that decide numbers. No names of people or machines."
     packages = {name: package_version(name) for name in ENVIRONMENT_PACKAGES}
@@ -145,6 +157,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "implementation": sys.implementation.name,
         "platform": f"{platform.system()}-{platform.machine()}",
+        "cpu": {"model": cpu_model(), "count": os.cpu_count()},
         "packages": {name: found for name, found in packages.items() if found},
     }
 

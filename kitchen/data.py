@@ -10,8 +10,8 @@ __all__ = ['Row', 'Placed', 'PLAIN', 'SCHEMES', 'ENDINGS', 'ROWS_CHOSEN', 'SHARE
            'Rating', 'with_reasoning', 'Format', 'chat', 'with_system', 'question_and_answer', 'prompt_and_completion',
            'continuation', 'shared_start', 'preference', 'rating', 'recognise', 'unfit', 'renamed', 'parse_row',
            'check_answered', 'own_field', 'placed_error', 'parse_each', 'check_columns', 'parse_rows', 'split_rows',
-           'mix', 'endless', 'Cursor', 'Batches', 'check_batches', 'Stream', 'parse_stream', 'shuffled_stream', 'drawn',
-           'StreamBatches']
+           'mix', 'endless', 'Cursor', 'Steered', 'Batches', 'check_batches', 'Stream', 'parse_stream',
+           'shuffled_stream', 'drawn', 'StreamBatches']
 
 # %% ../nbs/21_data.ipynb #3c05f800
 import hashlib
@@ -672,7 +672,7 @@ def endless(rows: Sequence[Item], seed: int, name: str) -> Iterator[Item]:
         yield from (rows[index] for index in generator(seed, "mix", name, rounds).permutation(len(rows)))
         rounds += 1
 
-# %% ../nbs/21_data.ipynb #8a20194f
+# %% ../nbs/21_data.ipynb #83d97f7a
 @dataclass(frozen=True)
 class Cursor:
     "How far the data has been read: whole epochs, and rows of the current one."
@@ -689,7 +689,33 @@ class Cursor:
         return asdict(self)
 
 
-class Batches(Generic[Item]):
+class Steered(Generic[Item]):
+    "Batches whose place can be left and returned to, and whose next batch can be replaced."
+
+    cursor: Cursor
+    instead: list[Item] | None = None  # given out in place of the next batch
+
+    def state_dict(self) -> dict[str, int]:
+        "The place after the last batch given out, as plain data."
+        return self.cursor.to_json()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        "Return to a place; a replaced batch is forgotten."
+        self.cursor, self.instead = Cursor(**state), None
+
+    def put(self, batch: Sequence[Item]) -> None:
+        "Give this out in place of the next batch."
+        if not batch:
+            raise InvalidValue("a batch needs at least one item")
+        self.instead = list(batch)
+
+    def chosen(self, batch: list[Item]) -> list[Item]:
+        "The batch, or what was put in its place."
+        chosen, self.instead = batch if self.instead is None else self.instead, None
+        return chosen
+
+
+class Batches(Steered[Item]):
     "Rows in batches, epoch after epoch; `cursor` is the place after the last batch given out."
 
     def __init__(
@@ -761,12 +787,14 @@ class Batches(Generic[Item]):
         return count
 
     def __iter__(self) -> Iterator[list[Item]]:
-        while batch := self.peek():
+        while indices := self.after(self.cursor)[0]:
             _, self.cursor = self.after(self.cursor)
-            yield batch
+            yield self.chosen([self.rows[index] for index in indices])
 
     def peek(self) -> list[Item]:
         "The next batch, without moving the cursor; empty at the end."
+        if self.instead is not None:
+            return self.instead
         return [self.rows[index] for index in self.after(self.cursor)[0]]
 
 
@@ -781,7 +809,7 @@ def check_batches(count: int | None, batch_size: int, epochs: int, max_tokens: i
     if count is not None and max_tokens is None and batch_size > count:
         raise InvalidValue(f"batch_size {batch_size} is larger than the {count} rows; use at most {count}")
 
-# %% ../nbs/21_data.ipynb #0e7b4d7e
+# %% ../nbs/21_data.ipynb #bbf7dda1
 Made = TypeVar("Made")
 
 
@@ -863,7 +891,7 @@ def drawn(source: Iterator[Item], size: int, draws: np.random.Generator) -> Iter
         yield buffer[index]
 
 
-class StreamBatches(Generic[Item]):
+class StreamBatches(Steered[Item]):
     "Batches of a stream, epoch after epoch; the cursor works as that of `Batches`."
 
     def __init__(
@@ -904,7 +932,7 @@ class StreamBatches(Generic[Item]):
             for batch in self.grouped(shuffled_stream(self.rows, self.buffer, self.seed, epoch, taken)):
                 taken += len(batch)
                 self.cursor = given = Cursor(epoch, taken)
-                yield batch
+                yield self.chosen(batch)
                 if self.cursor is not given:  # somebody moved it: read on from there
                     break
             else:
@@ -926,7 +954,7 @@ class StreamBatches(Generic[Item]):
 
     def peek(self) -> list[Item]:
         "The next batch, without moving the cursor; empty at the end."
-        place = self.cursor
+        place, instead = self.cursor, self.instead
         batch = next(iter(self), [])
-        self.cursor = place
+        self.cursor, self.instead = place, instead
         return batch

@@ -6,7 +6,7 @@
 __all__ = ['EMBEDDED_MODELS', 'PRESETS', 'ADAPTERS', 'RECIPES', 'live', 'SftConfig', 'PretrainConfig', 'Recipe', 'get_recipe',
            'notebook_path']
 
-# %% ../nbs/54_recipes.ipynb #8ff8733e
+# %% ../nbs/54_recipes.ipynb #f084f187
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -16,15 +16,16 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .config import Config
+from .contracts import check
 from .evaluation import METRICS
 from .ports import adapter_names
 from .rendering import RENDERERS, TRAIN_ON
 from .schedules import SCHEDULES
 from .stages import supervised
 from .types import Capabilities, InvalidValue, MissingCapability, UnknownName
-from .workflow import Chain, check
+from .workflow import Chain
 
-# %% ../nbs/54_recipes.ipynb #b9acd7ba
+# %% ../nbs/54_recipes.ipynb #f6bbcbe1
 EMBEDDED_MODELS = {"torch": "builtin:tiny-chat", "toy": "toy"}  # backend -> what it starts from unless told
 PRESETS: dict[str, dict[str, Any]] = {  # model -> settings that suit it, where nothing else is said
     "builtin:tiny-chat": {"learning_rate": 6e-3, "lora_rank": 32, "lora_alpha": 64.0},
@@ -91,6 +92,12 @@ class SftConfig(Config):
     graded: int = Field(200, ge=1, description="at most so many held-out questions asked before and after")
     metric: str = Field("exact_match", description="how answers are graded: exact_match, contains, token_f1")
     max_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
+
+    snapshot_every: int = Field(
+        0, ge=-1, description="steps between snapshots; 0: so often that they cost at most 1 % of the time; -1: none"
+    )
+    snapshots_kept: int = Field(3, ge=1, description="how many of the newest snapshots are kept")
+    keep_best: str = Field("", description="keep the best as well: min train.evaluate.loss, or max …; empty: no")
 
     seed: int = Field(0, ge=0, description="one seed for every random stream")
     device: str = Field("auto", description="auto, cpu, cuda or mps")

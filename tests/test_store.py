@@ -37,7 +37,7 @@ def test_a_killed_writer_leaves_a_valid_chain(tmp_path, wait):
     assert count and [item.step for item in log.events] == list(range(count))
     log.append(event("train.stop", steps=count))
     log.close()
-    assert EventLog.verify(path) == count + 1
+    assert EventLog.verify(path) == count + 2 and log.events[count].name == "log.repair"
 
 
 @pytest.mark.parametrize("change", ["edit", "remove", "swap", "insert", "cut"])

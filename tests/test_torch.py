@@ -24,6 +24,7 @@ from transformers import (
 from kitchen.adapters.lora import lora_layers
 from kitchen.adapters.scoring import Traits
 from kitchen.adapters.torch import TorchService
+from kitchen.snapshots import Objects, States
 from kitchen.types import (
     AdamParams,
     BackendError,
@@ -347,7 +348,7 @@ def test_a_saved_state_goes_on_bit_for_bit(lora, dtype, folders, tmp_path):
         60
     )  # pending gradients belong to the state
     saved = client.save_state("middle").result(60)
-    assert {path.suffix for path in (tmp_path / "middle").iterdir()} == {".safetensors", ".json"}
+    assert saved.path == str(tmp_path / "middle.json") and len(Objects(tmp_path / "objects").names()) == 3
     again = TorchService(device="cpu", dtype=dtype, tokens_at_once=60).create_training_client_from_state(
         saved.path
     )
@@ -372,19 +373,21 @@ def test_a_damaged_state_is_noticed(llama, tmp_path):
     client = service.create_training_client(llama, LORA, 0)
     step(client, batch())
     path = client.save_state("state").result(60).path
-    weights = tmp_path / "state" / "weights.safetensors"
+    objects = Objects(tmp_path / "objects")
+    weights = objects.path(States.listing(path)["packs"]["weights"])
     content = bytearray(weights.read_bytes())
     content[-3] ^= 16
     weights.write_bytes(content)
-    with pytest.raises(DamagedData, match=r"weights.safetensors is not what was saved"):
+    with pytest.raises(DamagedData, match=r"is not what was stored: its hash differs"):
         service.create_training_client_from_state(path)
     weights.unlink()
-    with pytest.raises(DamagedData, match="not a whole saved state"):
+    with pytest.raises(DamagedData, match="is missing"):
         service.create_training_client_from_state(path)
     with pytest.raises(InvalidValue, match="no saved state at"):
         service.create_training_client_from_state(str(tmp_path / "nothing"))
     with pytest.raises(InvalidValue, match="plain name"):
         client.save_state("../elsewhere")
+    step(client, batch(seed=1))
     again = client.save_state("half").result(60).path
     with pytest.raises(InvalidValue, match="saved with dtype float32; this service has bfloat16"):
         TorchService(device="cpu", dtype="bfloat16").create_training_client_from_state(again)
@@ -759,11 +762,11 @@ def test_disk_full_leaves_nothing_half_written(llama, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("kitchen.adapters.torch.save_file", full)
+        patched.setattr("kitchen.snapshots.write_whole", full)
         patched.setattr("kitchen.adapters.lora.save_file", full)
         for failing in (client.save_state("state"), client.save_weights(tmp_path / "export")):
             with pytest.raises(OSError, match="No space left"):
                 failing.result(60)
-    assert list((tmp_path / "states").iterdir()) == [] and not (tmp_path / "export").exists()
+    assert not (tmp_path / "states").exists() and not (tmp_path / "export").exists()
     step(client, batch())
-    assert client.save_state("state").result(60).path == str(tmp_path / "states" / "state")
+    assert client.save_state("state").result(60).path == str(tmp_path / "states" / "state.json")

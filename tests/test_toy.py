@@ -318,7 +318,7 @@ def test_state_is_complete_and_bitwise(tmp_path, lora):
     client.forward_backward(data, "cross_entropy")
     client.optim_step(ADAM)
     client.forward_backward(data[:1], "cross_entropy")  # not yet stepped: part of the state
-    saved = client.save_state("step/1").result()
+    saved = client.save_state("step-1").result()
     content = Path(saved.path).read_bytes()
     again = client.save_state("again").result().path
     assert again != saved.path and Path(again).read_bytes() == content, "equal states, equal bytes"
@@ -349,12 +349,12 @@ def test_states_that_cannot_be_used(tmp_path):
     with pytest.raises(DamagedData, match="other weights"):
         service.create_training_client_from_state(state.path)
     content = Path(state.path).read_bytes()
-    (tmp_path / "torn.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DamagedData, match="torn.safetensors"):
-        service.create_training_client_from_state(str(tmp_path / "torn.safetensors"))
+    (tmp_path / "torn.json").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DamagedData, match="torn.json"):
+        service.create_training_client_from_state(str(tmp_path / "torn.json"))
     with pytest.raises(InvalidValue, match="no saved state at nowhere"):
         service.create_training_client_from_state("nowhere")
-    with pytest.raises(InvalidValue, match="needs a name"):
+    with pytest.raises(InvalidValue, match="plain name"):
         client.save_state("")
 
 

@@ -7,11 +7,11 @@ __all__ = ['CONTROL_TOKENS', 'VOCABULARY', 'PAD', 'TURN_END', 'CHATML', 'MATRICE
            'check_vocabulary', 'ToyShape', 'turn_ends', 'windows', 'Network', 'Masks', 'Activations', 'masked',
            'product', 'forward_pass', 'backward_product', 'backward_pass', 'initial_weights', 'initial_adapters',
            'Learned', 'joined', 'named', 'clipped', 'adam_step', 'Ready', 'Pending', 'Queue', 'ToyModel', 'open_model',
-           'read_export', 'write_export', 'read_state', 'temporary_states', 'truncated', 'pick', 'stop_sequences',
-           'Drawing', 'ToySamplingClient', 'Objective', 'table_objective', 'custom_objective', 'blocks', 'check_tokens',
+           'read_export', 'write_export', 'temporary_states', 'truncated', 'pick', 'stop_sequences', 'Drawing',
+           'ToySamplingClient', 'Objective', 'table_objective', 'custom_objective', 'blocks', 'check_tokens',
            'check_slopes', 'ToyTrainingClient', 'ToyService']
 
-# %% ../../nbs/90_adapters.toy.ipynb #bc392792
+# %% ../../nbs/90_adapters.toy.ipynb #be6d51f8
 import functools
 import hashlib
 import importlib.util
@@ -29,12 +29,12 @@ from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load, load_file, save, save_file
 
-from ..config import canonical
 from ..losses import LOSSES, Loss, check_batch, cross_entropy, get_loss, looked_at
 from ..ports import CustomLoss, SamplingClient, ServiceClient, Tokenizer, TrainingClient
+from ..snapshots import State, States, in_packs
 from ..store import write_whole
 from ..streams import derive, generator
 from kitchen.types import (
@@ -438,7 +438,7 @@ class Queue:
         time.sleep(self.latency)
         return work()
 
-# %% ../../nbs/90_adapters.toy.ipynb #0be8a4b4
+# %% ../../nbs/90_adapters.toy.ipynb #dca4172d
 @dataclass(frozen=True)
 class ToyModel:
     "Weights to start from, and the name or directory they came from."
@@ -501,18 +501,6 @@ def write_export(folder: Path, base: ToyModel, lora: LoraParams | None, weights:
     }
     save_file(dict(weights), folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-
-
-def read_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    "Tensors and settings of a saved state."
-    if not path.is_file():
-        raise InvalidValue(f"no saved state at {path}")
-    try:
-        with safe_open(path, "numpy") as file:
-            settings = json.loads(file.metadata()["kitchen"])
-        return load_file(path), settings
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DamagedData(f"{path} is not a whole saved state: {error}") from error
 
 
 @functools.cache
@@ -723,7 +711,7 @@ def check_slopes(data: Sequence[Datum], slopes: Sequence[np.ndarray]) -> None:
             place = f"{datum.origin or f'datum {index}'}, position {position}"
             raise BackendError(f"{place}: the derivative of the loss is {slope[position]}; nothing was added")
 
-# %% ../../nbs/90_adapters.toy.ipynb #04c539b4
+# %% ../../nbs/90_adapters.toy.ipynb #cb305439
 class ToyTrainingClient:
     "Trains a toy model, or LoRA adapters on one."
 
@@ -831,9 +819,9 @@ class ToyTrainingClient:
         self.gradient = None
         return OptimStepOutput({"grad_norm": norm})
 
-    def state(self) -> bytes:
-        "Everything that decides how training goes on."
-        tensors = {"values": self.learned.values, "moment1": self.learned.moment1, "moment2": self.learned.moment2}
+    def state(self) -> State:
+        "Everything that decides how training goes on; its arrays are never changed in place, so none is copied."
+        arrays = {"values": self.learned.values, "moment1": self.learned.moment1, "moment2": self.learned.moment2}
         settings = {
             "model": self.base.name,
             "base": self.base.digest,
@@ -843,23 +831,16 @@ class ToyTrainingClient:
             "requests": self.requests,
         }
         pending = {} if self.gradient is None else {"gradient": self.gradient}
-        return save(tensors | pending, {"kitchen": canonical(settings)})
+        packs = in_packs({"state": arrays | pending}, lambda array: array.nbytes)
+        return State({name: functools.partial(save, pack) for name, pack in packs.items()}, settings)
 
     def digest(self) -> str:
         "SHA-256 of the state: equal exactly if training would go on in the same way."
-        return self.queue.submit(lambda: hashlib.sha256(self.state()).hexdigest()).result()
+        return self.queue.submit(lambda: self.state().digest).result()
 
     def save_state(self, name: str) -> Any:
-        "Weights, optimizer, accumulated gradient and counters, in one file."
-        if not name:
-            raise InvalidValue("a saved state needs a name")
-        path = self.service.states() / f"{name}.safetensors"
-
-        def work() -> SavedState:
-            content = self.state()
-            return SavedState(str(write_whole(path, lambda file: file.write_bytes(content))))
-
-        return self.queue.submit(work)
+        "Weights, optimizer, accumulated gradient and counters; written while training goes on."
+        return self.service.states.save(name, self.queue.submit(self.state).result)
 
     def save_weights(self, path: Path) -> Any:
         "Export into a new directory: all weights, or the adapter and the name of its base."
@@ -878,7 +859,7 @@ class ToyTrainingClient:
         network, steps = self.queue.submit(lambda: (self.network(), self.learned.steps)).result()
         return ToySamplingClient(network, derive(self.seed, "sampling", steps), self.service.latency)
 
-# %% ../../nbs/90_adapters.toy.ipynb #af257790
+# %% ../../nbs/90_adapters.toy.ipynb #6c343d44
 class ToyService:
     "Opens toy models."
 
@@ -887,13 +868,9 @@ class ToyService:
         directory: str | Path | None = None,  # where states are saved; None: a temporary folder
         latency: float = 0.0,  # seconds each request takes
     ):
-        self.directory = None if directory is None else Path(directory).absolute()
+        self.states = States(Path(directory or temporary_states().name).absolute())
         self.latency = latency
         self.models: dict[str, ToyModel] = {}
-
-    def states(self) -> Path:
-        "Where states are saved."
-        return self.directory or Path(temporary_states().name)
 
     def model(self, name: str) -> ToyModel:
         "The model, opened; a directory is read anew each time, because it may have changed."
@@ -921,7 +898,8 @@ class ToyService:
 
     def create_training_client_from_state(self, path: str, with_optimizer: bool = True) -> ToyTrainingClient:
         "Go on from a saved state."
-        tensors, settings = read_state(Path(path))
+        groups, settings = States.load(path)
+        tensors = {name: array for pack in groups["state"].values() for name, array in load(pack).items()}
         base = self.model(settings["model"])
         if base.digest != settings["base"]:
             raise DamagedData(f"{path} was trained on other weights than {base.name!r} has now")
