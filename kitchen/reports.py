@@ -410,7 +410,7 @@ def title_of(notebook: "NotebookNode", fallback: str) -> str:
             return found.group(1).strip()
     return fallback
 
-# %% ../nbs/61_reports.ipynb #cb4332ae
+# %% ../nbs/61_reports.ipynb #5639336d
 def verdict(notebook: "NotebookNode") -> tuple[str, str]:
     "How the run ended, and why: as the cook noted it, else as the outputs show."
     noted = notebook.metadata.get("kitchen", {})
@@ -427,6 +427,7 @@ BANNERS = {
     "failed": "FAILED. This run did not reach its end; what follows is what it left.",
     "stopped": "STOPPED. This run was stopped before its end; what follows is what it left.",
     "running": "RUNNING. This run had not ended when the report was written.",
+    "interrupted": "INTERRUPTED. The process of this run is gone; `kitchen resume` goes on from its last snapshot.",
     "simulated": "SIMULATED. No real backend did this; the numbers stand for nothing.",
 }
 

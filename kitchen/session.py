@@ -6,7 +6,7 @@
 __all__ = ['STEPS', 'Arrived', 'MARKS', 'deferred_interrupt', 'OnBoth', 'State', 'Kitchen', 'keeping', 'session_html',
            'config_html']
 
-# %% ../nbs/63_session.ipynb #d9cca815
+# %% ../nbs/63_session.ipynb #a855f1a0
 import contextlib
 import html
 import inspect
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import ExperimentSpec, environment, package_version, parameters
 from .history import InputChanged, Keeping
+from .plan import Plan, plan
 from .ports import adapter_address
 from .recipes import Recipe, get_recipe
 from .reproduction import connect_ports
@@ -56,7 +57,7 @@ def deferred_interrupt(pausing: threading.Event | None = None) -> Iterator[threa
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/63_session.ipynb #75425621
+# %% ../nbs/63_session.ipynb #c42514e3
 STEPS: dict[str, Callable[[Event, Event | None], bool]] = {
     "stage": lambda item, last: item.name == "stage.stop",
     "batch": lambda item, last: item.name == "train.step",
@@ -481,6 +482,8 @@ class Kitchen:
     @property
     def values(self) -> Mapping[str, Any]:
         "Values of the workflow by name."
+        if self.reopened:
+            return self.ready.flow.values
         return self.runner.flow.values if self.runner else {"config": self.first_config}
 
     @property
@@ -555,6 +558,10 @@ class Kitchen:
                 )
         given = [one for part in stages(self.recipe.workflow) for one in part.gives]
         raise UnknownName("value", name, ["batch", *self.values, *given])
+
+    def plan(self, measure: bool = True) -> Plan:
+        "What this run would do: stages, steps, tokens, snapshots, and an estimate of the time. Nothing of the run is touched."
+        return plan(self.recipe, self.first_config, self.adapters, keeping(self.first_config), measure)
 
     def report(self, path: str | Path | None = None) -> Path:
         "Write the report of this run as one HTML file that opens offline; by default into the run directory."

@@ -132,7 +132,7 @@ class Part(Protocol):
 
     def run(self, flow: Flow, at: Position) -> Iterator[Event]: ...
 
-# %% ../nbs/50_workflow.ipynb #423f3cd4
+# %% ../nbs/50_workflow.ipynb #17b03892
 STEP = "train.step"  # after it no request is outstanding
 
 
@@ -272,6 +272,7 @@ class Stage:
             answer = within(limit, lambda: self.function(**arguments), self.name)
         if not isinstance(answer, Generator):
             return answer
+        inside = self.resumable
         while True:
             try:
                 item = next(answer)
@@ -279,7 +280,7 @@ class Stage:
                 return stop.value
             if item.name == STEP:
                 flow.step = item.step
-                yield flow.mark(item, "inside") if self.resumable else flow.note(item)
+                yield flow.mark(item, "inside") if inside else flow.note(item)
             else:
                 yield flow.note(item)
             if limit is not None and time.perf_counter() - started > limit:
