@@ -17,12 +17,16 @@ os.environ["KITCHEN_RUNS"] = tempfile.mkdtemp(prefix="kitchen-benchmark-")
 from kitchen.session import Kitchen
 from kitchen.stages import adam_params
 from kitchen.train.sft import adam_schedule, train_sft
+from kitchen.types import LoraParams
 
 TOY = {
     "backend": "toy", "dataset": "builtin:sort[:512]", "epochs": 8, "batch_size": 4, "held_out": 4, "graded": 1,
     "max_tokens": 4, "evaluate_every": 100_000,
 }  # fmt: skip
-TORCH = {"backend": "torch", "dataset": "builtin:sort[:2048]", "held_out": 8, "graded": 1, "max_tokens": 4, "evaluate_every": 100_000}
+TORCH = {
+    "backend": "torch", "dataset": "builtin:sort[:2048]", "held_out": 8, "graded": 1, "max_tokens": 4,
+    "evaluate_every": 100_000,
+}  # fmt: skip
 
 
 def bare(settings: dict) -> float:
@@ -30,19 +34,13 @@ def bare(settings: dict) -> float:
     with Kitchen("sft", **settings, snapshot_every=-1) as k:
         k.run(until="baseline")
         values, service = k.values, k.values["service"].wrapped
-        training = service.create_training_client(k.config.model, None if k.config.method == "full" else lora(k.config), k.config.seed)
+        adapters = LoraParams(k.config.lora_rank, k.config.lora_alpha, k.config.lora_dropout)
+        training = service.create_training_client(k.config.model, adapters, k.config.seed)
         batches, total = values["batches"], len(values["batches"])
         at = adam_schedule(adam_params(k.config), total, k.config.schedule, k.config.warmup_steps)
         began = time.perf_counter()
         steps = sum(item.name == "train.step" for item in train_sft(training, batches, at))
         return (time.perf_counter() - began) / steps
-
-
-def lora(config):
-    """The adapters' parameters."""
-    from kitchen.types import LoraParams
-
-    return LoraParams(config.lora_rank, config.lora_alpha, config.lora_dropout)
 
 
 def session(settings: dict, **more) -> float:

@@ -55,7 +55,7 @@ def fits(given: Any, wanted: Any) -> bool:
     except TypeError:  # protocols with plain attributes are compared by their adapters' own check
         return True
 
-# %% ../nbs/53_contracts.ipynb #155a9370
+# %% ../nbs/53_contracts.ipynb #62052f75
 @dataclass
 class Scene:
     "What the check knows at one place of the walk."
@@ -178,7 +178,9 @@ def complaint(scene: Scene, taker: str, name: str, key: str) -> str:
         return f"{needs} the port {key!r}, for which no adapter is named (known: {known})"
     if key in scene.given:
         return f"{needs} {name!r}, which stage {scene.given[key]!r} gives only later or not always"
-    return f"{needs} {name!r}, which nothing gives{guess(name, scene.available | scene.given.keys())}"
+    inside = scene.outer("")  # names of the same room are written without its name
+    known = {one.removeprefix(inside) for one in scene.available | scene.given.keys()}
+    return f"{needs} {name!r}, which nothing gives{guess(name, known)}"
 
 
 def guess(name: str, choices: set[str]) -> str:

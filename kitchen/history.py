@@ -6,7 +6,7 @@
 __all__ = ['BESIDE', 'Moment', 'moment', 'is_client', 'state_hash', 'Keeping', 'wish', 'Snapshot', 'InputChanged', 'Pending',
            'History', 'link']
 
-# %% ../nbs/55_history.ipynb #4a8f4696
+# %% ../nbs/55_history.ipynb #59c615e5
 import bisect
 import hashlib
 import json
@@ -25,7 +25,7 @@ from .snapshots import Objects, States, decoded, encoded
 from .store import Run, write_whole
 from .telemetry import EVENTS, Event, MemoryLog, content, event
 from .types import DamagedData, InvalidValue, UnknownName
-from .workflow import START, Flow, Part, Position, WorkflowError, located
+from .workflow import START, Flow, Part, Position, Scope, WorkflowError, located
 
 # %% ../nbs/55_history.ipynb #ccd1ed83
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def wish(text: str) -> tuple[int, str, str]:
         raise UnknownName(f"measurement of {name}", measurement, EVENTS[name].measurements)
     return (1 if word == "min" else -1), name, measurement
 
-# %% ../nbs/55_history.ipynb #f476ca5c
+# %% ../nbs/55_history.ipynb #d2ae0dbf
 @dataclass(frozen=True)
 class Snapshot:
     "A moment on disk."
@@ -185,7 +185,21 @@ class History:
         every = self.keeping.every
         if every > 0 and now.position.moment == "inside" and now.step is not None and now.step % every == 0:
             return True
+        if every >= 0 and self.between_stages(now.position):
+            return True
         return every >= 0 and time.perf_counter() >= self.due_at and self.idle
+
+    def between_stages(self, position: Position) -> bool:
+        "Whether it is the end of a stage that runs once; these moments are always kept, so that no stage is run again for nothing."
+        part, path = self.workflow, position.path
+        while path:
+            if isinstance(part, Scope):
+                part = part.body
+            elif hasattr(part, "body"):
+                return False  # the end of a round of a loop
+            else:
+                part, path = part.parts[path[0]], path[1:]
+        return position.moment == "after"
 
     @property
     def idle(self) -> bool:
@@ -244,7 +258,7 @@ class History:
     def keep(self, name: str, value: Any) -> str:
         "Store a value, unless it is the one stored last."
         known = self.kept.get(name)
-        if known is None or known[0] is not value:
+        if known is None or known[0] is not value or not self.objects.path(known[1]).is_file():
             text = json.dumps(encoded(value, self.run.path), ensure_ascii=False)
             self.kept[name] = known = (value, self.objects.put(text.encode()))
         return known[1]
@@ -253,7 +267,8 @@ class History:
         "Save a training client's state, unless it is the one saved last."
         adapter, changes = getattr(client, "adapter", ""), getattr(client, "changes", -1)
         known = self.saved.get(name)
-        if known is not None and known[0] is client and known[1] == changes >= 0:
+        there = known is not None and (Path(known[2]).suffix != ".json" or (self.folder / known[2]).is_file())
+        if known is not None and there and known[0] is client and known[1] == changes >= 0:
             return {"state": known[2], "adapter": adapter}
         label = f"{name.replace('/', '.')}-{now.sequence}"
         waits.append((name, client, changes, client.save_state(label)))
@@ -303,7 +318,9 @@ class History:
         "Remove snapshots that are no longer kept, and what only they named; bytes that are left in objects."
         found = {path: snapshot for path, snapshot in self.readable() if path == newest or self.stands(snapshot)}
         scored = sorted((snapshot.score, path) for path, snapshot in found.items() if snapshot.score is not None)
-        wanted = {*list(found)[: self.keeping.last], newest, *(path for _, path in scored[:1])}
+        ends = [path for path, snapshot in found.items() if self.between_stages(snapshot.position)]
+        steps = [path for path in found if path not in ends]
+        wanted = {*ends, *steps[: self.keeping.last], newest, *(path for _, path in scored[:1])}
         for path in set(self.paths()) - wanted:
             path.unlink(missing_ok=True)
         states = {entry["state"] for path in wanted for entry in found[path].values.values() if entry["kind"] == "client"}

@@ -80,7 +80,7 @@ def beyond(measurement: str, above: float | None = None, below: float | None = N
         raise InvalidValue(f"when to pause? give above, below or nan=True for {measurement!r}")
     return Breakpoint(f"{measurement} {' or '.join(bounds)}", met)
 
-# %% ../nbs/56_runner.ipynb #e7de9a8d
+# %% ../nbs/56_runner.ipynb #6dd04a1c
 class Runner:
     "A workflow of a run, under way."
 
@@ -132,7 +132,7 @@ class Runner:
                     self.go_back("rollback")
                     self.flow.attempts = attempts
                     continue
-                except Exception as error:
+                except BaseException as error:  # Ctrl-C twice as well: the flow is broken off in the middle of a step
                     self.error = error
                     raise
                 self.history.settle(wait=True)
@@ -251,15 +251,19 @@ class Runner:
         starts = [item.sequence for item in self.run.log.standing if item.name == "run.start"]
         return starts[0] + 1 if starts else 0
 
-    def rewind(self, target: int, reason: str = "rewind") -> None:
-        "Return to the moment after so many events; edits made there or later are taken back."
+    def rewind(self, target: int, reason: str = "rewind", keep_edits: bool = False) -> None:
+        "Return to the moment after so many events. Edits made there or later are taken back, or made again as the run goes on."
         breakpoints, self.breakpoints = self.breakpoints, []
+        later = edits_by_place([item for item in self.run.log.standing if item.sequence >= target]) if keep_edits else {}
         try:
             count = self.go_back(reason, target)
             if count:
                 self.advance(lambda item: self.passed >= count)
         finally:
-            self.again, self.breakpoints = {}, breakpoints
+            self.breakpoints = breakpoints
+        self.again = {count + place: edits for place, edits in later.items()}
+        if self.again.get(self.passed):
+            self.make_edits()
 
     def place(self, step: int | None = None, stage: str | None = None) -> int:
         "How many events there were at a step's end, or before a stage began."
@@ -286,9 +290,11 @@ class Runner:
 
     def snapshot(self) -> Snapshot:
         "Keep this moment, on disk before this returns."
-        self.history.take(self.flow, self.now)
         self.history.settle(wait=True)
         path = self.history.folder / f"{self.now.sequence}.json"
+        if not path.is_file():
+            self.history.take(self.flow, self.now)
+            self.history.settle(wait=True)
         if not path.is_file():
             failed = [item["reason"] for item in self.run.log.events if item.name == "snapshot.error"]
             raise KitchenError(f"the snapshot could not be kept: {failed[-1] if failed else 'no reason is known'}")

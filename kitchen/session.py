@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'Arrived', 'MARKS', 'deferred_interrupt', 'OnBoth', 'State', 'Kitchen', 'keeping', 'session_html',
-           'config_html']
+           'contract_html', 'config_html']
 
-# %% ../nbs/63_session.ipynb #a855f1a0
+# %% ../nbs/63_session.ipynb #e7f4e11f
 import contextlib
 import html
 import inspect
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import ExperimentSpec, environment, package_version, parameters
 from .history import InputChanged, Keeping
-from .plan import Plan, plan
+from .plan import Plan, plan, stage_rows, table
 from .ports import adapter_address
 from .recipes import Recipe, get_recipe
 from .reproduction import connect_ports
@@ -57,7 +57,7 @@ def deferred_interrupt(pausing: threading.Event | None = None) -> Iterator[threa
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/63_session.ipynb #c42514e3
+# %% ../nbs/63_session.ipynb #aa23df1a
 STEPS: dict[str, Callable[[Event, Event | None], bool]] = {
     "stage": lambda item, last: item.name == "stage.stop",
     "batch": lambda item, last: item.name == "train.step",
@@ -395,11 +395,11 @@ class Kitchen:
         except InputChanged as error:
             if not new_input:
                 raise
-            runner.rewind(runner.place(stage=error.stage), "resume")
+            runner.rewind(runner.place(stage=error.stage), "resume", keep_edits=True)
         fixed = changed.keys() - set(live_settings(self.recipe.config))
         readers = [stage for stage, reads in runner.flow.reads.items() if fixed & reads]
         if readers:
-            runner.rewind(runner.place(stage=readers[0]), "resume")
+            runner.rewind(runner.place(stage=readers[0]), "resume", keep_edits=True)
         runner.ask(*(event("config.edit", setting=name, after=value) for name, value in changed.items()))
         self.index()
 
@@ -544,7 +544,8 @@ class Kitchen:
         if name == "batch":
             from kitchen.stages import show_batch
 
-            return show_batch(self.wanted("batches").peek(), self.wanted("renderer"))
+            following = self.wanted("batches").peek() or self.wanted("data").train[:1]  # after the last: the first datum
+            return show_batch(following, self.wanted("renderer"))
         return self.wanted(name)
 
     def wanted(self, name: str) -> Any:
@@ -584,7 +585,7 @@ def keeping(config: Any) -> Keeping:
     names = {"every": "snapshot_every", "last": "snapshots_kept", "best": "keep_best"}
     return Keeping(**{field: getattr(config, name) for field, name in names.items() if hasattr(config, name)})
 
-# %% ../nbs/63_session.ipynb #31e6d0d4
+# %% ../nbs/63_session.ipynb #874390b2
 MARKS = {
     "done": ("✓", "#009e73"),
     "running": ("▶", "#0072b2"),
@@ -611,7 +612,14 @@ def session_html(kitchen: Kitchen) -> str:
     named = [getattr(kitchen.config, name, None) for name in ("model", "dataset", "method", "backend")]
     about = html.escape(" · ".join(name for name in named if name))
     title = f"<b>{html.escape(kitchen.recipe.name)}</b> — {kitchen.status}{where}<br><small>{about}</small>"
-    return f"<div>{title}<table>{''.join(rows)}</table>{config_html(kitchen)}</div>"
+    return f"<div>{title}<table>{''.join(rows)}</table>{contract_html(kitchen)}{config_html(kitchen)}</div>"
+
+
+def contract_html(kitchen: Kitchen) -> str:
+    "The workflow's tree with needs, gives, adapters and capabilities, as a folded table."
+    head = ("stage", "needs", "gives", "asks of", "does")
+    rows = stage_rows(kitchen.recipe.workflow, kitchen.adapters)
+    return f"<details><summary>workflow</summary>{table(head, rows)}</details>"
 
 
 def config_html(kitchen: Kitchen) -> str:

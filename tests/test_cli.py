@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from kitchen.cli import main
 from kitchen.reports import read_manifest
 from kitchen.store import EventLog, Run, RunIndex
+from kitchen.telemetry import content
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -248,3 +249,72 @@ def test_debug_shows_the_traceback():
     for words in (("--debug", "describe", "stf"), ("cook", "sft", "-p", "epochs", "0", "--debug")):
         done = kitchen(*words)
         assert done.exception is not None and not isinstance(done.exception, SystemExit)
+
+
+def standing(run_dir):
+    results = ("train.step", "train.evaluate", "evaluate.answers")
+    return [content(item) for item in Run(run_dir).log.standing if item.name in results]
+
+
+def test_a_killed_cook_goes_on_where_it_stopped(tmp_path):
+    settings = {**TINY, "epochs": 60, "snapshot_every": 5}
+    pairs = [str(word) for name, value in settings.items() for word in ("-p", name, value)]
+    process = started("cook", "sft", *pairs, "--out", tmp_path / "run", start_new_session=True)
+    log, deadline = tmp_path / "run" / "events.jsonl", time.monotonic() + 60
+    while not (log.exists() and log.read_text().count('"snapshot.save"') > 3) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    killed_at = len(Run(tmp_path / "run").log.events)
+    while Run(tmp_path / "run").log.held:  # the kernel notices that its parent is gone
+        time.sleep(0.05)
+    assert Run(tmp_path / "run").status == "interrupted"
+    done = kitchen("cook", "sft", "--resume", tmp_path / "run", "--quiet")
+    assert done.exit_code == 0, done.output
+    run = Run(tmp_path / "run")
+    loads = [item for item in run.log.events if item.name == "stage.start" and item["stage"] == "load"]
+    assert len(loads) == 1 and run.status == "completed" and run.verify() == [], "what was done is not done again"
+    assert len(run.log.events) > killed_at and (tmp_path / "run" / "report.html").is_file()
+    whole = kitchen("cook", "sft", *pairs, "--out", tmp_path / "whole", "--quiet")
+    assert whole.exit_code == 0 and standing(tmp_path / "run") == standing(tmp_path / "whole")
+    again = kitchen("reproduce", tmp_path / "run" / "report.ipynb", "--quiet", "--out", tmp_path / "again")
+    assert again.exit_code == 0 and "bit for bit" in again.output, again.output
+
+
+def test_a_resumed_cook_runs_only_what_a_new_setting_concerns(tmp_path):
+    assert kitchen("cook", "sft", *PAIRS, "--out", tmp_path / "run", "--quiet").exit_code == 0
+    before = len(Run(tmp_path / "run").log.events)
+    done = kitchen("cook", "sft", "--resume", tmp_path / "run", "--max-tokens", "3", "--quiet")
+    assert done.exit_code == 0, done.output
+    later = Run(tmp_path / "run").log.events[before:]
+    begun = [item["stage"] for item in later if item.name == "stage.start"]
+    assert begun[0] == "baseline" and "load" not in begun and "open" not in begun and begun[-1] == "report"
+    nothing = kitchen("cook", "sft", "--resume", tmp_path / "run", "--quiet")
+    assert nothing.exit_code == 0
+    assert not [item for item in Run(tmp_path / "run").log.events[before + len(later) :] if item.name == "stage.start"]
+
+
+def test_a_drifted_run_is_not_reproduced(tmp_path):
+    assert kitchen("cook", "sft", *PAIRS, "--out", tmp_path / "run", "--quiet").exit_code == 0
+    path = tmp_path / "run" / "report.ipynb"
+    text = path.read_text(encoding="utf-8")
+    loss = json.loads(text)  # a number in the manifest is another than was measured
+    for cell in loss["cells"]:
+        for output in cell.get("outputs", []):
+            found = output.get("data", {}).get("application/vnd.kitchen.manifest+json")
+            if found:
+                found["curves"]["train.step.loss"][-1] += 1e-9
+    path.write_text(json.dumps(loss), encoding="utf-8")
+    done = kitchen("reproduce", path, "--quiet", "--out", tmp_path / "again")
+    assert done.exit_code == 1 and "DIFFERS" in done.output and "is not reproduced: 1 lines differ" in done.output
+
+
+def test_verify_names_a_damaged_snapshot(tmp_path):
+    assert kitchen("cook", "sft", *PAIRS, "--out", tmp_path / "run", "--quiet").exit_code == 0
+    assert kitchen("verify", tmp_path / "run").exit_code == 0
+    objects = (tmp_path / "run" / "snapshots" / "objects").glob("*/*")
+    damaged = max(objects, key=lambda path: path.stat().st_size)
+    content_before = damaged.read_bytes()
+    damaged.write_bytes(content_before[:-1] + bytes([content_before[-1] ^ 1]))
+    done = kitchen("verify", tmp_path / "run")
+    assert done.exit_code == 1 and damaged.name in done.output and "snapshot" in done.output

@@ -279,7 +279,7 @@ class FileBlobs:
 
 _blobs: type[BlobStore] = FileBlobs
 
-# %% ../../nbs/93_adapters.files.ipynb #4562bbd6
+# %% ../../nbs/93_adapters.files.ipynb #df55156a
 class FileRegistry:
     "Model versions in a folder."
 
@@ -291,7 +291,12 @@ class FileRegistry:
         return [read_entry(path) for path in sorted(self.blobs.path(model).glob("[0-9]*/entry.json"))]
 
     def register(self, model: str, entry: Mapping[str, Any]) -> int:
-        "Add a version, numbered from 1."
+        "Add a version, numbered from 1; the same artifact of the same run is the version it was."
+        same = ("run_id", "artifact", "sha256")
+        if all(name in entry for name in same):  # a run that was resumed may come here twice
+            for known in reversed(self.versions(model)):
+                if all(known.get(name) == entry[name] for name in same):
+                    return known["version"]
         folder = self.blobs.path(model)
         folder.mkdir(parents=True, exist_ok=True)
         version = next(number for number in count(1) if reserve(folder / f"{number:06}"))
