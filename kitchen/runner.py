@@ -80,7 +80,7 @@ def beyond(measurement: str, above: float | None = None, below: float | None = N
         raise InvalidValue(f"when to pause? give above, below or nan=True for {measurement!r}")
     return Breakpoint(f"{measurement} {' or '.join(bounds)}", met)
 
-# %% ../nbs/56_runner.ipynb #6dd04a1c
+# %% ../nbs/56_runner.ipynb #adda83e9
 class Runner:
     "A workflow of a run, under way."
 
@@ -99,6 +99,7 @@ class Runner:
         self.again: dict[int, list[Event]] = {}  # edits of the log, by milestones from here
         self.breakpoints: list[Breakpoint] = []
         self.passed = 0  # milestones since this flow began
+        self.score: float | None = None  # of a state that is the best so far, and is to be kept
         self.ended = False
         self.error: BaseException | None = None
         self.take_up(Flow(workflow, dict(self.base), run.log))
@@ -107,7 +108,7 @@ class Runner:
         "Go on with this flow."
         self.flow, self.events, self.passed, self.ended, self.error = flow, iter(flow), 0, False, None
         flow.recover = self.roll_back
-        self.now = moment(flow, len(self.run.log.events))
+        self.now, self.score = moment(flow, len(self.run.log.events)), None
 
     def roll_back(self) -> None:
         "Asked for by a stage's policy; answered by whoever drives the flow."
@@ -142,13 +143,16 @@ class Runner:
     def reached(self, item: Event, arrived: Callable[[Event], bool]) -> bool:
         "Do what is due after an event; whether to stop there."
         flow, boundary = self.flow, self.flow.at_boundary
+        if self.history.better(item):
+            self.score = self.history.best
         if boundary and item.name != "stage.start":
             self.now = moment(flow, len(self.run.log.events))
             self.history.settle()
-            if self.history.due(self.now):
-                self.history.take(flow, self.now)
-        elif self.history.better(item):
-            self.history.take(flow, self.now, self.history.best)
+        if self.score is not None and self.history.unchanged(flow, self.now):  # else at the next boundary
+            self.history.take(flow, self.now, self.score)
+            self.score = None
+        elif boundary and item.name != "stage.start" and self.history.due(self.now):
+            self.history.take(flow, self.now)
         self.passed += item.name in MILESTONES
         if boundary:
             self.make_edits()

@@ -6,13 +6,14 @@
 __all__ = ['STEPS', 'Arrived', 'MARKS', 'deferred_interrupt', 'OnBoth', 'State', 'Kitchen', 'keeping', 'session_html',
            'contract_html', 'config_html']
 
-# %% ../nbs/63_session.ipynb #e7f4e11f
+# %% ../nbs/63_session.ipynb #c77b7d7b
 import contextlib
 import html
 import inspect
 import os
 import secrets
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -27,7 +28,7 @@ from .ports import adapter_address
 from .recipes import Recipe, get_recipe
 from .reproduction import connect_ports
 from .runner import Breakpoint, Runner, before_stage, beyond, live_settings
-from .store import Run, RunIndex, runs_root
+from .store import LogFailed, Run, RunIndex
 from .telemetry import Event, event, frame
 from .types import InvalidValue, KitchenError, UnknownName
 from .workflow import stages
@@ -57,7 +58,7 @@ def deferred_interrupt(pausing: threading.Event | None = None) -> Iterator[threa
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/63_session.ipynb #aa23df1a
+# %% ../nbs/63_session.ipynb #cc3723f9
 STEPS: dict[str, Callable[[Event, Event | None], bool]] = {
     "stage": lambda item, last: item.name == "stage.stop",
     "batch": lambda item, last: item.name == "train.step",
@@ -195,8 +196,9 @@ class Kitchen:
         return self.runner
 
     def index(self) -> None:
-        "Refresh this run's line in the table of runs."
-        RunIndex(self.run_record.path.parent).put(self.run_record)
+        "Refresh this run's line in the table of runs; the table can be rebuilt, so a full disk is no reason to fail here."
+        with contextlib.suppress(sqlite3.Error):
+            RunIndex(self.run_record.path.parent).put(self.run_record)
 
     def stopped(self, status: str, error: BaseException | None = None) -> None:
         "Log how the run ended."
@@ -324,8 +326,10 @@ class Kitchen:
                 if runner.error is None and runner.history.keeping.every >= 0:
                     with contextlib.suppress(KitchenError):  # the log says why; an earlier snapshot will do
                         runner.snapshot()
-                self.stopped("stopped")
-            runner.leave()
+                with contextlib.suppress(LogFailed, OSError):  # a full disk: the run counts as interrupted
+                    self.stopped("stopped")
+            with contextlib.suppress(LogFailed):
+                runner.leave()
         if self.run_opened is not None:
             self.run_opened.close()
 
