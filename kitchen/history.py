@@ -112,7 +112,7 @@ def wish(text: str) -> tuple[int, str, str]:
         raise UnknownName(f"measurement of {name}", measurement, EVENTS[name].measurements)
     return (1 if word == "min" else -1), name, measurement
 
-# %% ../nbs/55_history.ipynb #2ee9ccea
+# %% ../nbs/55_history.ipynb #9db2a84a
 @dataclass(frozen=True)
 class Snapshot:
     "A moment on disk."
@@ -197,7 +197,7 @@ class History:
         return every >= 0 and time.perf_counter() >= self.due_at and self.idle
 
     def between_stages(self, position: Position) -> bool:
-        "Whether it is the end of a stage that runs once; these moments are always kept, so that no stage is run again for nothing."
+        "Whether it is the end of a stage that runs once: kept always, so that no stage is run again for nothing."
         part, path = self.workflow, position.path
         while path:
             if isinstance(part, Scope):

@@ -7,7 +7,7 @@ __all__ = ['Result', 'Account', 'supervised', 'Splits', 'read', 'set_aside', 'lo
            'show_batch', 'batch', 'open_model', 'adam_params', 'train', 'asked', 'baseline', 'evaluate', 'save',
            'register', 'measured', 'report', 'side_by_side']
 
-# %% ../nbs/52_stages.ipynb #61d0570d
+# %% ../nbs/52_stages.ipynb #db4d2aab
 import json
 import time
 from collections.abc import Generator, Sequence
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .coloring import show_tokens
-from .data import Batches, Conversation, parse_rows, split_rows
+from .data import Batches, Conversation, StreamBatches, parse_rows, split_rows
 from .evaluation import Answer, Question, ask, summarize
 from .ports import DatasetStore, ModelRegistry, Rows, ServiceClient, TrainingClient
 from .rendering import Renderer, get_renderer, render_conversations
@@ -140,7 +140,7 @@ def show_batch(data: Sequence[Datum], renderer: Renderer) -> Any:
     "The first datum of a batch, tokens coloured by loss weight."
     return show_tokens(data[0], renderer.tokenizer)
 
-# %% ../nbs/52_stages.ipynb #234cff25
+# %% ../nbs/52_stages.ipynb #0c491b36
 @stage(gives="batches", remake=True)
 def batch(config: Any, data: Splits) -> Batches[Datum]:
     "Shuffle by the seed and cut into batches; the cursor is explicit state."
@@ -174,7 +174,7 @@ def adam_params(config: Any) -> AdamParams:
 def train(
     config: Any,
     training: TrainingClient,
-    batches: Batches[Datum],
+    batches: Batches[Datum] | StreamBatches[Datum],
     data: Splits,
     renderer: Renderer,
     progress: dict[str, Any],

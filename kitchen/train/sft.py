@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['adam_schedule', 'TrainingDiverged', 'cut', 'train_sft', 'one_step', 'after_step', 'held_out_loss']
 
-# %% ../../nbs/32_train.sft.ipynb #c3fb1f8d
+# %% ../../nbs/32_train.sft.ipynb #ad313c15
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import Batches
+from ..data import Batches, StreamBatches
 from ..losses import bits_per_byte, mean_nll, normalize_weights, perplexity
 from ..ports import TrainingClient
 from ..schedules import learning_rate
@@ -38,7 +38,7 @@ def adam_schedule(
     at(0)  # a misspelt schedule or a wrong floor is refused now, not at the first step
     return at
 
-# %% ../../nbs/32_train.sft.ipynb #e155d3e3
+# %% ../../nbs/32_train.sft.ipynb #6756c5a2
 class TrainingDiverged(KitchenError):
     "The loss is no longer a number."
 
@@ -51,7 +51,7 @@ def cut(batch: Sequence[Datum], pieces: int) -> list[Sequence[Datum]]:
 
 def train_sft(
     training: TrainingClient,
-    batches: Batches[Datum],
+    batches: Batches[Datum] | StreamBatches[Datum],
     adam_at: Callable[[int], AdamParams],
     accumulate: int = 1,  # micro-batches for each optimizer step
     evaluate: Callable[[int], Event] | None = None,  # held-out loss at a step
