@@ -112,7 +112,7 @@ def wish(text: str) -> tuple[int, str, str]:
         raise UnknownName(f"measurement of {name}", measurement, EVENTS[name].measurements)
     return (1 if word == "min" else -1), name, measurement
 
-# %% ../nbs/55_history.ipynb #9db2a84a
+# %% ../nbs/55_history.ipynb #24589099
 @dataclass(frozen=True)
 class Snapshot:
     "A moment on disk."
@@ -182,6 +182,13 @@ class History:
         self.resting_until = 0.0  # after a failure
         self.step_taken: int | None = None  # optimizer steps done at the last snapshot
         self.best: float | None = None
+        self.promised: set[str] = set()  # objects of edits that are still to be made
+
+    def promise(self, content: bytes) -> str:
+        "Store a value that an edit will need; its name."
+        name = hashlib.sha256(content).hexdigest()
+        self.promised.add(name)  # first: a snapshot may be pruning in its thread
+        return self.objects.put(content)
 
     # -- when ------------------------------------------------------------------------------------
 
@@ -342,7 +349,7 @@ class History:
 
     def named(self, snapshots: Iterator[Snapshot]) -> set[str]:
         "Objects that these snapshots, their states and the log's edits name."
-        names = {item["object"] for item in self.run.log.events if item.name == "state.edit"}
+        names = self.promised | {item["object"] for item in self.run.log.events if item.name == "state.edit"}
         for snapshot in snapshots:
             for entry in snapshot.values.values():
                 if entry["kind"] == "kept":

@@ -113,7 +113,7 @@ def manifest(run: Run) -> dict[str, Any]:
         "simulated": any(simulated),
     }
 
-# %% ../nbs/57_reproduction.ipynb #492cf623
+# %% ../nbs/57_reproduction.ipynb #51107198
 @dataclass(frozen=True)
 class Comparison:
     "One line of the table."
@@ -242,6 +242,6 @@ def edits_again(recorded: Sequence[Mapping[str, Any]], runner: Runner) -> dict[i
     for one in recorded:
         about = {key: value for key, value in one.items() if key not in ("event", "milestone", "content")}
         if "content" in one:
-            about["object"] = runner.history.objects.put(json.dumps(one["content"], ensure_ascii=False).encode())
+            about["object"] = runner.history.promise(json.dumps(one["content"], ensure_ascii=False).encode())
         found.setdefault(one["milestone"], []).append(event(one["event"], **about))
     return found

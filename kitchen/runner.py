@@ -80,7 +80,7 @@ def beyond(measurement: str, above: float | None = None, below: float | None = N
         raise InvalidValue(f"when to pause? give above, below or nan=True for {measurement!r}")
     return Breakpoint(f"{measurement} {' or '.join(bounds)}", met)
 
-# %% ../nbs/56_runner.ipynb #adda83e9
+# %% ../nbs/56_runner.ipynb #3491a41b
 class Runner:
     "A workflow of a run, under way."
 
@@ -214,9 +214,8 @@ class Runner:
             raise UnknownName("value", name, known)
         if is_client(self.flow.values.get(name)):
             raise InvalidValue(f"{name!r} is a model in training; it changes by training only")
-        self.history.settle(wait=True)
         text = json.dumps(encoded(value, self.run.path), ensure_ascii=False)
-        self.ask(event("state.edit", value=name, object=self.history.objects.put(text.encode())))
+        self.ask(event("state.edit", value=name, object=self.history.promise(text.encode())))
 
     def ask(self, *edits: Event) -> None:
         "Make edits at the next boundary, which may be now."

@@ -6,7 +6,7 @@
 __all__ = ['STEPS', 'Arrived', 'MARKS', 'deferred_interrupt', 'OnBoth', 'State', 'Kitchen', 'keeping', 'session_html',
            'contract_html', 'config_html']
 
-# %% ../nbs/63_session.ipynb #c77b7d7b
+# %% ../nbs/63_session.ipynb #46ba5426
 import contextlib
 import html
 import inspect
@@ -27,7 +27,7 @@ from .plan import Plan, plan, stage_rows, table
 from .ports import adapter_address
 from .recipes import Recipe, get_recipe
 from .reproduction import connect_ports
-from .runner import Breakpoint, Runner, before_stage, beyond, live_settings
+from .runner import EDITS, Breakpoint, Runner, before_stage, beyond, live_settings
 from .store import LogFailed, Run, RunIndex
 from .telemetry import Event, event, frame
 from .types import InvalidValue, KitchenError, UnknownName
@@ -58,7 +58,7 @@ def deferred_interrupt(pausing: threading.Event | None = None) -> Iterator[threa
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/63_session.ipynb #cc3723f9
+# %% ../nbs/63_session.ipynb #b20bfd44
 STEPS: dict[str, Callable[[Event, Event | None], bool]] = {
     "stage": lambda item, last: item.name == "stage.stop",
     "batch": lambda item, last: item.name == "train.step",
@@ -423,6 +423,10 @@ class Kitchen:
         other.adopt(Run(path).claim())
         other.ready.go_back("fork")
         other.run_record.log.append(event("run.fork", snapshot.step, parent=parent.run_id, parent_head=snapshot.head))
+        for item in [item for item in self.log if item.name in EDITS and item.sequence >= snapshot.sequence]:
+            if item.name == "state.edit":
+                other.ready.history.promise(runner.history.objects.get(item["object"]))
+            other.ready.ask(item)  # made at this very boundary, after what the snapshot holds
         checked = self.config.replace(**changes)
         other.ready.ask(*(event("config.edit", setting=name, after=getattr(checked, name)) for name in changes))
         other.index()

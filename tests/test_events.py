@@ -1,22 +1,25 @@
 """Declared = emitted = documented, on real runs; every stage and port call is in the log."""
 
 import json
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from kitchen.concurrency import parallel, produce, stream
 from kitchen.session import Kitchen
 from kitchen.store import EventLog
-from kitchen.telemetry import EVENTS, event_table
-from kitchen.workflow import stages
+from kitchen.telemetry import EVENTS, MemoryLog, event, event_table
+from kitchen.workflow import Flow, Stage, stages
 
 SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded": 4, "max_tokens": 8}
 
 
 @pytest.fixture
 def logs(chats):
-    """Events of a run that ends well, of one with a row set aside, and of one that fails."""
+    """Sessions: one with a row set aside, one that ends well, one that fails."""
     rows = [
         {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}]}
         for n in range(40)
@@ -37,13 +40,69 @@ def logs(chats):
     return runs
 
 
+def with_a_history():
+    """Events of a run that is paused, edited, rewound, forked, torn, and whose snapshot is damaged."""
+    k = Kitchen("sft", **SMALL, dataset="builtin:sort[:64]")
+    k.break_before("train")
+    k.run().set(learning_rate=1e-3)
+    k.state["batch"] = k.state["batch"][:3]
+    k.breakpoints.clear()
+    k.run(until=3).rewind(step=2)
+    fork = k.fork(learning_rate=2e-3).run()
+    fork.close()
+    k.close()
+    with (k.run_dir / "events.jsonl").open("a") as file:
+        file.write('{"sequence":')
+    snapshots = [path for path in (k.run_dir / "snapshots").glob("*.json") if path.stem.isdigit()]
+    max(snapshots, key=lambda path: int(path.stem)).write_text("{}")
+    again = Kitchen.resume(k.run_dir)
+    again.close()
+    return again.run_record.log.events + fork.run_record.log.events
+
+
+def with_failures():
+    """Events of stages that fail under each policy, and of concurrent parts."""
+    tries = Counter()
+
+    def moody(name):
+        tries[name] += 1
+        if tries[name] == 1:
+            raise OSError("away")
+
+    def quick():
+        yield event("train.evaluate", split="test", loss=1.0, perplexity=2.7, bits_per_byte=1.0, trained_tokens=1, seconds=0.0)
+        return 1
+
+    def endless():
+        while True:
+            yield from quick()
+
+    log = MemoryLog()
+    flow = Flow(Stage("rolls", lambda: moody("rolls")).with_policy(retries=1, rollback=True), {}, log)
+    flow.recover = lambda: None
+    parts = (
+        flow,
+        Flow(Stage("retries", lambda: moody("retries")).with_policy(retries=1, pause=0.001), {}, log),
+        Flow(Stage("skips", lambda: 1 / 0, ("a",)).with_policy(skip={"a": None}), {}, log),
+        Flow(parallel("two", Stage("left", quick, ("left",)), Stage("right", lambda: 2, ("right",))), {}, log),
+        Flow(parallel("bad", Stage("fails", lambda: 1 / 0), Stage("endless", endless)), {}, log),
+        Flow(produce("loop", Stage("make", lambda: 3, ("item",)), Stage("use", lambda item: None), "item", 3, lag=1), {}, log),
+        Flow(stream("read", Stage("source", lambda: iter(range(2))), Stage("use", lambda item: None), "item"), {}, log),
+    )
+    for part in parts:
+        with suppress(ZeroDivisionError):
+            list(part)
+    return log.events
+
+
 def test_declared_is_emitted_is_documented(logs):
-    emitted = {item.name for k in logs for item in k.log}
+    events = [item for k in logs for item in k.run_record.log.events] + with_a_history() + with_failures()
+    emitted = {item.name for item in events}
     assert emitted == EVENTS.keys(), (
         f"never emitted: {EVENTS.keys() - emitted}; undeclared: {emitted - EVENTS.keys()}"
     )
     for kind in EVENTS.values():
-        found = [item for k in logs for item in k.log if item.name == kind.name]
+        found = [item for item in events if item.name == kind.name]
         measured = {name for item in found for name in item.measurements}
         described = {name for item in found for name in item.metadata}
         assert measured == set(kind.measurements), f"{kind.name}: {set(kind.measurements) ^ measured}"
@@ -73,7 +132,7 @@ def test_every_stage_and_port_call_is_a_span(logs):
 
 def test_the_chain_of_every_run_verifies(logs):
     for k in logs:
-        assert EventLog.verify(k.run_dir / "events.jsonl") == len(k.log)
+        assert EventLog.verify(k.run_dir / "events.jsonl") == len(k.run_record.log.events)
 
 
 def test_the_failed_run_says_so(logs):
