@@ -537,7 +537,7 @@ def shown_progress(run_dir: Path, quiet: bool) -> Iterator[None]:
         thread.join(timeout=10)
         view.close()
 
-# %% ../nbs/64_cli.ipynb #5163b535
+# %% ../nbs/64_cli.ipynb #fa54900d
 ORDER = "order.json"  # what was cooked, so that it can be taken up again
 
 
@@ -577,6 +577,7 @@ def unfinished_run(what: Order, name: str) -> Path:
     "The directory of a run of this recipe or notebook."
     import json
 
+    from kitchen.store import EventLog
     from kitchen.types import InvalidValue
 
     run_dir = Path(name).absolute() if (Path(name) / ORDER).is_file() else find_run(name)
@@ -585,6 +586,7 @@ def unfinished_run(what: Order, name: str) -> Path:
     cooked = json.loads((run_dir / ORDER).read_text(encoding="utf-8"))
     if cooked["name"] != what.name:
         raise InvalidValue(f"{run_dir} is a run of {cooked['name']!r}, not of {what.name!r}")
+    EventLog(run_dir / "events.jsonl").claim().close()  # somebody who still writes it is noticed before a kernel is started
     return run_dir
 
 

@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from kitchen.cli import main
 from kitchen.reports import read_manifest
+from kitchen.session import Kitchen
 from kitchen.store import EventLog, Run, RunIndex
 from kitchen.telemetry import content
 
@@ -292,6 +293,18 @@ def test_a_resumed_cook_runs_only_what_a_new_setting_concerns(tmp_path):
     nothing = kitchen("cook", "sft", "--resume", tmp_path / "run", "--quiet")
     assert nothing.exit_code == 0
     assert not [item for item in Run(tmp_path / "run").log.events[before + len(later) :] if item.name == "stage.start"]
+
+
+def test_a_run_that_is_being_written_is_not_resumed(tmp_path):
+    with Kitchen("sft", run_dir=tmp_path / "run", **TINY) as k:
+        k.run(until=2)
+        for words in (("resume", k.run_dir), ("cook", "sft", "--resume", k.run_dir)):
+            done = kitchen(*words)
+            assert done.exit_code == 2, done.output
+        assert "is being written by another session" in kitchen("resume", k.run_dir).output
+        (k.run_dir / "order.json").write_text('{"name": "sft", "notebook": "", "values": {}}')
+        done = kitchen("cook", "sft", "--resume", k.run_dir)
+        assert done.exit_code == 2 and "is being written by another session" in done.output
 
 
 def test_a_drifted_run_is_not_reproduced(tmp_path):

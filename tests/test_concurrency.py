@@ -115,19 +115,20 @@ def gone(pid):
 def test_two_parts_run_at_the_same_time_and_merge(tmp_path):
     log = EventLog(tmp_path / "events.jsonl").claim()
     flow = Flow(chain("all", double, parallel("both", sleep_left, sleep_right)), {"size": 1}, log)
-    began = time.perf_counter()
     events, boundaries = [], []
     for item in flow:
         events.append(item)
         boundaries.append(flow.at_boundary)
-    assert time.perf_counter() - began < 0.35
+    marks = [(item.name, item.time) for item in events if item.metadata.get("stage", "").startswith("sleep")]
+    begun, over = ([when for name, when in marks if name == one] for one in ("stage.start", "stage.stop"))
+    assert max(begun) < min(over), "both had begun before either ended"
     assert flow.values == {"size": 1, "total": 2, "left": 2, "right": 3}
     assert flow.made == {"total": (0,), "left": (1, 0), "right": (1, 1)}
     assert events == list(log.events) and EventLog.verify(log.path) == len(events)
     said = [item["stage"] for item in events if item.name == "stage.stop"]
     assert sorted(said[1:]) == ["sleep_left", "sleep_right"]
     assert boundaries[:2] == [True, True] and boundaries[-1] and not any(boundaries[2:-1])
-    assert events[-1]["gives"] == ["left", "right"] and 0.2 <= events[-1]["seconds"] < 0.35
+    assert events[-1]["gives"] == ["left", "right"] and events[-1]["seconds"] >= 0.2
     log.close()
 
 
@@ -365,19 +366,21 @@ def test_prefetch_runs_ahead_and_is_bounded():
 
 
 def test_prefetching_saves_the_waiting():
+    made, used = [], []
+
     @stage()
-    def slow_source():
+    def source():
         for number in range(5):
-            time.sleep(0.05)
+            made.append(time.perf_counter())
             yield number
 
     @stage()
     def slow_body(number):
         time.sleep(0.05)
+        used.append(time.perf_counter())
 
-    began = time.perf_counter()
-    list(Flow(stream("overlap", slow_source, slow_body, "number"), {}))
-    assert time.perf_counter() - began < 0.42  # 0.30 overlapped, 0.50 in turn
+    list(Flow(stream("overlap", source, slow_body, "number"), {}))
+    assert all(later < done for later, done in zip(made[1:], used, strict=False)), "the next was made before this one was used"
 
 
 def test_a_source_fails_at_its_item():
@@ -530,23 +533,24 @@ def test_not_exact_makes_waiting_items_again_within_the_bound():
         assert [item["item"] for item in items] == list(range(first, 8)) and all(item["lag"] <= 3 for item in items)
 
 
-def test_producer_and_consumer_overlap():
+@pytest.mark.parametrize("lag", [0, 1])
+def test_producer_and_consumer_overlap_as_far_as_the_lag_allows(lag):
+    made, used = [], []
+
     @stage(gives="rollout")
-    def slowly(weight):
-        time.sleep(0.05)
+    def quickly(weight):
+        made.append(time.perf_counter())
         return weight
 
     @stage(gives="weight")
     def train(weight, rollout):
         time.sleep(0.05)
+        used.append(time.perf_counter())
         return weight + 1
 
-    seconds = []
-    for lag in (0, 1):
-        began = time.perf_counter()
-        list(Flow(produce("rl", slowly, train, "rollout", 6, lag=lag), {"weight": 0}))
-        seconds.append(time.perf_counter() - began)
-    assert seconds[0] > 0.6 and seconds[1] < 0.52  # 12 in turn; 7 overlapped
+    list(Flow(produce("rl", quickly, train, "rollout", 6, lag=lag), {"weight": 0}))
+    ahead = [later < done for later, done in zip(made[1:], used, strict=False)]
+    assert ahead == [bool(lag)] * 5, "the next was made while this one was used, if it may be one version old"
 
 
 def test_the_buffer_bounds_how_far_the_producer_is_ahead():
