@@ -6,8 +6,9 @@
 __all__ = ['hints', 'given_types', 'fits', 'Scene', 'check', 'check_capabilities', 'walk_given', 'walk', 'walk_stage', 'take',
            'complaint', 'guess', 'kind_name']
 
-# %% ../nbs/53_contracts.ipynb #b77ea82c
+# %% ../nbs/53_contracts.ipynb #495baaf6
 import inspect
+import re
 import types
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ def fits(given: Any, wanted: Any) -> bool:
     except TypeError:  # protocols with plain attributes are compared by their adapters' own check
         return True
 
-# %% ../nbs/53_contracts.ipynb #62052f75
+# %% ../nbs/53_contracts.ipynb #04a04588
 @dataclass
 class Scene:
     "What the check knows at one place of the walk."
@@ -190,5 +191,7 @@ def guess(name: str, choices: set[str]) -> str:
 
 
 def kind_name(kind: Any) -> str:
-    "A type as one writes it."
-    return kind.__name__ if inspect.isclass(kind) and not get_args(kind) else str(kind).replace("typing.", "")
+    "A type as one says it, without its modules."
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(kind_name, get_args(kind)))
+    return kind.__name__ if inspect.isclass(kind) and not get_args(kind) else re.sub(r"\b[a-z_][\w]*\.", "", str(kind))

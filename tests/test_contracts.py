@@ -50,7 +50,7 @@ MISTAKES = {
     ),
     "type mismatch": (
         [LOAD, RENDER, wrong_type, OPEN, BASELINE, TRAIN, *REST],
-        ["stage 'train' needs 'batches' as kitchen.data.Batches", "but stage 'wrong_type' gives int"],
+        ["stage 'train' needs 'batches' as Batches[Datum] or StreamBatches[Datum], but stage 'wrong_type' gives int"],
     ),
     "two at once": (
         [LOAD, RENDER, BATCH, BASELINE, TRAIN, *REST],
