@@ -6,7 +6,7 @@
 __all__ = ['DTYPES', 'DEVICES', 'LIMITS', 'temporary_states', 'TorchTrainingClient', 'go_on', 'memory_advice', 'chosen_device',
            'TorchService']
 
-# %% ../../nbs/92_adapters.torch.ipynb #34b22d1c
+# %% ../../nbs/92_adapters.torch.ipynb #9310273a
 import copy
 import functools
 import tempfile
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.numpy import save
+from safetensors.torch import load
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -63,7 +64,7 @@ def temporary_states() -> tempfile.TemporaryDirectory:
     "Where states go that were given no folder: gone when the process ends."
     return tempfile.TemporaryDirectory(prefix="kitchen-torch-")
 
-# %% ../../nbs/92_adapters.torch.ipynb #069b992f
+# %% ../../nbs/92_adapters.torch.ipynb #45374ae3
 class TorchTrainingClient:
     "Trains a model: all its weights, or LoRA adapters."
 
@@ -147,7 +148,7 @@ class TorchTrainingClient:
             groups["gradient"] = learner.accumulated()
         packs = in_packs(groups, lambda tensor: tensor.nbytes)
         copies = {
-            pack: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+            pack: {name: tensor.detach().to("cpu", copy=True).contiguous().numpy() for name, tensor in tensors.items()}
             for pack, tensors in packs.items()
         }
         settings = {
