@@ -8,10 +8,10 @@ __all__ = ['NOTEBOOK_KINDS', 'PYTHON_KINDS', 'KIND_WORDS', 'TAKEN', 'REMEDIES', 
            'settings_of', 'notebook_settings', 'typed', 'Order', 'order', 'notebook_values', 'file_values', 'flag',
            'ForEachRecipe', 'about', 'given_options', 'agree', 'validate_group', 'remedy', 'kernel', 'interrupting',
            'silence', 'execute', 'new_run_dir', 'open_run', 'settle', 'keep_report', 'shown_progress', 'cook',
-           'unfinished_run', 'remembered', 'failure', 'leave', 'conclude', 'cook_options', 'cook_group', 'list_command',
-           'setting_row', 'describe', 'find_run', 'report', 'runs', 'verify', 'resume', 'reproduce', 'show_plan',
-           'plan_options', 'plan_group', 'Finding', 'check_packages', 'check_device', 'check_adapters', 'check_machine',
-           'check_hub', 'doctor']
+           'unfinished_run', 'ordered', 'remembered', 'failure', 'leave', 'conclude', 'cook_options', 'cook_group',
+           'list_command', 'setting_row', 'describe', 'find_run', 'report', 'runs', 'verify', 'resume', 'reproduce',
+           'show_plan', 'plan_options', 'plan_group', 'Finding', 'check_packages', 'check_device', 'check_adapters',
+           'check_machine', 'check_hub', 'doctor']
 
 # %% ../nbs/64_cli.ipynb #641bc88e
 import os
@@ -537,7 +537,7 @@ def shown_progress(run_dir: Path, quiet: bool) -> Iterator[None]:
         thread.join(timeout=10)
         view.close()
 
-# %% ../nbs/64_cli.ipynb #fa54900d
+# %% ../nbs/64_cli.ipynb #a30091ae
 ORDER = "order.json"  # what was cooked, so that it can be taken up again
 
 
@@ -575,19 +575,25 @@ def cook(what: Order, out: Path | None = None, quiet: bool = False, resume: str 
 
 def unfinished_run(what: Order, name: str) -> Path:
     "The directory of a run of this recipe or notebook."
-    import json
-
     from kitchen.store import EventLog
     from kitchen.types import InvalidValue
 
     run_dir = Path(name).absolute() if (Path(name) / ORDER).is_file() else find_run(name)
-    if not (run_dir / ORDER).is_file():
+    cooked = ordered(run_dir)
+    if not cooked:
         raise InvalidValue(f"{run_dir} was not cooked from a notebook; `kitchen resume {name}` goes on with it")
-    cooked = json.loads((run_dir / ORDER).read_text(encoding="utf-8"))
     if cooked["name"] != what.name:
         raise InvalidValue(f"{run_dir} is a run of {cooked['name']!r}, not of {what.name!r}")
     EventLog(run_dir / "events.jsonl").claim().close()  # somebody who still writes it is noticed before a kernel is started
     return run_dir
+
+
+def ordered(run_dir: Path) -> dict[str, Any]:
+    "What was cooked there: name, notebook and values; empty where nothing was cooked."
+    import json
+
+    path = run_dir / ORDER
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def remembered(what: Order, run_dir: Path) -> Order:
@@ -596,12 +602,10 @@ def remembered(what: Order, run_dir: Path) -> Order:
 
     from kitchen.store import write_whole
 
-    path = run_dir / ORDER
-    before = json.loads(path.read_text(encoding="utf-8"))["values"] if path.is_file() else {}
-    values = {**before, **what.values}
+    values = {**ordered(run_dir).get("values", {}), **what.values}
     notebook = "" if what.recipe else str(what.notebook.absolute())
     text = json.dumps({"name": what.name, "notebook": notebook, "values": values}, indent=1, ensure_ascii=False)
-    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_whole(run_dir / ORDER, lambda file: file.write_text(text, encoding="utf-8"))
     return Order(what.name, what.notebook, values)
 
 
@@ -793,17 +797,15 @@ def verify(run: str) -> None:
         f"and {len(history.paths())} snapshots agree"
     )
 
-# %% ../nbs/64_cli.ipynb #9cdc20b1
+# %% ../nbs/64_cli.ipynb #7508536c
 @main.command()
 @click.argument("run", default="latest")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
 def resume(run: str, quiet: bool) -> None:
     "Go on with a run that was interrupted, stopped or has failed."
-    import json
-
     path = find_run(run)
-    if (path / ORDER).is_file():
-        cooked = json.loads((path / ORDER).read_text(encoding="utf-8"))
+    cooked = ordered(path)
+    if cooked:
         cook(order(cooked["notebook"] or cooked["name"], {}), quiet=quiet, resume=str(path))
         return
     from kitchen.progress import display

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['Inputs', 'Settings', 'LOSSES', 'LossTerm', 'cross_entropy', 'importance_sampling', 'Loss', 'get_loss', 'check_batch',
-           'looked_at', 'normalize_weights', 'mean_nll', 'perplexity', 'bits_per_byte']
+           'looked_at', 'check_slopes', 'normalize_weights', 'mean_nll', 'perplexity', 'bits_per_byte']
 
-# %% ../nbs/30_losses.ipynb #ecf5b860
+# %% ../nbs/30_losses.ipynb #154daf97
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .types import Datum, ForwardBackwardOutput, InvalidValue, UnknownName
+from .types import BackendError, Datum, ForwardBackwardOutput, InvalidValue, UnknownName
 
 # %% ../nbs/30_losses.ipynb #6e5f1454
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ LOSSES: dict[str, Loss] = {
     ),
 }
 
-# %% ../nbs/30_losses.ipynb #8c3d44a1
+# %% ../nbs/30_losses.ipynb #c5af564c
 def get_loss(name: str) -> Loss:
     "The named loss; a misspelt name is answered with the nearest."
     if name not in LOSSES:
@@ -89,6 +89,15 @@ def check_batch(data: Sequence[Datum], loss: Loss) -> None:
 def looked_at(datum: Datum, loss: Loss) -> np.ndarray:
     "bool [T]: the positions whose log-probability the loss reads."
     return datum.loss_fn_inputs[loss.looks_at] != 0
+
+
+def check_slopes(data: Sequence[Datum], slopes: Sequence[np.ndarray]) -> None:
+    "Raise where a loss has no finite derivative, before it reaches the weights."
+    for index, (datum, slope) in enumerate(zip(data, slopes, strict=True)):
+        if not np.isfinite(slope).all():
+            position = int(np.flatnonzero(~np.isfinite(slope))[0])
+            place = f"{datum.origin or f'datum {index}'}, position {position}"
+            raise BackendError(f"{place}: the derivative of the loss is {slope[position]}; nothing was added")
 
 # %% ../nbs/30_losses.ipynb #110eb832
 def normalize_weights(data: Sequence[Datum]) -> list[Datum]:

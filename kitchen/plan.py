@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stage_rows', 'Plan', 'table', 'plan', 'dry_run', 'timed', 'facts', 'clock']
 
-# %% ../nbs/58_plan.ipynb #dfe191b0
+# %% ../nbs/58_plan.ipynb #28aac68c
 import html
 import tempfile
 import time
@@ -18,7 +18,7 @@ from .config import ExperimentSpec
 from .history import Keeping
 from .losses import normalize_weights
 from .recipes import Recipe
-from .reproduction import connect_ports
+from .reproduction import beginning
 from .runner import live_settings
 from .store import Run
 from .types import AdamParams
@@ -39,7 +39,7 @@ def stage_rows(part: Part, adapters: Mapping[str, str], depth: int = 0) -> list[
         rows += stage_rows(inner, adapters, depth + 1)
     return rows
 
-# %% ../nbs/58_plan.ipynb #445e0dbe
+# %% ../nbs/58_plan.ipynb #6410d46c
 @dataclass(frozen=True)
 class Plan:
     "What a run would do."
@@ -71,9 +71,7 @@ def plan(recipe: Recipe, config: Any, adapters: Mapping[str, str], keeping: Keep
     with tempfile.TemporaryDirectory(prefix="kitchen-plan-") as folder:
         run = Run.create(ExperimentSpec(recipe=recipe.name, config=config.model_dump(), parent=None), Path(folder) / "run")
         try:
-            ports = connect_ports(adapters, config, run)
-            recipe.check(adapters, ports["service"].capabilities())
-            flow = Flow(recipe.workflow, {"config": config, "run": run, **ports}, run.log)
+            flow = Flow(recipe.workflow, beginning(recipe, adapters, config, run), run.log)
             seconds = dry_run(flow, measure)
         finally:
             run.close()
@@ -84,17 +82,13 @@ def plan(recipe: Recipe, config: Any, adapters: Mapping[str, str], keeping: Keep
 
 def dry_run(flow: Flow, measure: bool) -> dict[str, float]:
     "Run the stages that make data; with `measure`, time a step and a held-out pass of a throw-away model."
+    made = flow.values
     for item in flow:
-        if item.name == "stage.stop" and "batches" in flow.values:
+        if item.name == "stage.stop" and "batches" in made and (not measure or "training" in made):
             break
-        if item.name == "stage.start" and "training" in flow.values:
-            break
-    if not measure or "batches" not in flow.values:
-        return {}
-    for item in flow:
-        if item.name == "stage.stop" and "training" in flow.values:
-            break
-    return timed(flow.values) if "training" in flow.values else {}
+        if item.name == "stage.start" and "training" in made and "batches" not in made:
+            return {}  # the data is made by the model in training
+    return timed(made) if measure and {"batches", "training"} <= made.keys() else {}
 
 
 def timed(values: Mapping[str, Any]) -> dict[str, float]:

@@ -6,19 +6,18 @@
 __all__ = ['MILESTONES', 'EDITS', 'milestones', 'edits_by_place', 'live_settings', 'Breakpoint', 'before_stage', 'beyond',
            'Runner']
 
-# %% ../nbs/56_runner.ipynb #d66db654
+# %% ../nbs/56_runner.ipynb #81ec3382
 import contextlib
 import json
 import math
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .config import Config, parameters
-from .history import History, Keeping, Moment, Snapshot, is_client, moment, state_hash
+from .history import History, Keeping, Snapshot, clients, is_client, moment, state_hash
 from .snapshots import decoded, encoded
 from .store import Run
 from .telemetry import Event, event
@@ -80,7 +79,7 @@ def beyond(measurement: str, above: float | None = None, below: float | None = N
         raise InvalidValue(f"when to pause? give above, below or nan=True for {measurement!r}")
     return Breakpoint(f"{measurement} {' or '.join(bounds)}", met)
 
-# %% ../nbs/56_runner.ipynb #3491a41b
+# %% ../nbs/56_runner.ipynb #19154221
 class Runner:
     "A workflow of a run, under way."
 
@@ -194,8 +193,9 @@ class Runner:
 
     def edit(self, **settings: Any) -> None:
         "Change settings that are declared live, now if the run stands at a boundary, else at the next; all or none."
-        config, live = self.flow.values["config"], live_settings(type(self.flow.values["config"]))
-        names = [parameter.name for parameter in parameters(type(config))]
+        config = self.flow.values["config"]
+        fields = parameters(type(config))
+        names, live = [field.name for field in fields], [field.name for field in fields if field.live]
         for name in settings:
             if name not in names:
                 raise UnknownName("setting", name, names)
@@ -265,8 +265,7 @@ class Runner:
         finally:
             self.breakpoints = breakpoints
         self.again = {count + place: edits for place, edits in later.items()}
-        if self.again.get(self.passed):
-            self.make_edits()
+        self.make_edits()
 
     def place(self, step: int | None = None, stage: str | None = None) -> int:
         "How many events there were at a step's end, or before a stage began."
@@ -314,7 +313,7 @@ class Runner:
         if close is not None:
             close()
         self.history.settle(wait=True)
-        for name, value in self.flow.values.items():
-            if is_client(value) and name not in self.base:
+        for name, value in clients(self.flow.values).items():
+            if name not in self.base:
                 with contextlib.suppress(AttributeError):
                     value.close()

@@ -6,7 +6,7 @@
 __all__ = ['STEPS', 'Arrived', 'MARKS', 'deferred_interrupt', 'OnBoth', 'State', 'Kitchen', 'keeping', 'session_html',
            'contract_html', 'config_html']
 
-# %% ../nbs/63_session.ipynb #46ba5426
+# %% ../nbs/63_session.ipynb #9e70f5be
 import contextlib
 import html
 import inspect
@@ -26,7 +26,7 @@ from .history import InputChanged, Keeping
 from .plan import Plan, plan, stage_rows, table
 from .ports import adapter_address
 from .recipes import Recipe, get_recipe
-from .reproduction import connect_ports
+from .reproduction import beginning
 from .runner import EDITS, Breakpoint, Runner, before_stage, beyond, live_settings
 from .store import LogFailed, Run, RunIndex
 from .telemetry import Event, event, frame
@@ -58,7 +58,7 @@ def deferred_interrupt(pausing: threading.Event | None = None) -> Iterator[threa
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/63_session.ipynb #b20bfd44
+# %% ../nbs/63_session.ipynb #da03a0a1
 STEPS: dict[str, Callable[[Event, Event | None], bool]] = {
     "stage": lambda item, last: item.name == "stage.stop",
     "batch": lambda item, last: item.name == "train.step",
@@ -184,8 +184,7 @@ class Kitchen:
                 run.log.append(event("run.start", recipe=self.recipe.name, run_id=run.run_id))
             self.index()
             try:
-                base = {"config": self.first_config, "run": run, **connect_ports(self.adapters, self.first_config, run)}
-                self.recipe.check(self.adapters, base["service"].capabilities())
+                base = beginning(self.recipe, self.adapters, self.first_config, run)
             except Exception as error:
                 self.stopped("failed", error)
                 raise
@@ -593,7 +592,7 @@ def keeping(config: Any) -> Keeping:
     names = {"every": "snapshot_every", "last": "snapshots_kept", "best": "keep_best"}
     return Keeping(**{field: getattr(config, name) for field, name in names.items() if hasattr(config, name)})
 
-# %% ../nbs/63_session.ipynb #874390b2
+# %% ../nbs/63_session.ipynb #655bc9f4
 MARKS = {
     "done": ("✓", "#009e73"),
     "running": ("▶", "#0072b2"),
@@ -605,9 +604,9 @@ MARKS = {
 def session_html(kitchen: Kitchen) -> str:
     "The workflow with the current position, the state of the run, and the settings."
     seconds = {item["stage"]: item["seconds"] for item in kitchen.log if item.name == "stage.stop"}
-    rows = []
+    rows, position = [], kitchen.position
     for part in stages(kitchen.recipe.workflow):
-        sign, color = MARKS[kitchen.position[part.name]]
+        sign, color = MARKS[position[part.name]]
         took = f"{seconds[part.name]:.1f} s" if part.name in seconds else ""
         cells = [
             f'<span style="color:{color}">{sign}</span> {html.escape(part.name)}',

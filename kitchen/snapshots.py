@@ -6,21 +6,21 @@
 __all__ = ['Tensor', 'ALONE', 'KEPT', 'KIND', 'READ', 'Objects', 'in_packs', 'State', 'state_digest', 'Writing', 'States', 'keep',
            'kind_named', 'encoded', 'decoded', 'array_from']
 
-# %% ../nbs/16_snapshots.ipynb #11f6994d
+# %% ../nbs/16_snapshots.ipynb #f3a13956
 import base64
 import dataclasses
 import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future as PlainFuture
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 
-from .config import canonical
+from .config import canonical, digest
+from .ports import Awaited
 from .store import write_whole
 from .types import DamagedData, FutureTimeout, InvalidValue, SavedState
 
@@ -63,7 +63,7 @@ class Objects:
             self.path(name).unlink(missing_ok=True)
         return len(dropped)
 
-# %% ../nbs/16_snapshots.ipynb #d88fd03c
+# %% ../nbs/16_snapshots.ipynb #77ce9098
 Tensor = TypeVar("Tensor")
 ALONE = 1 << 18  # bytes from which a tensor is a pack of its own
 
@@ -100,43 +100,15 @@ class State:
 
 def state_digest(listing: Mapping[str, Any]) -> str:
     "SHA-256 of a listed state."
-    return hashlib.sha256(canonical({"settings": listing["settings"], "packs": listing["packs"]}).encode()).hexdigest()
+    return digest({"settings": listing["settings"], "packs": listing["packs"]})
 
 
-class Writing:
+class Writing(Awaited):
     "Something on its way to disk, in a thread that ends with it."
 
     def __init__(self, work: Callable[[], Any], verb: str = "save_state"):
-        self.verb, self.work = verb, work
-        self.future: PlainFuture[Any] = PlainFuture()
-        threading.Thread(target=self.run, name=f"kitchen-{verb}").start()
-
-    def run(self) -> None:
-        "Do it."
-        try:
-            value = self.work()
-        except BaseException as error:  # it belongs to whoever asks for the result
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(value)
-
-    def done(self) -> bool:
-        "Whether result() would answer at once."
-        return self.future.done()
-
-    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
-        "Call it when the result is there."
-        self.future.add_done_callback(callback)
-
-    def result(self, timeout: float | None = None) -> Any:
-        "Wait for it."
-        try:
-            error = self.future.exception(timeout)
-        except TimeoutError:
-            raise FutureTimeout(f"{self.verb}: no result after {timeout} s; it is still under way") from None
-        if error is not None:
-            raise error
-        return self.future.result()
+        super().__init__(verb)
+        threading.Thread(target=self.run, args=(work,), name=f"kitchen-{verb}").start()
 
 
 class States:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from kitchen.data import Stream, StreamBatches, mix
 from kitchen.recipes import get_recipe
+from kitchen.reproduction import FINAL
 from kitchen.session import Kitchen
 from kitchen.stages import Splits
 from kitchen.store import EventLog, Run
@@ -31,7 +32,6 @@ SMALL = {
     "gradient_accumulation_steps": 2, "snapshot_every": 3, "snapshots_kept": 2, "keep_best": "min train.evaluate.loss",
 }  # fmt: skip
 TORCH = {**SMALL, "backend": "torch", "device": "cpu", "lora_rank": 4}
-RESULTS = ("train.step", "train.evaluate", "evaluate.answers")
 
 
 @stage(gives="batches", remake=True)
@@ -133,7 +133,7 @@ def child(folder: Path, variant: str, how: str, rng: random.Random, limit: float
 def story(run: Run) -> list:
     """The metric stream, and what was made."""
     made = [(one.name, one.sha256) for one in run.artifacts()]
-    return [content(item) for item in run.log.standing if item.name in RESULTS] + made
+    return [content(item) for item in run.log.standing if item.name in FINAL] + made
 
 
 def final(run: Run) -> list[str]:

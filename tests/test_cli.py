@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from kitchen.cli import main
 from kitchen.reports import read_manifest
+from kitchen.reproduction import FINAL
 from kitchen.session import Kitchen
 from kitchen.store import EventLog, Run, RunIndex
 from kitchen.telemetry import content
@@ -253,8 +254,7 @@ def test_debug_shows_the_traceback():
 
 
 def standing(run_dir):
-    results = ("train.step", "train.evaluate", "evaluate.answers")
-    return [content(item) for item in Run(run_dir).log.standing if item.name in results]
+    return [content(item) for item in Run(run_dir).log.standing if item.name in FINAL]
 
 
 def test_a_killed_cook_goes_on_where_it_stopped(tmp_path):

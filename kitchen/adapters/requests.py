@@ -5,56 +5,42 @@
 # %% auto #0
 __all__ = ['RUNNING', 'Request', 'close_all', 'close_at_exit', 'RequestQueue']
 
-# %% ../../nbs/92_adapters.requests.ipynb #7f606b28
+# %% ../../nbs/92_adapters.requests.ipynb #3c294885
 import atexit
 import functools
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future as PlainFuture
 from typing import Any
 
-from ..types import BackendError, FutureTimeout
+from ..ports import Awaited
+from ..types import BackendError
 
-# %% ../../nbs/92_adapters.requests.ipynb #95ea264a
-class Request:
-    "A result that is on its way."
+# %% ../../nbs/92_adapters.requests.ipynb #79fc2552
+class Request(Awaited):
+    "A request in a queue."
 
     def __init__(self, verb: str, number: int, queue: "RequestQueue", work: Callable[[], Any], vital: bool):
-        self.verb, self.number, self.queue, self.work, self.vital = verb, number, queue, work, vital
-        self.future: PlainFuture[Any] = PlainFuture()
+        super().__init__(verb)
+        self.number, self.queue, self.work, self.vital = number, queue, work, vital
 
-    def done(self) -> bool:
-        "Whether result() would answer at once."
-        return self.future.done()
-
-    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
-        "Call it when the result is there."
-        self.future.add_done_callback(callback)
-
-    def result(self, timeout: float | None = None) -> Any:
-        "Wait for the value, or the request's error."
-        try:
-            error = self.future.exception(timeout)
-        except TimeoutError:
-            message = f"{self.verb}: no result after {timeout} s; the request is still under way"
-            raise FutureTimeout(message) from None
-        if error is not None:
-            self.queue.noticed()
-            raise error
-        return self.future.result()
-
-    def run(self) -> None:
+    def serve(self) -> None:
         "Do the work, unless an earlier failure forbids it."
+        self.run(self.attempt)
+
+    def attempt(self) -> Any:
+        "The work's value; a failure is remembered by the queue before anybody can ask for it."
         try:
             self.queue.refuse(self)
-            value = self.work()
-        except BaseException as error:  # whatever went wrong belongs to whoever asks for the result
+            return self.work()
+        except BaseException as error:
             self.queue.failed(self, error)
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(value)
+            raise
+
+    def noticed(self) -> None:
+        "Whoever asked knows of the failure now."
+        self.queue.noticed()
 
 
 RUNNING: "weakref.WeakSet[RequestQueue]" = weakref.WeakSet()  # queues that had a thread
@@ -117,7 +103,7 @@ class RequestQueue:
                     self.thread = None
                     return
                 request = self.waiting.popleft()
-            request.run()
+            request.serve()
             del request  # an idle thread keeps no batch and no model alive
 
     def close(self) -> None:

@@ -6,12 +6,12 @@
 __all__ = ['CONTROL_TOKENS', 'VOCABULARY', 'PAD', 'TURN_END', 'CHATML', 'MATRICES', 'Judge', 'BLOCK', 'ToyTokenizer',
            'check_vocabulary', 'ToyShape', 'turn_ends', 'windows', 'Network', 'Masks', 'Activations', 'masked',
            'product', 'forward_pass', 'backward_product', 'backward_pass', 'initial_weights', 'initial_adapters',
-           'Learned', 'joined', 'named', 'clipped', 'adam_step', 'Ready', 'Pending', 'Queue', 'ToyModel', 'open_model',
+           'Learned', 'joined', 'named', 'clipped', 'adam_step', 'Ready', 'Queue', 'ToyModel', 'open_model',
            'read_export', 'write_export', 'temporary_states', 'truncated', 'pick', 'stop_sequences', 'Drawing',
            'ToySamplingClient', 'Objective', 'table_objective', 'custom_objective', 'blocks', 'check_tokens',
-           'check_slopes', 'ToyTrainingClient', 'ToyService']
+           'ToyTrainingClient', 'ToyService']
 
-# %% ../../nbs/90_adapters.toy.ipynb #be6d51f8
+# %% ../../nbs/90_adapters.toy.ipynb #76160d15
 import functools
 import hashlib
 import importlib.util
@@ -21,7 +21,6 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future as PoolFuture
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -32,8 +31,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save, save_file
 
-from ..losses import LOSSES, Loss, check_batch, cross_entropy, get_loss, looked_at
-from ..ports import CustomLoss, SamplingClient, ServiceClient, Tokenizer, TrainingClient
+from ..losses import LOSSES, Loss, check_batch, check_slopes, cross_entropy, get_loss, looked_at
+from ..ports import Awaited, CustomLoss, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from ..snapshots import State, States, in_packs
 from ..store import write_whole
 from ..streams import derive, generator
@@ -379,7 +378,7 @@ def adam_step(learned: Learned, gradient: np.ndarray, adam: AdamParams) -> Learn
     values -= update
     return Learned(values, moment1, moment2, steps)
 
-# %% ../../nbs/90_adapters.toy.ipynb #cd67c648
+# %% ../../nbs/90_adapters.toy.ipynb #6faac395
 class Ready:
     "A result that is there already."
 
@@ -401,22 +400,6 @@ class Ready:
         callback(self)
 
 
-class Pending:
-    "A result that a worker thread is at."
-
-    def __init__(self, future: PoolFuture):
-        self.future, self.done, self.add_done_callback = future, future.done, future.add_done_callback
-
-    def result(self, timeout: float | None = None) -> Any:
-        "Wait for the value, or the request's error."
-        try:
-            return self.future.result(timeout)
-        except TimeoutError:
-            if self.future.done():  # the request itself failed with a time-out
-                raise
-            raise FutureTimeout(f"no result after {timeout} s; the request is still under way") from None
-
-
 class Queue:
     "Does the requests of one client one after another."
 
@@ -427,7 +410,7 @@ class Queue:
     def submit(self, work: Callable[[], Any]) -> Any:
         "A future of work()."
         if self.pool is not None:
-            return Pending(self.pool.submit(self.late, work))
+            return Awaited("request", self.pool.submit(self.late, work))
         try:
             return Ready(work())
         except Exception as error:
@@ -638,7 +621,7 @@ class ToySamplingClient:
         check_vocabulary(tokens, "prompt")
         return tokens
 
-# %% ../../nbs/90_adapters.toy.ipynb #e975f7ea
+# %% ../../nbs/90_adapters.toy.ipynb #8796d7f7
 Judge = Callable[[Sequence[Datum], list[np.ndarray]], tuple[float, Sequence[np.ndarray], Mapping[str, float]]]
 BLOCK = 4096  # positions computed at once: bounds memory, not results
 
@@ -701,15 +684,6 @@ def check_tokens(data: Sequence[Datum]) -> None:
         place = datum.origin or f"datum {index}"
         check_vocabulary(datum.tokens, f"{place}: tokens")
         check_vocabulary(datum.targets, f"{place}: targets")
-
-
-def check_slopes(data: Sequence[Datum], slopes: Sequence[np.ndarray]) -> None:
-    "Raise where a loss has no finite derivative, before it reaches the weights."
-    for index, (datum, slope) in enumerate(zip(data, slopes, strict=True)):
-        if not np.isfinite(slope).all():
-            position = int(np.flatnonzero(~np.isfinite(slope))[0])
-            place = f"{datum.origin or f'datum {index}'}, position {position}"
-            raise BackendError(f"{place}: the derivative of the loss is {slope[position]}; nothing was added")
 
 # %% ../../nbs/90_adapters.toy.ipynb #cb305439
 class ToyTrainingClient:
