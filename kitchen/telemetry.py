@@ -44,7 +44,7 @@ def declare(
         raise InvalidValue(f"event {name!r} is declared already, and differently: {EVENTS[name]}")
     return kind
 
-# %% ../nbs/12_telemetry.ipynb #0f6092b9
+# %% ../nbs/12_telemetry.ipynb #3fe36ef9
 declare("run.start", "a run begins, or continues", "recipe run_id")
 declare("run.stop", "a run ends", "status reason", seconds="s")
 declare(
@@ -123,6 +123,49 @@ declare(
     seconds="s",
 )
 declare("train.stop", "a training loop ended", "", steps="steps", tokens="tokens", seconds="s")
+declare(
+    "train.pairs",
+    "how far a preference step tells chosen from rejected answers",
+    "split",
+    loss="nats/pair",
+    accuracy="share",
+    margin="nats",
+    chosen_reward="nats",
+    rejected_reward="nats",
+    chosen_logprob="nats",
+    rejected_logprob="nats",
+    pairs="pairs",
+    seconds="s",
+)
+declare(
+    "train.policy",
+    "how a policy moved in one step",
+    "",
+    kl_sample_train_v1="nats/token",
+    kl_sample_train_v2="nats/token",
+    kl_update="nats/token",
+    kl_reference="nats/token",
+    entropy="nats/token",
+    clip_fraction="share",
+    lag="versions",
+)
+declare("train.alarm", "something looks wrong, in plain words", "reason", value="1", bound="1")
+declare(
+    "rollout.batch",
+    "episodes were played",
+    "",
+    reward="1",
+    reward_std="1",
+    zero_spread="share",
+    groups="groups",
+    episodes="episodes",
+    turns="turns/episode",
+    answer_tokens="tokens/answer",
+    cut="share",
+    unfinished="share",
+    seconds="s",
+)
+declare("rollout.reward", "one component of the reward, of one kind of problem", "tag component", value="1", count="episodes")
 declare(
     "evaluate.answers",
     "sampled answers were graded",

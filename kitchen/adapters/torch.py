@@ -6,7 +6,7 @@
 __all__ = ['DTYPES', 'DEVICES', 'LIMITS', 'temporary_states', 'TorchTrainingClient', 'go_on', 'memory_advice', 'chosen_device',
            'TorchService']
 
-# %% ../../nbs/92_adapters.torch.ipynb #9310273a
+# %% ../../nbs/92_adapters.torch.ipynb #45e7cdd6
 import copy
 import functools
 import tempfile
@@ -39,7 +39,7 @@ from .sampling import Limits, TorchSamplingClient, check_tokens
 from .scoring import Traits, probe
 from .tokenizers import HuggingFaceTokenizer
 from ..config import package_version
-from ..losses import LOSSES, Loss, check_batch, cross_entropy, get_loss
+from ..losses import LOSSES, Loss, check_batch, cross_entropy, get_loss, settings_of
 from ..ports import CustomLoss, ServiceClient, TrainingClient
 from ..snapshots import State, States, Writing, in_packs
 from ..store import write_whole
@@ -64,7 +64,7 @@ def temporary_states() -> tempfile.TemporaryDirectory:
     "Where states go that were given no folder: gone when the process ends."
     return tempfile.TemporaryDirectory(prefix="kitchen-torch-")
 
-# %% ../../nbs/92_adapters.torch.ipynb #45374ae3
+# %% ../../nbs/92_adapters.torch.ipynb #48f33dbb
 class TorchTrainingClient:
     "Trains a model: all its weights, or LoRA adapters."
 
@@ -116,7 +116,7 @@ class TorchTrainingClient:
         "The batch and its objective, if both can be used."
         batch, loss = tuple(data), get_loss(loss_fn)
         self.check(batch, loss)
-        return batch, table_objective(loss, dict(settings or {}))
+        return batch, table_objective(loss, settings_of(loss, settings))
 
     def check(self, data: Sequence[Datum], loss: Loss) -> None:
         "Raise for a datum that the loss or the model cannot use."

@@ -11,7 +11,7 @@ __all__ = ['CONTROL_TOKENS', 'VOCABULARY', 'PAD', 'TURN_END', 'CHATML', 'MATRICE
            'ToySamplingClient', 'Objective', 'table_objective', 'custom_objective', 'blocks', 'check_tokens',
            'ToyTrainingClient', 'ToyService']
 
-# %% ../../nbs/90_adapters.toy.ipynb #76160d15
+# %% ../../nbs/90_adapters.toy.ipynb #4b45bfc3
 import functools
 import hashlib
 import importlib.util
@@ -31,7 +31,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save, save_file
 
-from ..losses import LOSSES, Loss, check_batch, check_slopes, cross_entropy, get_loss, looked_at
+from ..losses import LOSSES, Loss, check_batch, check_slopes, cross_entropy, get_loss, looked_at, settings_of
 from ..ports import Awaited, CustomLoss, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from ..snapshots import State, States, in_packs
 from ..store import write_whole
@@ -685,7 +685,7 @@ def check_tokens(data: Sequence[Datum]) -> None:
         check_vocabulary(datum.tokens, f"{place}: tokens")
         check_vocabulary(datum.targets, f"{place}: targets")
 
-# %% ../../nbs/90_adapters.toy.ipynb #cb305439
+# %% ../../nbs/90_adapters.toy.ipynb #8d6087fc
 class ToyTrainingClient:
     "Trains a toy model, or LoRA adapters on one."
 
@@ -713,7 +713,7 @@ class ToyTrainingClient:
         batch, loss = tuple(data), get_loss(loss_fn)
         check_batch(batch, loss)
         check_tokens(batch)
-        objective = table_objective(loss, dict(settings or {}))
+        objective = table_objective(loss, settings_of(loss, settings))
         return self.queue.submit(lambda: self.work(batch, objective, learn))
 
     def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> Any:
