@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Inputs', 'Settings', 'SAMPLED', 'LOSSES', 'LossTerm', 'cross_entropy', 'log_ratio', 'importance_sampling', 'ppo',
-           'cispo', 'Loss', 'get_loss', 'settings_of', 'check_batch', 'looked_at', 'check_slopes', 'dft', 'as_custom',
-           'normalize_weights', 'mean_nll', 'perplexity', 'bits_per_byte']
+           'cispo', 'Loss', 'get_loss', 'settings_of', 'check_batch', 'looked_at', 'check_count', 'check_slopes', 'dft',
+           'as_custom', 'normalize_weights', 'mean_nll', 'perplexity', 'bits_per_byte']
 
 # %% ../nbs/30_losses.ipynb #a45da3bd
 import math
@@ -86,7 +86,7 @@ LOSSES: dict[str, Loss] = {
     )
 }
 
-# %% ../nbs/30_losses.ipynb #bba0f3b7
+# %% ../nbs/30_losses.ipynb #fa393448
 def get_loss(name: str) -> Loss:
     "The named loss; a misspelt name is answered with the nearest."
     if name not in LOSSES:
@@ -123,6 +123,12 @@ def check_batch(data: Sequence[Datum], loss: Loss) -> None:
 def looked_at(datum: Datum, loss: Loss) -> np.ndarray:
     "bool [T]: the positions whose log-probability the loss reads."
     return datum.loss_fn_inputs[loss.looks_at] != 0
+
+
+def check_count(count: int, vocabulary: int) -> None:
+    "Raise unless so many tokens can be the most likely ones."
+    if not 1 <= count <= vocabulary:
+        raise InvalidValue(f"the most likely tokens: ask for 1 to {vocabulary}, not {count}")
 
 
 def check_slopes(data: Sequence[Datum], slopes: Sequence[np.ndarray]) -> None:

@@ -157,7 +157,7 @@ def kto(pairs: Pairs, loss: "PairLoss") -> Tensor:
     unwanted = 1 - (loss.beta * (loss.drift - pairs.down)).sigmoid()
     return loss.desirable * wanted + loss.undesirable * unwanted
 
-# %% ../nbs/34_pairwise.ipynb #599b82ae
+# %% ../nbs/34_pairwise.ipynb #af40e286
 @dataclass(frozen=True)
 class PairLoss:
     "A preference loss with its settings."
@@ -189,6 +189,12 @@ class PairLoss:
     def formula(self) -> str:
         "The loss of one pair."
         return self.function.__doc__ or ""
+
+    def rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        "Implied rewards of chosen and rejected answers, [P]: β·Δ, or β · the mean log-probability where there is no reference."
+        if self.reference:
+            return self.beta * pairs.up, self.beta * pairs.down
+        return self.beta * pairs.chosen / pairs.chosen_length, self.beta * pairs.rejected / pairs.rejected_length
 
     def __call__(self, pairs: Pairs) -> Tensor:
         "The loss of each pair, [P]."
@@ -250,7 +256,7 @@ def get_pair_loss(name: str, **settings: float) -> PairLoss:
             raise UnknownName("setting of a preference loss", setting, known)
     return replace(PAIR_LOSSES[name], **settings)  # pyright: ignore[reportArgumentType]
 
-# %% ../nbs/34_pairwise.ipynb #077dbe48
+# %% ../nbs/34_pairwise.ipynb #78af95c1
 def paired(data: Sequence[Datum], logprobs: Sequence[Tensor]) -> Pairs:
     "Sums over the answers of datums that are chosen and rejected by turns."
     import torch
@@ -279,7 +285,7 @@ def preference(loss: PairLoss, pairs_of_step: int) -> CustomLoss:
 
 def measured(pairs: Pairs, loss: PairLoss) -> dict[str, float]:
     "Sums over pairs of what people read: how often the chosen answer is preferred, implied rewards, their margin."
-    up, down = loss.beta * pairs.up.detach(), loss.beta * pairs.down.detach()
+    up, down = (one.detach() for one in loss.rewards(pairs))
     return {
         "pairs:sum": float(len(up)),
         "accuracy:sum": float((up > down).sum()),

@@ -8,7 +8,7 @@ __all__ = ['Result', 'CustomLoss', 'PORTS', 'ADAPTERS', 'CHILDREN', 'CHANGING', 
            'ModelRegistry', 'Tracker', 'adapter_names', 'adapter_address', 'adapter_class', 'connect', 'verbs',
            'ObservedFuture', 'Observed', 'observe']
 
-# %% ../nbs/13_ports.ipynb #d47507d8
+# %% ../nbs/13_ports.ipynb #3709c656
 import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +34,7 @@ from kitchen.types import (
     SampleOutput,
     SamplingParams,
     SavedState,
+    TopK,
     UnknownName,
 )
 
@@ -117,7 +118,7 @@ class Tokenizer(Protocol):
         "Size of the vocabulary V."
         ...
 
-# %% ../nbs/13_ports.ipynb #22f29c84
+# %% ../nbs/13_ports.ipynb #e6bd8d32
 CustomLoss = Callable[[Sequence[Datum], Sequence[Any]], tuple[Any, Mapping[str, float]]]
 
 
@@ -133,6 +134,10 @@ class SamplingClient(Protocol):
 
     def compute_logprobs(self, prompt: Sequence[int]) -> Future[list[float | None]]:
         "Log-probability of each token given those before it; the first is None."
+        ...
+
+    def compute_topk(self, prompt: Sequence[int], count: int) -> Future[TopK]:
+        "The `count` most likely tokens after each position of the prompt; where `capabilities().topk`."
         ...
 
 

@@ -8,12 +8,13 @@ __all__ = ['STEP', 'FORGETFUL', 'CHECKS', 'OUTCOME_COLUMNS', 'STATUSES', 'Findin
            'html_cell', 'used', 'losses_are_sums', 'outputs_fit_their_datums', 'neighbours_are_invisible',
            'later_tokens_are_invisible', 'accumulation_adds', 'forward_leaves_gradients', 'step_clears_the_gradient',
            'rate_zero_keeps_weights', 'gradient_is_that_of_the_sum', 'clipping_shortens', 'told_norm',
-           'weight_decay_is_decoupled', 'training_learns', 'custom_loss_equals_weights',
+           'weight_decay_is_decoupled', 'training_learns', 'custom_loss_equals_weights', 'clipping_is_the_tables',
            'importance_sampling_on_policy', 'training_starts_at_the_base', 'sampler_agrees_with_trainer',
-           'samplers_keep_their_weights', 'sampling_is_reproducible', 'sampling_stops_where_told', 'export_opens',
-           'state_goes_on', 'state_without_optimizer_forgets', 'dropout_is_a_stream', 'futures_arrive',
-           'requests_run_in_order', 'mistakes_are_refused', 'sampler_mistakes', 'failures_leave_no_trace',
-           'capabilities_are_honest', 'the_seed_decides', 'tokenizer_is_faithful', 'conformance']
+           'likely_tokens_agree', 'samplers_keep_their_weights', 'sampling_is_reproducible',
+           'sampling_stops_where_told', 'export_opens', 'state_goes_on', 'state_without_optimizer_forgets',
+           'dropout_is_a_stream', 'futures_arrive', 'requests_run_in_order', 'mistakes_are_refused', 'sampler_mistakes',
+           'failures_leave_no_trace', 'capabilities_are_honest', 'the_seed_decides', 'tokenizer_is_faithful',
+           'conformance']
 
 # %% ../nbs/46_testing.ipynb #b175c241
 import importlib.util
@@ -499,7 +500,7 @@ def training_learns(bench: Bench) -> Iterator[Finding]:
         bench.wait(client.optim_step(STEP))
     yield holds("the loss falls", losses[-1] < losses[0], f"from {losses[0]:.6g} to {losses[-1]:.6g}")
 
-# %% ../nbs/46_testing.ipynb #1439a753
+# %% ../nbs/46_testing.ipynb #ae02d264
 @check("custom_loss")
 def custom_loss_equals_weights(bench: Bench) -> Iterator[Finding]:
     "forward_backward_custom equals cross-entropy with weights −∂L/∂logprob."
@@ -522,6 +523,25 @@ def custom_loss_equals_weights(bench: Bench) -> Iterator[Finding]:
     yield agree("weights after the step", bench.probe(weighted), bench.probe(custom), bench.tolerance)
 
 
+@check("ppo", "cispo")
+def clipping_is_the_tables(bench: Bench) -> Iterator[Finding]:
+    "PPO and CISPO: loss as the table of losses has it, near the policy and far from it, with the settings that are sent."
+    data, client = bench.data(2), bench.open()
+    parts = np.split(bench.logprobs(client, data), np.cumsum([len(datum) for datum in data])[:-1])
+    shifts = [np.resize([0.0, 0.5, -0.5, 0.1], len(part)) for part in parts]
+    drawn = [datum.replace(logprobs=part - shift) for datum, part, shift in zip(data, parts, shifts, strict=True)]
+    settings = {"clip_low_threshold": 0.7, "clip_high_threshold": 1.3}
+    for name in ("ppo", "cispo"):
+        terms = [LOSSES[name].term(part, one.loss_fn_inputs, settings) for part, one in zip(parts, drawn, strict=True)]
+        output = bench.wait(client.forward(drawn, name, settings))
+        yield agree(f"{name}: loss", sum(term.value for term in terms), output.loss_sum, bench.tolerance)
+        clipped, weighted = bench.open(), bench.open()
+        bench.wait(clipped.forward_backward(drawn, name, settings))
+        bench.wait(clipped.optim_step(STEP))
+        bench.learn(weighted, [one.replace(weights=-term.gradient) for one, term in zip(drawn, terms, strict=True)])
+        yield agree(f"{name}: weights after the step", bench.probe(weighted), bench.probe(clipped), bench.tolerance)
+
+
 @check("importance_sampling")
 def importance_sampling_on_policy(bench: Bench) -> Iterator[Finding]:
     "On the policy that sampled, importance sampling equals cross-entropy with the advantages as weights."
@@ -535,7 +555,7 @@ def importance_sampling_on_policy(bench: Bench) -> Iterator[Finding]:
     yield agree("loss", expected, output.loss_sum, bench.tolerance)
     yield agree("weights after the step", bench.probe(weighted), bench.probe(policy), bench.tolerance)
 
-# %% ../nbs/46_testing.ipynb #12c6ac51
+# %% ../nbs/46_testing.ipynb #f834759f
 @check("sampling")
 def training_starts_at_the_base(bench: Bench) -> Iterator[Finding]:
     "A fresh training client equals the base model: LoRA's B is 0."
@@ -561,6 +581,19 @@ def sampler_agrees_with_trainer(bench: Bench) -> Iterator[Finding]:
         yield agree("sampled tokens", trained, drawn.logprobs, bench.tolerance)
         mismatch = np.mean(np.subtract(drawn.logprobs, trained))
         yield agree("mean difference (the k1 estimate of the mismatch)", 0.0, mismatch, bench.tolerance)
+
+
+@check("topk")
+def likely_tokens_agree(bench: Bench) -> Iterator[Finding]:
+    "compute_topk gives the log-probabilities of compute_logprobs, most likely first."
+    sampler = bench.service.create_sampling_client(bench.model)
+    prompt = [int(token) for token in bench.tokens(6, "prompt")]
+    first = bench.wait(sampler.compute_topk(prompt, 3))
+    yield holds("shape", first.tokens.shape == first.logprobs.shape == (6, 3), f"{first.tokens.shape}")
+    yield holds("most likely first", bool((np.diff(first.logprobs, axis=1) <= 0).all()))
+    for rank in range(3):
+        told = [bench.wait(sampler.compute_logprobs([*prompt, int(first.tokens[-1, rank])]))[-1]]
+        yield agree(f"log-probability of rank {rank + 1}", told, first.logprobs[-1:, rank], bench.tolerance)
 
 
 @check("sampling")

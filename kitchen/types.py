@@ -6,7 +6,7 @@
 __all__ = ['Role', 'ROLES', 'LOSS_INPUT_TYPES', 'KitchenError', 'InvalidValue', 'BackendError', 'MissingCapability',
            'FutureTimeout', 'DamagedData', 'nearest', 'UnknownName', 'RowError', 'Message', 'checked_vector', 'Datum',
            'AdamParams', 'LoraParams', 'SamplingParams', 'ForwardBackwardOutput', 'OptimStepOutput', 'SavedState',
-           'Completion', 'SampleOutput', 'Transition', 'Trajectory', 'Capabilities']
+           'Completion', 'SampleOutput', 'TopK', 'Transition', 'Trajectory', 'Capabilities']
 
 # %% ../nbs/10_types.ipynb #8ca4f8b5
 from collections.abc import Iterable, Mapping
@@ -247,7 +247,7 @@ class SamplingParams:
         if self.top_k == 0 or self.top_k < -1:
             raise InvalidValue(f"top_k must be -1 (all) or at least 1, got {self.top_k}")
 
-# %% ../nbs/10_types.ipynb #7cb9ce8f
+# %% ../nbs/10_types.ipynb #ea52a38b
 @dataclass(frozen=True)
 class ForwardBackwardOutput:
     "Result of forward_backward, forward and forward_backward_custom."
@@ -296,6 +296,14 @@ class SampleOutput:
 
     completions: tuple[Completion, ...]
 
+
+@dataclass(frozen=True, eq=False)
+class TopK:
+    "Result of compute_topk: the K most likely tokens after each position of a prompt, most likely first."
+
+    tokens: np.ndarray  # int64 [T, K]
+    logprobs: np.ndarray  # float32 [T, K]
+
 # %% ../nbs/10_types.ipynb #d5d6fa2a
 @dataclass(frozen=True)
 class Transition:
@@ -320,7 +328,7 @@ class Trajectory:
         "Rewards of all transitions, plus the final one."
         return sum(transition.reward for transition in self.transitions) + self.final_reward
 
-# %% ../nbs/10_types.ipynb #652b952c
+# %% ../nbs/10_types.ipynb #d73cfcf9
 @dataclass(frozen=True)
 class Capabilities:
     "What a backend can do."
@@ -331,6 +339,7 @@ class Capabilities:
     custom_loss: bool = True
     sampling: bool = True
     optimizer_state: bool = True  # save_state keeps the optimizer
+    topk: bool = False  # compute_topk
     deterministic: bool = False  # same seed, same machine: same bits
     simulated: bool = False
 

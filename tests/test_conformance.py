@@ -11,7 +11,7 @@ import pytest
 from kitchen.adapters.toy import Queue, ToySamplingClient, ToyService, ToyTokenizer, ToyTrainingClient
 from kitchen.ports import connect
 from kitchen.testing import CHECKS, Bench, ConformanceError, Report, conformance
-from kitchen.types import Datum, ForwardBackwardOutput, LoraParams, UnknownName
+from kitchen.types import Datum, ForwardBackwardOutput, LoraParams, TopK, UnknownName
 
 SMALL = "toy:hidden=12,context=4,question=6,embedding=6"
 KINDS = {"lora": LoraParams(rank=4, alpha=8.0), "full": None}
@@ -188,6 +188,11 @@ class IgnoresTheSamplingPolicy(Broken):
         return super().forward_backward(data, loss_fn, loss_fn_config)
 
 
+class ForgetsItsBounds(Broken):
+    def forward_backward(self, data, loss_fn, loss_fn_config=None):
+        return super().forward_backward(data, loss_fn, None)
+
+
 class StartsElsewhere(Broken):
     pass
 
@@ -338,6 +343,12 @@ class OneSeed(ToySamplingClient):
         return super().sample(prompt, num_samples, replace(sampling_params, seed=1))
 
 
+class LikelyAtAnotherTemperature(ToySamplingClient):
+    def likely(self, prompt, count):
+        found = super().likely(prompt, count)
+        return TopK(found.tokens, found.logprobs / 2)
+
+
 class NoStops(ToySamplingClient):
     def sample(self, prompt, num_samples, sampling_params):
         return super().sample(prompt, num_samples, replace(sampling_params, stop=()))
@@ -355,7 +366,7 @@ class SamplesBadly(BrokenService):
 class ClaimsMoreLosses(BrokenService):
     def capabilities(self):
         claims = super().capabilities()
-        return replace(claims, losses=claims.losses | {"ppo"})
+        return replace(claims, losses=claims.losses | {"gspo"})
 
 
 class ReadsControlTokens(ToyTokenizer):
@@ -396,6 +407,8 @@ BREAKAGES = [
     ("training_learns", lambda: opening(Ascends)),
     ("custom_loss_equals_weights", lambda: opening(CustomLossWithTheWrongSign)),
     ("importance_sampling_on_policy", lambda: opening(IgnoresTheSamplingPolicy)),
+    ("clipping_is_the_tables", lambda: opening(ForgetsItsBounds)),
+    ("likely_tokens_agree", lambda: sampling(LikelyAtAnotherTemperature)),
     ("training_starts_at_the_base", lambda: opening(StartsElsewhere)),
     ("sampler_agrees_with_trainer", lambda: opening(SamplesFromTheBase)),
     ("samplers_keep_their_weights", lambda: opening(SharesItsWeights)),

@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['Limits', 'CollectedRequest', 'TorchSamplingClient', 'usual_stops', 'check_tokens']
 
-# %% ../../nbs/92_adapters.sampling.ipynb #81c708bb
+# %% ../../nbs/92_adapters.sampling.ipynb #b5d52743
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from .decoding import Job, sample_all, stops_of
 from .learning import Network, Objective, Verdict
 from .models import OpenModel
 from .requests import Request, RequestQueue
+from ..losses import check_count
 from ..ports import SamplingClient
 from ..streams import derive
-from ..types import Datum, InvalidValue, SamplingParams
+from ..types import Datum, InvalidValue, SamplingParams, TopK
 
 # %% ../../nbs/92_adapters.sampling.ipynb #56671361
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class CollectedRequest:
         for callback in self.callbacks:
             request.add_done_callback(callback)
 
-# %% ../../nbs/92_adapters.sampling.ipynb #8a15243d
+# %% ../../nbs/92_adapters.sampling.ipynb #826883c9
 class TorchSamplingClient:
     "Draws from weights that never change."
 
@@ -100,6 +102,21 @@ class TorchSamplingClient:
         "Log-probability of each token given those before it; the first is None."
         self.prompts.append((self.checked(prompt), CollectedRequest("compute_logprobs", self)))
         return self.prompts[-1][1]
+
+    def compute_topk(self, prompt: Sequence[int], count: int) -> Request:
+        "The most likely tokens after each position, and their log-probabilities."
+        tokens = self.checked(prompt)
+        check_count(count, self.opened.vocabulary)
+        return self.queue.submit("compute_topk", lambda: self.likely(tokens, count))
+
+    def likely(self, prompt: np.ndarray, count: int) -> TopK:
+        "The same, of a checked prompt."
+        self.network.training(False)
+        model = self.network.model
+        with torch.no_grad():
+            logits = model(input_ids=torch.from_numpy(prompt).to(model.device)[None], use_cache=False).logits[0]
+            found = logits.float().log_softmax(-1).topk(count)
+        return TopK(found.indices.cpu().numpy(), found.values.cpu().numpy())
 
     def flush(self) -> None:
         "Submit what was collected, as one batch of each kind."

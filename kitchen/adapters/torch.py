@@ -230,7 +230,7 @@ def memory_advice() -> Iterator[None]:
             f"out of memory: {error}\nLower tokens_at_once of the torch service, max_length, or the number type (bfloat16)"
         ) from error
 
-# %% ../../nbs/92_adapters.torch.ipynb #98b60dc7
+# %% ../../nbs/92_adapters.torch.ipynb #1716324e
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEVICES: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
@@ -295,7 +295,7 @@ class TorchService:
     def capabilities(self) -> Capabilities:
         "Everything; bit for bit on the CPU."
         return Capabilities(
-            losses=frozenset(LOSSES), full_finetuning=True, deterministic=self.device.type == "cpu"
+            losses=frozenset(LOSSES), full_finetuning=True, topk=True, deterministic=self.device.type == "cpu"
         )
 
     def get_tokenizer(self, model: str) -> HuggingFaceTokenizer:

@@ -11,7 +11,7 @@ __all__ = ['CONTROL_TOKENS', 'VOCABULARY', 'PAD', 'TURN_END', 'CHATML', 'MATRICE
            'ToySamplingClient', 'Objective', 'table_objective', 'custom_objective', 'blocks', 'check_tokens',
            'ToyTrainingClient', 'ToyService']
 
-# %% ../../nbs/90_adapters.toy.ipynb #4b45bfc3
+# %% ../../nbs/90_adapters.toy.ipynb #fde68a76
 import functools
 import hashlib
 import importlib.util
@@ -31,7 +31,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save, save_file
 
-from ..losses import LOSSES, Loss, check_batch, check_slopes, cross_entropy, get_loss, looked_at, settings_of
+from ..losses import LOSSES, Loss, check_batch, check_count, check_slopes, cross_entropy, get_loss, looked_at, settings_of
 from ..ports import Awaited, CustomLoss, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from ..snapshots import State, States, in_packs
 from ..store import write_whole
@@ -52,6 +52,7 @@ from kitchen.types import (
     SampleOutput,
     SamplingParams,
     SavedState,
+    TopK,
     UnknownName,
 )
 
@@ -491,7 +492,7 @@ def temporary_states() -> tempfile.TemporaryDirectory:
     "Where states go that were given no folder: gone when the process ends."
     return tempfile.TemporaryDirectory(prefix="kitchen-toy-")
 
-# %% ../../nbs/90_adapters.toy.ipynb #3517b16a
+# %% ../../nbs/90_adapters.toy.ipynb #50fa0e6d
 def truncated(logprobs: np.ndarray, temperature: float, top_k: int, top_p: float) -> tuple[np.ndarray, np.ndarray]:
     "Tokens by falling probability, and their cumulative probability after temperature, top-k, top-p; both [S, V]."
     scaled = (logprobs - logprobs.max(axis=1, keepdims=True)) / temperature
@@ -604,6 +605,18 @@ class ToySamplingClient:
         "Log-probability of each token given those before it; the first is None."
         tokens = self.checked(prompt)
         return self.queue.submit(lambda: self.score(tokens))
+
+    def compute_topk(self, prompt: Sequence[int], count: int) -> Any:
+        "The most likely tokens after each position, and their log-probabilities."
+        tokens = self.checked(prompt)
+        check_count(count, VOCABULARY)
+        return self.queue.submit(lambda: self.likely(tokens, count))
+
+    def likely(self, prompt: np.ndarray, count: int) -> TopK:
+        "The same, of a checked prompt; equally likely tokens in the order of their ids."
+        table = forward_pass(self.network, windows([prompt], self.network.shape)).logprobs
+        chosen = np.argsort(-table, axis=1, kind="stable")[:, :count]
+        return TopK(chosen, np.take_along_axis(table, chosen, 1).astype(np.float32))
 
     def score(self, prompt: np.ndarray) -> list[float | None]:
         "Log-probabilities of a checked prompt."
@@ -833,7 +846,7 @@ class ToyTrainingClient:
         network, steps = self.queue.submit(lambda: (self.network(), self.learned.steps)).result()
         return ToySamplingClient(network, derive(self.seed, "sampling", steps), self.service.latency)
 
-# %% ../../nbs/90_adapters.toy.ipynb #6c343d44
+# %% ../../nbs/90_adapters.toy.ipynb #65f0423d
 class ToyService:
     "Opens toy models."
 
@@ -858,6 +871,7 @@ class ToyService:
             losses=frozenset(LOSSES),
             full_finetuning=True,
             custom_loss=importlib.util.find_spec("torch") is not None,
+            topk=True,
             deterministic=True,
         )
 
