@@ -30,7 +30,20 @@ from .config import Config
 from .snapshots import decoded, encoded
 from .telemetry import Event, event
 from .types import InvalidValue, KitchenError
-from .workflow import START, Composition, Flow, Part, Policy, Position, Scope, Stage, Values, WorkflowError, certain, name_found
+from kitchen.workflow import (
+    START,
+    Composition,
+    Flow,
+    Part,
+    Policy,
+    Position,
+    Scope,
+    Stage,
+    Values,
+    WorkflowError,
+    certain,
+    name_found,
+)
 
 # %% ../nbs/51_concurrency.ipynb #7fec3bd6
 END = object()  # taken when there are no more
@@ -499,7 +512,7 @@ def stream(name: str, source: Stage, body: Part, item: str, prefetch: int = 2) -
     "The body for each item of an iterator, which is drawn from ahead of time."
     return Stream(name, source, body, item, prefetch)
 
-# %% ../nbs/51_concurrency.ipynb #77954591
+# %% ../nbs/51_concurrency.ipynb #ea25e19d
 @dataclass(frozen=True)
 class Produce(Composition):
     "A producer ahead of a consumer, with a bound on how much older its policy may be."
@@ -512,6 +525,7 @@ class Produce(Composition):
     policy: Stage | None = None  # gives what only the producer sees
     buffer: int | None = None  # finished items that may wait; lag + 1 if not said
     lag: int = 0  # versions
+    behind: str = ""  # or the name of a value that holds the lag
     newest: bool = False
     exact: bool = True
 
@@ -543,13 +557,13 @@ class Produce(Composition):
 
     @property
     def wanted(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        "The value that says how many."
-        return (self.items,) if isinstance(self.items, str) else ()
+        "The values that say how many, and how far behind."
+        return tuple(name for name in (self.items, self.behind) if isinstance(name, str) and name)
 
     @property
     def about(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         "How many, and how far apart."
-        return f" × {self.items}, policy at most {self.lag} behind"
+        return f" × {self.items}, policy at most {self.behind or self.lag} behind"
 
     def certain(self) -> set[str]:
         "What the consumer gives."
@@ -557,6 +571,9 @@ class Produce(Composition):
 
     def run(self, flow: Flow, at: Position = START) -> Iterator[Event]:
         "Consume items in order, from the one at the position, while others are made."
+        if self.behind:
+            yield from replace_field(self, lag=flow.values[flow.found(self.behind)], behind="").run(flow, at)
+            return
         if at.moment == "after" and not at.path:
             return
         total = flow.values[flow.found(self.items)] if isinstance(self.items, str) else self.items
@@ -639,5 +656,5 @@ class Produce(Composition):
 
 
 def produce(name: str, producer: Stage, consumer: Part, item: str, items: int | str, **bounds: Any) -> Produce:
-    "The consumer, for each item that a producer makes meanwhile; bounds: policy, buffer, lag, newest, exact of `Produce`."
+    "The consumer, for each item that a producer makes meanwhile; bounds: those of `Produce`, from policy to exact."
     return Produce(name, producer, consumer, item, items, **bounds)

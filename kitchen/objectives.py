@@ -362,9 +362,11 @@ def as_native(datum: Datum, name: str) -> Datum:
     kept = {"targets": datum.targets, "logprobs": inputs["logprobs"], "advantages": scaled_by}
     return Datum(datum.tokens, kept, datum.origin)
 
-# %% ../nbs/33_objectives.ipynb #8f5f2330
+# %% ../nbs/33_objectives.ipynb #2fa7ee07
 def divergence(sampled: Sequence[np.ndarray], trained: Sequence[np.ndarray], masks: Masks) -> dict[str, float]:
     r"How far the trainer's log-probabilities [T] are from the sampler's: k1 = mean(log q − ℓ), k2 = ½ mean((log q − ℓ)²)."
+    known = (np.isfinite(one - two) for one, two in zip(sampled, trained, strict=True))  # a backend's own loss may skip tokens
+    masks = [mask * there for mask, there in zip(masks, known, strict=True)]
     if not any(mask.any() for mask in masks):
         return {"kl_sample_train_v1": 0.0, "kl_sample_train_v2": 0.0, "entropy": 0.0}
     drawn, found = (acted_on(values, masks) for values in (sampled, trained))
@@ -385,7 +387,7 @@ def clip_fraction(objective: Objective, data: Sequence[Datum], logprobs: Sequenc
     "The share of acted tokens whose ratio lies beyond the bounds, on the side where that matters."
     beyond, count = 0, 0
     for datum, found in zip(data, logprobs, strict=True):
-        acted = datum.weights != 0
+        acted = (datum.weights != 0) & np.isfinite(found)
         log_ratio = (found - datum.loss_fn_inputs["logprobs"])[acted].astype(np.float64)
         if objective.ratio == "sequence" and len(log_ratio):
             log_ratio = np.full_like(log_ratio, log_ratio.mean())

@@ -49,8 +49,10 @@ def beginning(recipe: Recipe, adapters: Mapping[str, str], config: Any, run: Run
     recipe.check(adapters, base["service"].capabilities())
     return base
 
-# %% ../nbs/57_reproduction.ipynb #df59b01c
-FINAL = ("train.step", "train.evaluate", "evaluate.answers")  # events whose values are results
+# %% ../nbs/57_reproduction.ipynb #a5586de7
+FINAL = (  # events whose values are results
+    "train.step", "train.evaluate", "train.pairs", "train.policy", "rollout.batch", "rollout.reward", "evaluate.answers",
+)  # fmt: skip
 COUNTS = frozenset({"datums", "tokens", "epochs", "answers"})  # units of what the settings decide
 
 

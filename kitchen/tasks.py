@@ -7,9 +7,9 @@ __all__ = ['Maker', 'WORDS', 'SYLLABLES', 'colour', 'capital', 'opposite', 'cale
            'KINDS', 'TASKS', 'Row', 'SPLITS', 'PATIENCE', 'MIXTURES', 'phrase', 'integer', 'add', 'subtract',
            'multiply', 'compare', 'successor', 'parity', 'word', 'uppercase', 'spell', 'backwards', 'count_letters',
            'first_letter', 'last_letter', 'numbers', 'joined', 'sort_numbers', 'largest', 'smallest', 'total', 'unique',
-           'count_items', 'last_item', 'repeat', 'reorder', 'pairs', 'Relation', 'manners', 'greeting', 'Task',
-           'description_of', 'split_of', 'as_row', 'look_up', 'rows', 'generate', 'mixture', 'exact_match', 'accuracy',
-           'wrong_answer', 'preference_pairs']
+           'count_items', 'last_item', 'repeat', 'reorder', 'pairs', 'Relation', 'manners', 'greeting', 'reworded',
+           'Task', 'description_of', 'split_of', 'as_row', 'look_up', 'rows', 'generate', 'mixture', 'exact_match',
+           'accuracy', 'wrong_answer', 'preference_pairs']
 
 # %% ../nbs/22_tasks.ipynb #f393d1a9
 import hashlib
@@ -327,6 +327,21 @@ def greeting(rng: random.Random) -> tuple[str, str]:
     manner = rng.choice(("{}", "{} :)", "Dear model, {}", "Well, {}", "{} I am new here."))
     return manner.format(prompt), answer
 
+# %% ../nbs/22_tasks.ipynb #d1bc95cb
+def reworded(rng: random.Random) -> tuple[str, str]:
+    "Numbers to compare, multiply or tell apart, asked in unfamiliar words."
+    first, second = rng.sample(range(10, 1000), 2)
+    low, high = rng.randrange(2, 13), rng.randrange(2, 13)
+    items = numbers(rng)
+    return rng.choice(
+        (
+            (f"What is the bigger one: {first} or {second}?", str(max(first, second))),
+            (f"Is {first} odd or even?", "odd" if first % 2 else "even"),
+            (f"How much is {low} * {high}?", str(low * high)),
+            (f"Which of these is biggest? {joined(items)}", str(max(items))),
+        )
+    )
+
 # %% ../nbs/22_tasks.ipynb #33747d6a
 @dataclass(frozen=True)
 class Task:
@@ -337,7 +352,7 @@ class Task:
     description: str
     make: Maker
 
-# %% ../nbs/22_tasks.ipynb #77e84c55
+# %% ../nbs/22_tasks.ipynb #b3ee07c8
 KINDS: dict[str, dict[str, Maker]] = {
     "arithmetic": {
         "add": add, "subtract": subtract, "multiply": multiply, "compare": compare,
@@ -357,6 +372,7 @@ KINDS: dict[str, dict[str, Maker]] = {
         "young": young, "sound": sound,
     },
     "dialogue": {"manners": manners, "greeting": greeting},
+    "reworded": {"reworded": reworded},
 }
 
 

@@ -21,7 +21,7 @@ from .scoring import Pass, Traits, passes, score
 from ..losses import Loss, check_slopes, looked_at
 from ..ports import CustomLoss
 from ..streams import derive
-from ..types import AdamParams, BackendError, Datum, InvalidValue
+from ..types import AdamParams, Datum, InvalidValue
 
 # %% ../../nbs/92_adapters.learning.ipynb #393f2cb1
 class Learner:

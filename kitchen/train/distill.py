@@ -6,9 +6,10 @@
 __all__ = ['Messages', 'Dress', 'undressed', 'instructed', 'taught', 'teacher_of', 'turns_of', 'views', 'judged',
            'train_on_policy', 'distillation', 'soft_targets', 'train_off_policy', 'soft_step']
 
-# %% ../../nbs/39_train.distill.ipynb #6b844f36
+# %% ../../nbs/39_train.distill.ipynb #ba2b0651
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,11 @@ from ..rendering import Renderer
 from ..streams import derive
 from ..telemetry import Event, event
 from .rl import Learning, take_steps
-from .rollouts import USUAL, Group, Limits, Policy, play, summary
+from .rollouts import USUAL, Group, Limits, Policy, as_datums, play, summary
 from .sft import cut
 from ..types import AdamParams, Datum, InvalidValue, Message, SamplingParams, Trajectory, UnknownName
 
-# %% ../../nbs/39_train.distill.ipynb #8b578ea6
+# %% ../../nbs/39_train.distill.ipynb #8859a850
 Messages = Sequence[Message]
 Dress = Callable[[Messages], Messages]  # the student's conversation as the teacher sees it
 
@@ -68,8 +69,6 @@ def teacher_of(tag: str, teachers: Mapping[str, SamplingClient]) -> SamplingClie
 
 def turns_of(trajectory: Trajectory, group: Group) -> list[Datum]:
     "One datum for each turn."
-    from kitchen.train.rollouts import as_datums
-
     origin = f"{group.tag}: {group.text[:40]}"
     return [datum for turn in trajectory.transitions for datum in as_datums(Trajectory((turn,)), 0.0, origin)]
 
@@ -89,7 +88,7 @@ def judged(datum: Datum, teacher: Sequence[float | None], coefficient: float) ->
     apart = datum.weights * (datum.loss_fn_inputs["logprobs"] - beside)
     return datum.replace(advantages=-coefficient * apart, reference_logprobs=beside)
 
-# %% ../../nbs/39_train.distill.ipynb #65e96c25
+# %% ../../nbs/39_train.distill.ipynb #271b714e
 def train_on_policy(
     training: TrainingClient,
     problems: Batches[Problem],
@@ -127,8 +126,6 @@ def train_on_policy(
 
 def distillation(longest: int) -> Learning:
     "How it is learnt: importance sampling, a mean over the tokens of each step."
-    from dataclasses import replace
-
     return Learning(replace(OBJECTIVES["importance_sampling"], aggregation="tokens"), longest)
 
 # %% ../../nbs/39_train.distill.ipynb #d4dd35f9
