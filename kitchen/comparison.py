@@ -108,7 +108,7 @@ def steps_before(events: Sequence[Event], wanted: Sequence[Event]) -> list[int]:
             found.append(done)
     return found
 
-# %% ../nbs/62_comparison.ipynb #950291aa
+# %% ../nbs/62_comparison.ipynb #41b7b2ac
 @dataclass(frozen=True, eq=False)
 class SideBySide:
     "Runs compared."
@@ -183,8 +183,7 @@ class SideBySide:
             about = faint(f"{story.recipe}, {story.status}")
             if story.parent:
                 about += faint(f", fork at step {story.forked_at:,} of ") + dots.get(story.parent, escaped(story.parent, 80))
-            name = f'<span style="white-space:nowrap">{dots[story.name]} {escaped(story.name, 80)}</span>'
-            cells.append(f'{name}<br><span style="font-weight:normal">{about}</span>')
+            cells.append(f'{dots[story.name]} {escaped(story.name, 80)}<br><span style="font-weight:normal">{about}</span>')
         return cells
 
     def _repr_html_(self) -> str:

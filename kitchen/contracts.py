@@ -10,7 +10,7 @@ __all__ = ['hints', 'given_types', 'fits', 'Scene', 'check', 'check_capabilities
 import inspect
 import re
 import types
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 

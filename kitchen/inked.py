@@ -21,14 +21,14 @@ from .figures import View, visible
 from .ports import Tokenizer
 from .types import Datum, InvalidValue, Trajectory
 
-# %% ../nbs/61_inked.ipynb #94835fd7
+# %% ../nbs/61_inked.ipynb #f81b131c
 QUIET = "kitchen-view tex2jax_ignore mathjax_ignore"  # class names that MathJax 2 and 3 leave alone
 WRAP = "white-space:pre-wrap;overflow-wrap:anywhere"
 
 
 def boxed(*parts: str) -> str:
     "HTML in which nothing is taken for a formula."
-    return f'<div class="{QUIET}" style="max-width:75em">{"".join(parts)}</div>'
+    return f'<div class="{QUIET}" style="max-width:75em;overflow-x:auto">{"".join(parts)}</div>'
 
 
 def escaped(text: str, limit: int = 2000) -> str:

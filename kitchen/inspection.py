@@ -147,7 +147,7 @@ class Picture:
     def __repr__(self) -> str:
         return self.text
 
-# %% ../nbs/62_inspection.ipynb #b3750ac1
+# %% ../nbs/62_inspection.ipynb #31bf16e5
 @dataclass(frozen=True, eq=False)
 class RateTest:
     "Loss over a growing learning rate."
@@ -161,6 +161,8 @@ class RateTest:
         "The losses under a bell curve three hundredths of the test wide, centred: the curve does not lag behind the rate."
         places = np.arange(len(self.losses))
         finite = np.isfinite(self.losses)
+        if not finite.any():
+            return np.full(len(places), np.nan)
         width = max(0.03 * len(places), 1.0)
         bell = np.exp(-0.5 * ((places[:, None] - places[None, finite]) / width) ** 2)
         return bell @ self.losses[finite] / bell.sum(axis=1)
@@ -203,15 +205,22 @@ class RateTest:
             if rate
         )
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        "Losses worth drawing: what comes after divergence would press the curve flat."
+        if not np.isfinite(self.losses).any():
+            return 0.0, 1.0
+        last = len(self.smoothed) - 1 if self.lowest is None else self.lowest
+        high, low = float(self.smoothed[: last + 1].max()), float(self.smoothed.min())
+        room = 0.35 * (high - low) or 1.0
+        return low - room, high + room
+
     @cached_property
     def picture(self) -> Picture:
         "The curve with the suggestion marked."
         raw = Curve("loss", self.rates, self.losses, COLORS[5], 1.2, 0.8)
         even = Curve("loss, smoothed", self.rates, self.smoothed, COLORS[0], 2.5)
-        last = len(self.smoothed) - 1 if self.lowest is None else self.lowest
-        high, low = self.smoothed[: last + 1].max(), self.smoothed.min()
-        room = 0.35 * (high - low) or 1.0  # what comes after divergence would press the curve flat
-        chart = Chart((raw, even), "learning rate", "loss (nats/token)", self.marks, True, (low - room, high + room))
+        chart = Chart((raw, even), "learning rate", "loss (nats/token)", self.marks, True, self.bounds)
         return Picture(chart, self.text)
 
     @property
@@ -219,7 +228,8 @@ class RateTest:
         "The same in words."
         first, last = number_text(self.rates[0]), number_text(float(f"{self.rates[-1]:.2g}"))
         run = f"{len(self.rates)} steps, learning rate {first} to {last}; {self.ended}"
-        curve = f"loss {spark_text(self.losses, 40)} {number_text(self.losses[0])} to {number_text(self.losses[-1])} nats/token"
+        drawn = spark_text(np.minimum(self.losses, self.bounds[1]), 40)
+        curve = f"loss {drawn} {number_text(self.losses[0])} to {number_text(self.losses[-1])} nats/token"
         said = "the loss never fell by more than it scatters: nothing to suggest; try other bounds, more steps or larger batches"
         if self.suggestion is not None:
             tenth = number_text(float(f"{self.tenth:.2g}"))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .ports import CustomLoss
-from .types import BackendError, Datum, InvalidValue, UnknownName
+from .types import BackendError, Datum, ForwardBackwardOutput, InvalidValue, UnknownName
 
 # %% ../nbs/30_losses.ipynb #0d97f9fa
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from kitchen.figures import (
     loss_figure,
     rate_figure,
     results_table,
+    seconds_text,
     timeline,
     visible,
 )

@@ -9,6 +9,7 @@ __all__ = ['STEPS', 'Arrived', 'MARKS', 'deferred_interrupt', 'OnBoth', 'State',
 # %% ../nbs/63_session.ipynb #9e70f5be
 import contextlib
 import html
+import inspect
 import os
 import secrets
 import signal

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED_MODELS', 'PRESETS', 'PAIR_PRESETS', 'PLAY_PRESETS', 'live', 'known_name', 'TrainingConfig', 'DataConfig',
-           'SftConfig', 'PretrainConfig', 'PairConfig', 'PreferenceConfig', 'RewardConfig', 'PlayConfig', 'RlConfig']
+           'SftConfig', 'PretrainConfig', 'PairConfig', 'PreferenceConfig', 'RewardConfig', 'PlayConfig', 'RlConfig',
+           'TeacherConfig', 'OnPolicyConfig', 'OffPolicyConfig']
 
-# %% ../nbs/50_settings.ipynb #0bb242eb
+# %% ../nbs/50_settings.ipynb #31a274ae
 from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from .config import Config
+from .divergences import DISTILL_LOSSES
 from .evaluation import METRICS
 from .objectives import get_objective
 from .pairwise import PAIR_LOSSES
@@ -270,3 +272,38 @@ class RlConfig(PlayConfig):
         get_objective(self.objective, **self.choices)
         get_rewards(self.rewards)
         return self
+
+# %% ../nbs/50_settings.ipynb #61b3b92a
+class TeacherConfig(Config):
+    "Where the teacher comes from."
+
+    teacher: str = Field("", description="model that teaches; empty: the student's own, fine-tuned on teacher_dataset first")
+    teacher_dataset: str = Field("builtin:sort[:8000]", description="what a teacher that is made here is trained on")
+    teacher_epochs: int = Field(1, ge=1, description="passes over it")
+    teacher_learning_rate: float = Field(6e-3, gt=0, description="peak learning rate of the teacher")
+
+
+class OnPolicyConfig(PlayConfig, TeacherConfig):
+    "Distillation on the student's own answers."
+
+    env: str = Field("task:sort", description="where prompts come from: task:NAME, gym:NAME, guess or nim")
+    problems: int = Field(640, ge=1, description="prompts to answer")
+    group_size: int = Field(4, ge=1, description="answers to each prompt")
+    instruction: str = Field("", description="what the teacher is told before each conversation, and the student is not")
+    max_length: int = Field(1024, ge=8, description="longest conversation, in tokens")
+
+
+class OffPolicyConfig(DataConfig, TeacherConfig):
+    "Distillation on the teacher's answers."
+
+    dataset: str = Field("builtin:sort[:3000]", description="prompts: builtin:NAME, file:PATH or hf:ORG/NAME")
+    distill_loss: str = Field("top_k", description="top_k, forward_kl, reverse_kl, jsd or hinton")
+    likely: int = Field(4, ge=1, description="how many of the teacher's most likely tokens are learnt at each position")
+    answers: Literal["teacher", "dataset"] = Field("teacher", description="whose answers are learnt from")
+    epochs: int = Field(1, ge=1, description="passes over the training data")
+
+    @field_validator("distill_loss")
+    @classmethod
+    def distill_loss_is_known(cls, value: str) -> str:
+        "A loss that is not in its table is answered with the nearest."
+        return known_name("distill_loss", value, DISTILL_LOSSES)

@@ -22,7 +22,7 @@ import numpy as np
 from .config import canonical, digest
 from .ports import Awaited
 from .store import write_whole
-from .types import DamagedData, InvalidValue, SavedState
+from .types import DamagedData, FutureTimeout, InvalidValue, SavedState
 
 # %% ../nbs/16_snapshots.ipynb #7ebe83b2
 class Objects:

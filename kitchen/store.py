@@ -79,7 +79,7 @@ def event_from_text(text: str) -> Event:
     }
     return Event(body["name"], numbers, body["metadata"], body["step"], body["time"], body["sequence"])
 
-# %% ../nbs/14_store.ipynb #a5894a3a
+# %% ../nbs/14_store.ipynb #6009d96e
 class RunBusy(InvalidValue):
     "Another process, or another session of this one, is writing this run."
 
@@ -129,7 +129,8 @@ class EventLog:
             file.seek(self.size)
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
-        for line in whole.decode().splitlines():
+        for written in whole.splitlines():  # of bytes: text may hold other characters that end a line
+            line = written.decode()
             self.remember(event_from_text(line), line[line.rfind(HASH_FIELD) + len(HASH_FIELD) : -2])
         self.size += len(whole)
         return len(content) - len(whole)

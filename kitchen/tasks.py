@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Maker', 'WORDS', 'SYLLABLES', 'colour', 'capital', 'opposite', 'calendar', 'young', 'sound', 'GREETINGS', 'REQUESTS',
-           'KINDS', 'TASKS', 'Row', 'SPLITS', 'PATIENCE', 'MIXTURES', 'phrase', 'integer', 'add', 'subtract',
+           'KINDS', 'TASKS', 'Row', 'SPLITS', 'PATIENCE', 'MIXTURES', 'OTHERS', 'phrase', 'integer', 'add', 'subtract',
            'multiply', 'compare', 'successor', 'parity', 'word', 'uppercase', 'spell', 'backwards', 'count_letters',
            'first_letter', 'last_letter', 'numbers', 'joined', 'sort_numbers', 'largest', 'smallest', 'total', 'unique',
            'count_items', 'last_item', 'repeat', 'reorder', 'pairs', 'Relation', 'manners', 'greeting', 'reworded',
            'Task', 'description_of', 'split_of', 'as_row', 'look_up', 'rows', 'generate', 'mixture', 'exact_match',
-           'accuracy', 'wrong_answer', 'preference_pairs']
+           'accuracy', 'swapped', 'wrong_answer', 'preference_pairs']
 
 # %% ../nbs/22_tasks.ipynb #f393d1a9
 import hashlib
@@ -491,13 +491,27 @@ def accuracy(rows: Sequence[Row], replies: Sequence[str]) -> float:
     right = [exact_match(row, reply) for row, reply in zip(rows, replies, strict=True)]
     return sum(right) / len(right)
 
-# %% ../nbs/22_tasks.ipynb #f64b9eee
+# %% ../nbs/22_tasks.ipynb #d1cf7089
+OTHERS = {"even": "odd", "odd": "even"}
+
+
+def swapped(words: Sequence[str], rng: random.Random) -> list[str]:
+    "The words with two different neighbours exchanged."
+    place = rng.choice([place for place in range(len(words) - 1) if words[place] != words[place + 1]])
+    return [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
+
+
 def wrong_answer(task: str, answer: str, rng: random.Random) -> str:
     "An answer of the same form that is not the right one."
     if answer.isdigit():
         place = rng.randrange(len(answer))
         digit = rng.choice([each for each in "123456789" if each != answer[place]])
         return answer[:place] + digit + answer[place + 1 :]
+    if answer in OTHERS:
+        return OTHERS[answer]
+    words = answer.split()
+    if look_up(task).kind == "list" and len(set(words)) > 1:
+        return joined(swapped(words, rng))
     make = look_up(task).make
     return next(other for _ in range(PATIENCE) if (other := make(rng)[1]) != answer)
 

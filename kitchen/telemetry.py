@@ -44,7 +44,7 @@ def declare(
         raise InvalidValue(f"event {name!r} is declared already, and differently: {EVENTS[name]}")
     return kind
 
-# %% ../nbs/12_telemetry.ipynb #3fe36ef9
+# %% ../nbs/12_telemetry.ipynb #4f09d011
 declare("run.start", "a run begins, or continues", "recipe run_id")
 declare("run.stop", "a run ends", "status reason", seconds="s")
 declare(
@@ -165,6 +165,7 @@ declare(
     unfinished="share",
     seconds="s",
 )
+declare("teacher.train", "a teacher was made by fine-tuning", "", steps="steps", loss="nats/token", seconds="s")
 declare("rollout.reward", "one component of the reward, of one kind of problem", "tag component", value="1", count="episodes")
 declare(
     "evaluate.answers",

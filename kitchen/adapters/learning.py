@@ -21,7 +21,7 @@ from .scoring import Pass, Traits, passes, score
 from ..losses import Loss, check_slopes, looked_at
 from ..ports import CustomLoss
 from ..streams import derive
-from ..types import AdamParams, Datum, InvalidValue
+from ..types import AdamParams, BackendError, Datum, InvalidValue
 
 # %% ../../nbs/92_adapters.learning.ipynb #393f2cb1
 class Learner:
@@ -165,7 +165,7 @@ def custom_objective(loss_fn: CustomLoss) -> Objective:
 
     return Objective(judge, lambda datum: np.ones(len(datum), dtype=bool), whole=True)
 
-# %% ../../nbs/92_adapters.learning.ipynb #ba33343a
+# %% ../../nbs/92_adapters.learning.ipynb #bdffa37a
 @contextmanager
 def seeded(device: torch.device, seed: int | None) -> Iterator[None]:
     "Torch's random state, seeded while this is open and put back afterwards; None leaves it alone."
@@ -201,6 +201,8 @@ class Network:
         "Log-probabilities of each datum and the verdict on them; with `learn`, gradients are added to the weights'."
         self.training(learn)
         groups, found = self.groups(data), [np.zeros(0)] * len(data)
+        if objective.whole and len(groups) == 1:  # a custom loss may tell datums apart by their place
+            groups = [list(range(len(data)))]
         verdicts: list[Verdict] = []
         if objective.whole and len(groups) > 1:  # judge first, then go through the model again with what that gave
             for place, group in enumerate(groups):

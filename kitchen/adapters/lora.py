@@ -10,7 +10,7 @@ __all__ = ['CONFIG_FILE', 'WEIGHTS_FILE', 'UNSUPPORTED', 'LoraLinear', 'linear_s
 # %% ../../nbs/92_adapters.lora.ipynb #2fce4302
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 

@@ -31,17 +31,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save, save_file
 
-from kitchen.losses import (
-    LOSSES,
-    Loss,
-    check_batch,
-    check_count,
-    check_slopes,
-    cross_entropy,
-    get_loss,
-    looked_at,
-    settings_of,
-)
+from ..losses import LOSSES, Loss, check_batch, check_count, check_slopes, cross_entropy, get_loss, looked_at, settings_of
 from ..ports import Awaited, CustomLoss, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from ..snapshots import State, States, in_packs
 from ..store import write_whole

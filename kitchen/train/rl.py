@@ -9,7 +9,7 @@ __all__ = ['Learning', 'prepared', 'beside_reference', 'far', 'pulled', 'learn',
 # %% ../../nbs/37_train.rl.ipynb #ac3683ad
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,15 +17,7 @@ import numpy as np
 
 from ..data import Batches
 from ..envs import Problem
-from kitchen.objectives import (
-    ADVANTAGES,
-    AGGREGATIONS,
-    ESTIMATORS,
-    Objective,
-    clip_fraction,
-    divergence,
-    submit,
-)
+from ..objectives import ADVANTAGES, AGGREGATIONS, ESTIMATORS, Objective, clip_fraction, divergence, submit
 from ..ports import SamplingClient, TrainingClient
 from ..rendering import Renderer
 from ..streams import derive

@@ -22,17 +22,7 @@ from ..ports import SamplingClient
 from ..rendering import Renderer
 from ..streams import derive
 from ..telemetry import Event, event
-from kitchen.types import (
-    Completion,
-    Datum,
-    InvalidValue,
-    KitchenError,
-    Message,
-    SamplingParams,
-    Trajectory,
-    Transition,
-    UnknownName,
-)
+from ..types import Completion, Datum, InvalidValue, KitchenError, Message, SamplingParams, Trajectory, Transition, UnknownName
 
 # %% ../../nbs/36_train.rollouts.ipynb #e271c5c8
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ preference = chain(
     "preference", load, render, refer, batch, open_model, baseline, train, evaluate, save, register, report
 )
 
-# %% ../../nbs/53_workflows.preference.ipynb #4fd8e1ee
+# %% ../../nbs/53_workflows.preference.ipynb #c2d3f184
 @dataclass(frozen=True)
 class Scored:
     "Pairs that ask for a score, and how it is read."
@@ -180,9 +180,9 @@ class Scored:
 
 
 @stage(gives="scored", remake=True)
-def ask_for_scores(config: Any, service: ServiceClient, data: Splits) -> Scored:
+def ask_for_scores(config: Any, service: ServiceClient, renderer: Renderer, data: Splits) -> Scored:
     "Choose the token of the score, and put the scores of the untrained model around 0."
-    tokens = service.get_tokenizer(config.model).encode(config.score_text)
+    tokens = renderer.tokenizer.encode(config.score_text)
     if not tokens:
         raise InvalidValue(f"score_text {config.score_text!r} has no token; choose a word")
     head = head_for(service.create_sampling_client(config.model), tokens[0], data.train)
