@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['RESULT_MIME', 'MANIFEST_MIME', 'PLOTLY_MIME', 'LIVE_ONLY', 'CELLS', 'PAGE', 'BANNERS', 'SECTIONS', 'Score',
-           'accuracies', 'losses', 'training_loss', 'measured_where', 'scores', 'table_html', 'share_bar', 'score_cell',
-           'show_scores', 'show_data', 'show_set_aside', 'escaped_table', 'results', 'show_answers', 'show_settings',
-           'show_losses', 'show_rates', 'show_times', 'show_manifest', 'record', 'read_notebook', 'outputs_of',
-           'recorded', 'read_manifest', 'figure_html', 'error_html', 'markdown_html', 'offline', 'asset',
-           'plotly_script', 'style', 'policy', 'title_of', 'verdict', 'banner_html', 'banners', 'body_html',
-           'shown_cells', 'to_html', 'bundle', 'run_notebook', 'run_report']
+           'accuracies', 'beside_teacher', 'pair_scores', 'losses', 'training_loss', 'measured_where', 'scores',
+           'table_html', 'share_bar', 'score_cell', 'show_scores', 'show_data', 'show_set_aside', 'escaped_table',
+           'results', 'show_answers', 'show_settings', 'show_losses', 'show_rates', 'show_pairs', 'show_policy',
+           'show_rewards', 'show_times', 'show_manifest', 'record', 'read_notebook', 'outputs_of', 'recorded',
+           'read_manifest', 'figure_html', 'error_html', 'markdown_html', 'offline', 'asset', 'plotly_script', 'style',
+           'policy', 'title_of', 'verdict', 'banner_html', 'banners', 'body_html', 'shown_cells', 'to_html', 'bundle',
+           'run_notebook', 'run_report']
 
-# %% ../nbs/61_reports.ipynb #65c6fa37
+# %% ../nbs/61_reports.ipynb #0396b244
 import base64
 import hashlib
 import html
@@ -25,12 +26,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import digest
+from .evaluation import wilson_interval
 from kitchen.figures import (
     View,
     aligned,
     loss_figure,
+    pair_figure,
+    policy_figure,
     rate_figure,
     results_table,
+    reward_figure,
     seconds_text,
     timeline,
     visible,
@@ -44,7 +49,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from nbformat import NotebookNode
 
-# %% ../nbs/61_reports.ipynb #e803d333
+# %% ../nbs/61_reports.ipynb #dfdc58ab
 @dataclass(frozen=True)
 class Score:
     "One measure of the model, before and after training."
@@ -84,8 +89,30 @@ def accuracies(events: Sequence[Event]) -> list[Score]:
         if before and after:
             ranges = (before["low"], before["high"]), (after["low"], after["high"])
             note = f"{after['count']:,.0f} held-out answers, {metric}"
+            note += beside_teacher(before, after, found.get((metric, split, "teacher")))
             scores.append(Score("accuracy", "share", before["accuracy"], after["accuracy"], *ranges, note))
     return scores
+
+
+def beside_teacher(before: Event, after: Event, teacher: Event | None) -> str:
+    "What a teacher reaches, and how much of the way there the student went."
+    if teacher is None:
+        return ""
+    gap, gained = teacher["accuracy"] - before["accuracy"], after["accuracy"] - before["accuracy"]
+    way = f", {gained / gap:.0%} of the way" if gap > 0 else ""
+    return f"; the teacher: {teacher['accuracy']:.1%} ({teacher['low']:.0%} to {teacher['high']:.0%}){way}"
+
+
+def pair_scores(events: Sequence[Event]) -> list[Score]:
+    "Held-out pairs: how many are told apart, and by how much."
+    found = [item for item in events if item.name == "train.pairs" and item["split"] == "test"]
+    if len(found) < 2:
+        return []
+    before, after = found[0], found[-1]
+    ranges = wilson_interval(before["accuracy"], int(before["pairs"])), wilson_interval(after["accuracy"], int(after["pairs"]))
+    note = f"{after['pairs']:,.0f} held-out pairs, steps {before.step:,} and {after.step:,}"
+    margin = Score("margin", EVENTS["train.pairs"].measurements["margin"], before["margin"], after["margin"], note=note)
+    return [Score("chosen above rejected", "share", before["accuracy"], after["accuracy"], *ranges, note), margin]
 
 
 def losses(events: Sequence[Event]) -> list[Score]:
@@ -126,7 +153,7 @@ def measured_where(group: Sequence[Event]) -> str:
 def scores(events: Iterable[Event]) -> list[Score]:
     "Every measure that was taken before and after."
     events = list(events)
-    return accuracies(events) + losses(events)
+    return accuracies(events) + pair_scores(events) + losses(events)
 
 # %% ../nbs/61_reports.ipynb #e8522169
 def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
@@ -175,7 +202,7 @@ def show_scores(run: Run) -> View:
     ]
     return View(table_html(["", "before", "after", "change"], rows), aligned(lines))
 
-# %% ../nbs/61_reports.ipynb #e01c8f1e
+# %% ../nbs/61_reports.ipynb #49790d77
 def show_data(run: Run) -> View:
     "The datasets with their fingerprints, and each row that was set aside."
     loaded = [item for item in run.log.standing if item.name == "data.load"]
@@ -217,7 +244,7 @@ def results(run: Run) -> dict[str, Any]:
 
 def show_answers(run: Run, count: int = 12) -> View:
     "Answers to held-out questions, before and after, side by side."
-    return results_table(results(run)["answers"], count)
+    return results_table(results(run).get("answers", []), count)
 
 
 def show_settings(run: Run) -> View:
@@ -234,6 +261,21 @@ def show_losses(run: Run) -> "go.Figure":
 def show_rates(run: Run) -> "go.Figure":
     "Learning rate and gradient norm."
     return rate_figure(run.log.standing)
+
+
+def show_pairs(run: Run) -> "go.Figure":
+    "How chosen and rejected answers are told apart."
+    return pair_figure(run.log.standing)
+
+
+def show_policy(run: Run) -> "go.Figure":
+    "What the policy earns, how sure it is, how far it moves."
+    return policy_figure(run.log.standing)
+
+
+def show_rewards(run: Run) -> "go.Figure":
+    "Every component of the reward, for each kind of problem."
+    return reward_figure(run.log.standing)
 
 
 def show_times(run: Run) -> "go.Figure":
@@ -501,11 +543,14 @@ def to_html(
     )
     return write_whole(Path(html_path), lambda path: path.write_text(text, encoding="utf-8"))
 
-# %% ../nbs/61_reports.ipynb #fffa3f62
+# %% ../nbs/61_reports.ipynb #3a8d009e
 SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     # heading, what one sees, the display, the event without which there is nothing to show
     ("Before and after", "Measured on held-out data, before and after training.", show_scores, "train.step"),
     ("Loss", "Training loss, raw and smoothed, and loss on held-out data.", show_losses, "train.step"),
+    ("Pairs", "How chosen and rejected answers are told apart.", show_pairs, "train.pairs"),
+    ("Policy", "What the policy earns, how sure it is, how far it moves.", show_policy, "rollout.batch"),
+    ("Rewards", "Every component of the reward, for each kind of problem.", show_rewards, "rollout.reward"),
     ("Learning rate and gradient norm", "The optimizer, step by step.", show_rates, "train.step"),
     ("Answers", "The same held-out questions, answered before and after.", show_answers, "results.json"),
     ("Data", "What was read, and what was set aside.", show_data, "data.load"),
@@ -522,10 +567,10 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
 
 def bundle(shown: Any) -> dict[str, Any]:
     "A display as the data of a notebook output."
-    if isinstance(shown, View):
-        return json.loads(json.dumps(jsonable(shown._repr_mimebundle_())))
-    figure = json.loads(shown.to_json())
-    return {PLOTLY_MIME: figure, "text/plain": f"a figure with {len(figure['data'])} traces"}
+    if hasattr(shown, "to_json"):
+        figure = json.loads(shown.to_json())
+        return {PLOTLY_MIME: figure, "text/plain": f"a figure with {len(figure['data'])} traces"}
+    return json.loads(json.dumps(jsonable(shown._repr_mimebundle_())))
 
 
 def run_notebook(run: Run) -> "NotebookNode":

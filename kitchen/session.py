@@ -58,7 +58,7 @@ def deferred_interrupt(pausing: threading.Event | None = None) -> Iterator[threa
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/63_session.ipynb #da03a0a1
+# %% ../nbs/63_session.ipynb #ee89bad8
 STEPS: dict[str, Callable[[Event, Event | None], bool]] = {
     "stage": lambda item, last: item.name == "stage.stop",
     "batch": lambda item, last: item.name == "train.step",
@@ -548,12 +548,20 @@ class Kitchen:
 
     def peek(self, name: str = "batch") -> Any:
         "Look at a value of the workflow without disturbing it; 'batch' is the next batch, tokens coloured by loss weight."
-        if name == "batch":
-            from kitchen.stages import show_batch
+        if name != "batch":
+            return self.wanted(name)
+        if any("rolled" in part.gives for part in stages(self.recipe.workflow)):
+            return self.show_rollouts()
+        from kitchen.inspection import show_row
 
-            following = self.wanted("batches").peek() or self.wanted("data").train[:1]  # after the last: the first datum
-            return show_batch(following, self.wanted("renderer"))
-        return self.wanted(name)
+        batches = self.wanted("batches")
+        return show_row((batches.peek() or batches.rows)[0], self.wanted("renderer").tokenizer)  # after the last: the first
+
+    def show_rollouts(self, count: int = 8, full: int = 2, **wanted: Any) -> Any:
+        "Trajectories of this run, tokens coloured by advantage; `least` and `most` bound the reward, `tag` the kind of problem."
+        from kitchen.episodes import show_rollouts
+
+        return show_rollouts(self.run_record, self.wanted("renderer").tokenizer, count, full, **wanted)
 
     def wanted(self, name: str) -> Any:
         "A value of the workflow; if it is not there yet, say which stage gives it."

@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['Result', 'Account', 'supervised', 'Splits', 'read', 'set_aside', 'load', 'read_splits', 'rendered', 'render',
-           'question_of', 'show_batch', 'batch', 'open_model', 'adam_params', 'train', 'asked', 'baseline', 'evaluate',
-           'save', 'register', 'measured', 'report', 'side_by_side']
+           'question_of', 'batch', 'open_model', 'adam_params', 'train', 'asked', 'baseline', 'evaluate', 'save',
+           'register', 'measured', 'report', 'side_by_side']
 
-# %% ../nbs/52_stages.ipynb #db4d2aab
+# %% ../nbs/52_stages.ipynb #e5ccae99
 import json
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .coloring import show_tokens
 from .data import Batches, Conversation, StreamBatches, parse_rows, split_rows
 from .evaluation import Answer, Question, ask, summarize
 from .ports import DatasetStore, ModelRegistry, Rows, ServiceClient, TrainingClient
@@ -96,7 +95,7 @@ def read_splits(datasets: DatasetStore, config: Any, run: Run, kind: type[Any]) 
     run.update_spec(datasets={f"{item['reference']}#{item['split']}": item["fingerprint"] for item in loaded})
     return Splits(train, test[: max(config.held_out, config.graded)])
 
-# %% ../nbs/52_stages.ipynb #33231fd1
+# %% ../nbs/52_stages.ipynb #f26bdfa3
 def rendered(conversations: Sequence[Conversation], renderer: Renderer, config: Any, split: str) -> Account[list[Datum]]:
     "Datums of one split, checked; returns them. A generator, like `read`."
     started = time.perf_counter()
@@ -141,11 +140,6 @@ def question_of(renderer: Renderer, conversation: Conversation) -> Question | No
         return None
     reference, before = messages[-1].content, messages[:-1]
     return Question(before[-1].content, tuple(renderer.generation_prompt(before)), reference)
-
-
-def show_batch(data: Sequence[Datum], renderer: Renderer) -> Any:
-    "The first datum of a batch, tokens coloured by loss weight."
-    return show_tokens(data[0], renderer.tokenizer)
 
 # %% ../nbs/52_stages.ipynb #0c491b36
 @stage(gives="batches", remake=True)

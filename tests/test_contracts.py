@@ -70,7 +70,7 @@ def test_a_mistake_is_named_with_its_stage(mistake):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_keeps_its_contracts(name):
-    get_recipe(name).check(ADAPTERS, Capabilities(losses=frozenset({"cross_entropy"})))
+    get_recipe(name).check(ADAPTERS, Capabilities(losses=frozenset({"cross_entropy"}), topk=True))
 
 
 def test_a_missing_adapter_is_named_with_those_that_exist():

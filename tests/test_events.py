@@ -14,6 +14,8 @@ from kitchen.store import EventLog
 from kitchen.telemetry import EVENTS, MemoryLog, event, event_table
 from kitchen.workflow import Flow, Stage, stages
 
+from shrunk import SHRUNK
+
 SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded": 4, "max_tokens": 8}
 
 
@@ -95,8 +97,15 @@ def with_failures():
     return log.events
 
 
+def of_every_method():
+    """Events of the recipes that learn otherwise than from answers."""
+    methods = [name for name in SHRUNK if name not in ("sft", "pretrain")]
+    runs = [Kitchen(name, backend="toy", **SHRUNK[name]).run() for name in methods]
+    return [item for k in runs for item in k.run_record.log.events]
+
+
 def test_declared_is_emitted_is_documented(logs):
-    events = [item for k in logs for item in k.run_record.log.events] + with_a_history() + with_failures()
+    events = [item for k in logs for item in k.run_record.log.events] + with_a_history() + with_failures() + of_every_method()
     emitted = {item.name for item in events}
     assert emitted == EVENTS.keys(), (
         f"never emitted: {EVENTS.keys() - emitted}; undeclared: {emitted - EVENTS.keys()}"

@@ -15,14 +15,7 @@ from kitchen.recipes import RECIPES, get_recipe
 from kitchen.reports import read_manifest, recorded
 from kitchen.store import Run
 
-SMALL = {
-    "sft": {"dataset": "builtin:sort[:64]", "batch_size": 16, "held_out": 16, "graded": 8, "max_tokens": 16},
-    "pretrain": {
-        "dataset": "builtin:pretrain[:256]", "hidden": 32, "layers": 1, "batch_size": 64,
-        "held_out": 16, "graded": 8, "max_tokens": 4, "per_task": 2,
-    },
-}  # fmt: skip
-
+from shrunk import SHRUNK
 
 def cooked(name, out, **settings):
     """Cook a recipe as the command line does; the run directory."""
@@ -41,7 +34,7 @@ def code_of(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_cooks_into_a_report(name, tmp_path):
-    run_dir = cooked(name, tmp_path / "run", **SMALL[name])
+    run_dir = cooked(name, tmp_path / "run", **SHRUNK[name])
     run = Run(run_dir)
     assert run.status == "completed" and run.verify() == []
     page = (run_dir / "report.html").read_text()
@@ -68,7 +61,7 @@ def test_a_recipe_notebook_matches_its_settings(name):
 
 def test_cooking_twice_gives_the_same_numbers(tmp_path):
     results = [
-        json.loads((cooked("sft", tmp_path / name, **SMALL["sft"]) / "artifacts" / "results.json").read_text())
+        json.loads((cooked("sft", tmp_path / name, **SHRUNK["sft"]) / "artifacts" / "results.json").read_text())
         for name in ("first", "second")
     ]
     assert results[0] == results[1]

@@ -1,0 +1,17 @@
+"""Every recipe made small: settings with which it ends in seconds, on any backend."""
+
+ANSWERED = {"batch_size": 16, "held_out": 8, "graded": 4, "max_tokens": 8}
+PLAYED = {"problems": 8, "batch_size": 4, "group_size": 4, "graded": 4, "max_tokens": 8}
+TEACHER = {"teacher_dataset": "builtin:sort[:64]"}
+
+SHRUNK = {
+    "sft": {**ANSWERED, "dataset": "builtin:sort[:64]"},
+    "pretrain": {
+        **ANSWERED, "dataset": "builtin:pretrain[:256]", "hidden": 32, "layers": 1, "batch_size": 64, "per_task": 2, "max_tokens": 4,
+    },
+    "dpo": {**ANSWERED, "dataset": "builtin:sort-pairs[:64]"},
+    "reward_model": {**ANSWERED, "dataset": "builtin:sort-pairs[:64]"},
+    "rl_math": {**PLAYED, "env": "nim", "objective": "grpo", "substeps": 2, "lag": 1, "mismatch_alarm": 1e-12},
+    "distill_on_policy": {**PLAYED, **TEACHER},
+    "distill_off_policy": {**ANSWERED, **TEACHER, "dataset": "builtin:sort[:64]"},
+}  # fmt: skip
