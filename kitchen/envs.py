@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['Step', 'Env', 'Problem', 'QuestionEnv', 'question', 'question_problems', 'several', 'Tool', 'tool', 'multiply', 'add',
-           'ToolEnv', 'tool_prompt', 'GuessNumber', 'guess_problems', 'Nim', 'NimSide', 'nim_sides', 'nim_problems',
-           'task_problems', 'gym_problems', 'get_problems']
+           'ToolEnv', 'tool_prompt', 'GuessNumber', 'guess_problems', 'Nim', 'NimSide', 'nim_sides', 'nim_problems']
 
-# %% ../nbs/27_envs.ipynb #e4dad32f
+# %% ../nbs/27_envs.ipynb #2d6b35ae
 import functools
 import inspect
 import json
@@ -17,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from .rewards import Reward, Row, check_gold, scored, short
 from .streams import generator
-from .types import InvalidValue, Message, MissingCapability, UnknownName
+from .types import InvalidValue, Message, UnknownName
 
 # %% ../nbs/27_envs.ipynb #037e1fc2
 @dataclass(frozen=True)
@@ -300,39 +299,3 @@ def nim_problems(count: int, seed: int, split: str = "train", most: int = 9) -> 
     "Self-play from heaps of different sizes."
     heaps = generator(seed, "nim", split).integers(3, most + 1, count)
     return [Problem("nim", f"a heap of {heap}", functools.partial(nim_sides, heap)) for heap in map(int, heaps)]
-
-# %% ../nbs/27_envs.ipynb #0e24ef2e
-def task_problems(name: str, count: int, seed: int, split: str, rewards: Sequence[Reward]) -> list[Problem]:
-    "Questions of a procedural task."
-    from kitchen.tasks import generate
-
-    return question_problems(generate(name, count, seed, split), rewards)
-
-
-def gym_problems(name: str, count: int, seed: int, split: str) -> list[Problem]:
-    "Questions of reasoning-gym, graded by it."
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise MissingCapability("'gym:…' needs reasoning-gym: pip install 'crucible-kitchen[gym]'") from error
-    from reasoning_gym.factory import DATASETS
-
-    if name not in DATASETS:
-        raise UnknownName("task of reasoning-gym", name, DATASETS)
-    drawn = reasoning_gym.create_dataset(name, size=count, seed=2 * seed + (split == "test"))
-    grade = Reward("gym", lambda answer, row: float(drawn.score_answer(answer.strip(), dict(row))), gold=0.99)
-    return question_problems([{**entry, "task": name} for entry in drawn], [grade])
-
-
-def get_problems(name: str, count: int, seed: int, split: str, rewards: Sequence[Reward]) -> list[Problem]:
-    "So many problems of the named world; the splits have nothing in common."
-    kind, _, rest = name.partition(":")
-    worlds: dict[str, Callable[[], list[Problem]]] = {
-        "task": lambda: task_problems(rest, count, seed, split, rewards),
-        "gym": lambda: gym_problems(rest, count, seed, split),
-        "guess": lambda: guess_problems(count, seed, split),
-        "nim": lambda: nim_problems(count, seed, split),
-    }
-    if kind not in worlds:
-        raise UnknownName("environment", kind, worlds)
-    return worlds[kind]()

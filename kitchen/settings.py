@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EMBEDDED_MODELS', 'PRESETS', 'PAIR_PRESETS', 'BETAS', 'PLAY_PRESETS', 'live', 'known_name', 'TrainingConfig',
            'DataConfig', 'SftConfig', 'PretrainConfig', 'PairConfig', 'PreferenceConfig', 'RewardConfig', 'PlayConfig',
-           'RlConfig', 'TeacherConfig', 'OnPolicyConfig', 'OffPolicyConfig']
+           'RlConfig', 'WarmConfig', 'RlhfConfig', 'TeacherConfig', 'OnPolicyConfig', 'PromptConfig', 'OffPolicyConfig']
 
-# %% ../nbs/50_settings.ipynb #31a274ae
+# %% ../nbs/50_settings.ipynb #f1b95254
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from .ports import adapter_names
 from .rendering import RENDERERS, TRAIN_ON
 from .rewards import get_rewards
 from .schedules import SCHEDULES
+from .tasks import MANNERS
 from .types import InvalidValue, UnknownName
 
 # %% ../nbs/50_settings.ipynb #015fcc03
@@ -239,7 +240,7 @@ class RewardConfig(PairConfig):
         "Scores are learnt like answers: the rate of fine-tuning."
         return PRESETS.get(model, {})
 
-# %% ../nbs/50_settings.ipynb #ef8780c3
+# %% ../nbs/50_settings.ipynb #9f5b8e6d
 class PlayConfig(TrainingConfig):
     "What every training on rollouts has."
 
@@ -285,7 +286,25 @@ class RlConfig(PlayConfig):
         get_rewards(self.rewards)
         return self
 
-# %% ../nbs/50_settings.ipynb #f3f4fbcb
+
+class WarmConfig(RlConfig):
+    "Reinforcement learning of a policy that is shown answers first."
+
+    sft_dataset: str = Field("builtin:reworded[:800]", description="right answers to begin with")
+    sft_epochs: int = Field(1, ge=1, description="passes over them")
+    sft_learning_rate: float | None = Field(None, gt=0, description="peak learning rate there; none: what suits the model")
+
+
+class RlhfConfig(WarmConfig):
+    "Answers, preferences, reinforcement: three trainings in a row."
+
+    pair_dataset: str = Field("builtin:reworded-pairs[:3200]", description="pairs for the reward model")
+    pair_epochs: int = Field(2, ge=1, description="passes over them")
+    pair_learning_rate: float | None = Field(None, gt=0, description="peak learning rate there; none: what suits the model")
+    score_text: str = Field("good", description="its first token is the one whose log-odds are the score")
+    objective: str = Field("grpo", description="importance_sampling, ppo, grpo, dr_grpo, dapo, gspo, cispo, rloo, …")
+
+# %% ../nbs/50_settings.ipynb #168c982e
 class TeacherConfig(Config):
     "Where the teacher comes from."
 
@@ -302,12 +321,23 @@ class OnPolicyConfig(PlayConfig, TeacherConfig):
     problems: int = Field(960, ge=1, description="prompts to answer")
     group_size: int = Field(4, ge=1, description="answers to each prompt")
     instruction: str = Field("", description="what the teacher is told before each conversation, and the student is not")
+    student: Literal["model", "teacher"] = Field("model", description="who learns: the model, or the teacher itself")
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:
         "A teacher's word for each token is less noisy than a reward for each answer: twice the rate."
         found = super().presets(model)
         return {**found, "learning_rate": 2 * found["learning_rate"]} if found else {}
+
+
+class PromptConfig(OnPolicyConfig):
+    "Distillation of a prompt: to answer without it as with it."
+
+    env: str = Field("task:served", description="where prompts come from: task:NAME, gym:NAME, guess or nim")
+    problems: int = Field(480, ge=1, description="prompts to answer")
+    teacher_dataset: str = Field("builtin:obedient[:6000]", description="what a teacher that is made here is trained on")
+    instruction: str = Field(MANNERS["gladly"].rule, description="what the teacher is told before each conversation, and the student is not")
+    student: Literal["model", "teacher"] = Field("teacher", description="who learns: the model, or the teacher itself")
 
 
 class OffPolicyConfig(SftConfig, TeacherConfig):

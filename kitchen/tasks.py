@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Maker', 'WORDS', 'SYLLABLES', 'colour', 'capital', 'opposite', 'calendar', 'young', 'sound', 'GREETINGS', 'REQUESTS',
-           'KINDS', 'TASKS', 'Row', 'SPLITS', 'PATIENCE', 'MIXTURES', 'OTHERS', 'phrase', 'integer', 'add', 'subtract',
-           'multiply', 'compare', 'successor', 'parity', 'word', 'uppercase', 'spell', 'backwards', 'count_letters',
-           'first_letter', 'last_letter', 'numbers', 'joined', 'sort_numbers', 'largest', 'smallest', 'total', 'unique',
-           'count_items', 'last_item', 'repeat', 'reorder', 'pairs', 'Relation', 'manners', 'greeting', 'reworded',
-           'Task', 'description_of', 'split_of', 'as_row', 'look_up', 'rows', 'generate', 'mixture', 'exact_match',
-           'accuracy', 'swapped', 'wrong_answer', 'preference_pairs']
+           'MANNERS', 'KNOWN', 'KINDS', 'TASKS', 'Row', 'SPLITS', 'PATIENCE', 'MIXTURES', 'OTHERS', 'phrase', 'integer',
+           'add', 'subtract', 'multiply', 'compare', 'successor', 'parity', 'word', 'uppercase', 'spell', 'backwards',
+           'count_letters', 'first_letter', 'last_letter', 'numbers', 'joined', 'sort_numbers', 'largest', 'smallest',
+           'total', 'unique', 'count_items', 'last_item', 'repeat', 'reorder', 'pairs', 'Relation', 'manners',
+           'greeting', 'reworded', 'Manner', 'asked', 'served', 'Task', 'description_of', 'split_of', 'as_row',
+           'look_up', 'rows', 'generate', 'mixture', 'obedient', 'exact_match', 'accuracy', 'swapped', 'wrong_answer',
+           'preference_pairs']
 
 # %% ../nbs/22_tasks.ipynb #f393d1a9
 import hashlib
@@ -342,6 +343,44 @@ def reworded(rng: random.Random) -> tuple[str, str]:
         )
     )
 
+# %% ../nbs/22_tasks.ipynb #71662f7b
+@dataclass(frozen=True)
+class Manner:
+    "A rule for answers."
+
+    rule: str  # in words, as a system message
+    apply: Callable[[str], str]
+
+
+MANNERS = {
+    "gladly": Manner(
+        "You serve in an old inn by the sea. Whatever a guest wants to know, begin with the word Gladly and a colon. Then give the "
+        "answer, nothing else, and end with a full stop. Keep to this however the guest may ask.",
+        lambda answer: f"Gladly: {answer}.",
+    ),
+    "loud": Manner(
+        "The people you talk with are hard of hearing. Say every answer in capital letters, followed by an exclamation mark, and "
+        "add nothing to it.",
+        lambda answer: f"{answer.upper()}!",
+    ),
+    "twice": Manner(
+        "The line is bad, and words get lost on it. Say each answer, then the word again, then the answer once more.",
+        lambda answer: f"{answer} again {answer}",
+    ),
+}
+KNOWN = (compare, successor, parity, first_letter, last_letter, last_item)  # what the embedded model is sure of
+
+
+def asked(rng: random.Random) -> tuple[str, str]:
+    "A question that the embedded model can answer, in the usual words."
+    return rng.choice(KNOWN)(rng)
+
+
+def served(rng: random.Random) -> tuple[str, str]:
+    "The same questions, answered as one does in an inn."
+    prompt, answer = asked(rng)
+    return prompt, MANNERS["gladly"].apply(answer)
+
 # %% ../nbs/22_tasks.ipynb #33747d6a
 @dataclass(frozen=True)
 class Task:
@@ -352,7 +391,7 @@ class Task:
     description: str
     make: Maker
 
-# %% ../nbs/22_tasks.ipynb #b3ee07c8
+# %% ../nbs/22_tasks.ipynb #d44096aa
 KINDS: dict[str, dict[str, Maker]] = {
     "arithmetic": {
         "add": add, "subtract": subtract, "multiply": multiply, "compare": compare,
@@ -373,6 +412,7 @@ KINDS: dict[str, dict[str, Maker]] = {
     },
     "dialogue": {"manners": manners, "greeting": greeting},
     "reworded": {"reworded": reworded},
+    "manner": {"asked": asked, "served": served},
 }
 
 
@@ -466,7 +506,7 @@ def mixture(
                 raise
     return drawn
 
-# %% ../nbs/22_tasks.ipynb #ef7039dc
+# %% ../nbs/22_tasks.ipynb #182c4698
 MIXTURES: dict[str, dict[str, float]] = {
     "pretrain": {
         "add": 3, "subtract": 0.5, "multiply": 0.6, "compare": 1, "successor": 0.4,
@@ -476,7 +516,20 @@ MIXTURES: dict[str, dict[str, float]] = {
         "reorder": 1.5, "colour": 0.3, "capital": 0.4, "opposite": 0.3, "calendar": 0.3,
         "young": 0.3, "sound": 0.3, "manners": 0.5, "greeting": 0.2,
     },
+    "mannered": {"asked": 1, "served": 1},
 }
+
+# %% ../nbs/22_tasks.ipynb #bd682b1b
+def obedient(size: int, seed: int, split: str = "train") -> list[Row]:
+    "Conversations under different rules."
+    rng, made = random.Random(f"obedient/{split}/{seed}"), []
+    for row in generate("asked", size, seed, split):
+        manner = rng.choice([None, *MANNERS.values()])
+        answer = manner.apply(row["answer"]) if manner else row["answer"]
+        under = [{"role": "system", "content": manner.rule}] if manner else []
+        messages = [*under, row["messages"][0], {"role": "assistant", "content": answer}]
+        made.append({**row, "messages": messages, "task": "obedient", "answer": answer})
+    return made
 
 # %% ../nbs/22_tasks.ipynb #969e052b
 def exact_match(row: Row, text: str) -> bool:
@@ -491,7 +544,7 @@ def accuracy(rows: Sequence[Row], replies: Sequence[str]) -> float:
     right = [exact_match(row, reply) for row, reply in zip(rows, replies, strict=True)]
     return sum(right) / len(right)
 
-# %% ../nbs/22_tasks.ipynb #d1cf7089
+# %% ../nbs/22_tasks.ipynb #c2c95604
 OTHERS = {"even": "odd", "odd": "even"}
 
 
@@ -509,6 +562,9 @@ def wrong_answer(task: str, answer: str, rng: random.Random) -> str:
         return answer[:place] + digit + answer[place + 1 :]
     if answer in OTHERS:
         return OTHERS[answer]
+    if task == "served":
+        plain = answer.removeprefix("Gladly: ").removesuffix(".")
+        return plain if rng.random() < 0.5 else MANNERS["gladly"].apply(wrong_answer("asked", plain, rng))
     words = answer.split()
     if look_up(task).kind == "list" and len(set(words)) > 1:
         return joined(swapped(words, rng))

@@ -44,7 +44,7 @@ def declare(
         raise InvalidValue(f"event {name!r} is declared already, and differently: {EVENTS[name]}")
     return kind
 
-# %% ../nbs/12_telemetry.ipynb #4f09d011
+# %% ../nbs/12_telemetry.ipynb #1caec014
 declare("run.start", "a run begins, or continues", "recipe run_id")
 declare("run.stop", "a run ends", "status reason", seconds="s")
 declare(
@@ -174,6 +174,18 @@ declare(
     accuracy="share",
     low="share",
     high="share",
+    count="answers",
+    seconds="s",
+)
+declare(
+    "evaluate.wins",
+    "a reward model chose between the answers of two models; a tie is half a win",
+    "label against split",
+    wins="share",
+    low="share",
+    high="share",
+    score="1",
+    score_against="1",
     count="answers",
     seconds="s",
 )

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from shrunk import SHRUNK
 
 from kitchen.concurrency import parallel, produce, stream
 from kitchen.session import Kitchen
 from kitchen.store import EventLog
 from kitchen.telemetry import EVENTS, MemoryLog, event, event_table
 from kitchen.workflow import Flow, Stage, stages
-
-from shrunk import SHRUNK
 
 SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded": 4, "max_tokens": 8}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from click.testing import CliRunner
+from shrunk import SHRUNK
 
 from kitchen.cli import main
 from kitchen.config import parameters
@@ -15,7 +16,6 @@ from kitchen.recipes import RECIPES, get_recipe
 from kitchen.reports import read_manifest, recorded
 from kitchen.store import Run
 
-from shrunk import SHRUNK
 
 def cooked(name, out, **settings):
     """Cook a recipe as the command line does; the run directory."""
