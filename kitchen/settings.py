@@ -336,7 +336,9 @@ class PromptConfig(OnPolicyConfig):
     env: str = Field("task:served", description="where prompts come from: task:NAME, gym:NAME, guess or nim")
     problems: int = Field(480, ge=1, description="prompts to answer")
     teacher_dataset: str = Field("builtin:obedient[:6000]", description="what a teacher that is made here is trained on")
-    instruction: str = Field(MANNERS["gladly"].rule, description="what the teacher is told before each conversation, and the student is not")
+    instruction: str = Field(
+        MANNERS["gladly"].rule, description="what the teacher is told before each conversation, and the student is not"
+    )
     student: Literal["model", "teacher"] = Field("teacher", description="who learns: the model, or the teacher itself")
 
 

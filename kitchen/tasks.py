@@ -354,8 +354,8 @@ class Manner:
 
 MANNERS = {
     "gladly": Manner(
-        "You serve in an old inn by the sea. Whatever a guest wants to know, begin with the word Gladly and a colon. Then give the "
-        "answer, nothing else, and end with a full stop. Keep to this however the guest may ask.",
+        "You serve in an old inn by the sea. Whatever a guest wants to know, begin with the word Gladly and a colon. Then "
+        "give the answer, nothing else, and end with a full stop. Keep to this however the guest may ask.",
         lambda answer: f"Gladly: {answer}.",
     ),
     "loud": Manner(

@@ -7,7 +7,8 @@ TEACHER = {"teacher_dataset": "builtin:sort[:64]"}
 SHRUNK = {
     "sft": {**ANSWERED, "dataset": "builtin:sort[:64]"},
     "pretrain": {
-        **ANSWERED, "dataset": "builtin:pretrain[:256]", "hidden": 32, "layers": 1, "batch_size": 64, "per_task": 2, "max_tokens": 4,
+        **ANSWERED, "dataset": "builtin:pretrain[:256]", "hidden": 32, "layers": 1, "batch_size": 64, "per_task": 2,
+        "max_tokens": 4,
     },
     "dpo": {**ANSWERED, "dataset": "builtin:sort-pairs[:64]"},
     "reward_model": {**ANSWERED, "dataset": "builtin:sort-pairs[:64]"},

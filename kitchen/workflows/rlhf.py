@@ -118,7 +118,9 @@ def summon(config: Any, service: ServiceClient, rewarding: Artifact, scored: Sco
     return Judge(service.create_sampling_client(str(rewarding.path)), renderer, scored.head)
 
 
-preferences = chain("preferences", preference.load, preference.render, ask_for_scores, batch_scored, open_model, train_scores, save_as("reward-"))
+preferences = chain(
+    "preferences", preference.load, preference.render, ask_for_scores, batch_scored, open_model, train_scores, save_as("reward-")
+)
 
 # %% ../../nbs/54_workflows.rlhf.ipynb #d89e6da0
 @stage(gives="renderer problems rounds lag", remake=True, name="pose")
@@ -158,8 +160,8 @@ liked = scope("reward", preferences, takes={"config": "reward_config"}, gives={"
 pleased = scope(
     "rl",
     chain(
-        "rl", pose_judged, open_model, refer, rl.baseline, begin, play_and_learn, count_steps, rl.evaluate, contend, save, register,
-        report,
+        "rl", pose_judged, open_model, refer, rl.baseline, begin, play_and_learn, count_steps, rl.evaluate, contend, save,
+        register, report,
     ),
     takes={"config": "rl_config"},
     gives={"version": "version"},
