@@ -126,7 +126,7 @@ def loss_figure(events: Iterable[Event]) -> "go.Figure":
             "marker": {"size": 7},
         }
         figure.add_scatter(x=at, y=held_out, name=label(f"held out ({split})"), **style)
-    figure.update_xaxes(title_text="optimizer step")
+    figure.update_xaxes(title_text="optimizer step", rangemode="nonnegative")
     figure.update_yaxes(title_text=axis_title("train.step", "loss"), hoverformat=".4f")
     return framed(figure)
 
@@ -176,7 +176,7 @@ def panel_figure(events: Iterable[Event], panels: Sequence[Panel]) -> "go.Figure
     for row, panel in enumerate(found, start=1):
         draw(figure, row, panel, events)
     figure.update_xaxes(title_text="optimizer step", row=count, col=1)
-    return framed(figure, height=120 + 160 * count).update_layout(showlegend=False)
+    return framed(figure, height=90 + 160 * count).update_layout(showlegend=False, margin={"t": 14})
 
 
 def draw(figure: "go.Figure", row: int, panel: Panel, events: Sequence[Event]) -> None:

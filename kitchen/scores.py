@@ -6,7 +6,7 @@
 __all__ = ['Score', 'accuracies', 'beside_teacher', 'pair_scores', 'losses', 'training_loss', 'measured_where', 'scores',
            'share_bar', 'score_cell', 'scores_view', 'scores_table', 'titled', 'best']
 
-# %% ../nbs/60_scores.ipynb #3ddfc97c
+# %% ../nbs/60_scores.ipynb #50e68e6d
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .telemetry import EVENTS, Event
 from .types import InvalidValue
 from .views import Table, View, aligned, table_html
 
-# %% ../nbs/60_scores.ipynb #6ad91fe8
+# %% ../nbs/60_scores.ipynb #bb0e3a71
 @dataclass(frozen=True)
 class Score:
     "One measure of the model, before and after training."
@@ -124,7 +124,7 @@ def scores(events: Iterable[Event]) -> list[Score]:
     events = list(events)
     return accuracies(events) + pair_scores(events) + losses(events)
 
-# %% ../nbs/60_scores.ipynb #d7de9ba7
+# %% ../nbs/60_scores.ipynb #f2bb983a
 def share_bar(value: float, interval: tuple[float, float] | None) -> str:
     "A share as a bar; its interval as a thin line."
     low, high = interval or (value, value)
@@ -138,7 +138,7 @@ def score_cell(score: Score, after: bool) -> str:
     "A value, with a bar if it is a share."
     value, interval = (score.after, score.after_range) if after else (score.before, score.before_range)
     bar = share_bar(value, interval) if score.unit == "share" else ""
-    return html.escape(score.value_text(after)) + bar
+    return f'<span style="white-space:nowrap">{html.escape(score.value_text(after))}</span>{bar}'
 
 
 def scores_view(found: Sequence[Score]) -> View:
@@ -147,7 +147,7 @@ def scores_view(found: Sequence[Score]) -> View:
         return View("<p>Nothing has been measured yet.</p>", "Nothing has been measured yet.")
     rows = [
         [f"<b>{html.escape(one.name)}</b><br><small>{html.escape(one.note)}</small>", score_cell(one, False)]
-        + [score_cell(one, True), html.escape(one.change_text)]
+        + [score_cell(one, True), f'<span style="white-space:nowrap">{html.escape(one.change_text)}</span>']
         for one in found
     ]
     lines = [
@@ -155,7 +155,7 @@ def scores_view(found: Sequence[Score]) -> View:
     ]
     return View(table_html(["", "before", "after", "change"], rows), aligned(lines))
 
-# %% ../nbs/60_scores.ipynb #8f4f58be
+# %% ../nbs/60_scores.ipynb #1b62dec6
 def scores_table(told: Mapping[str, Sequence[Score]], caption: str = "") -> Table:
     "The scores of one run, or of several by name."
     if not any(told.values()):
