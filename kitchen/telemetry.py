@@ -111,6 +111,7 @@ declare(
     epoch="epochs",
     seconds="s",
     tokens_per_second="tokens/s",
+    memory="bytes",
 )
 declare(
     "train.evaluate",
