@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'INK', 'GRID', 'CLEAR', 'STEERING', 'WRITTEN_OUT', 'LONGEST_TEXT', 'RATES', 'TRAIN', 'TEST', 'PAIRS',
-           'POLICY', 'COLOURS', 'SIGNS', 'framed', 'axis_title', 'note', 'decimate', 'series', 'smoothed',
-           'loss_figure', 'visible', 'aligned', 'View', 'Panel', 'panel_figure', 'draw', 'rate_figure', 'pair_figure',
-           'policy_figure', 'reward_figure', 'Span', 'spans', 'time_table', 'seconds_text', 'merged', 'timeline',
-           'differences', 'piece_html', 'answer_html', 'tally', 'row_html', 'row_text', 'results_table']
+           'POLICY', 'COLOURS', 'SIGNS', 'framed', 'axis_title', 'note', 'decimate', 'phases', 'series', 'smoothed',
+           'loss_curves', 'loss_figure', 'visible', 'aligned', 'View', 'Panel', 'panel_figure', 'titled', 'draw',
+           'rate_figure', 'pair_figure', 'policy_figure', 'reward_figure', 'Span', 'spans', 'time_table',
+           'seconds_text', 'merged', 'timeline', 'differences', 'piece_html', 'answer_html', 'tally', 'row_html',
+           'row_text', 'results_table']
 
 # %% ../nbs/60_figures.ipynb #68ea19f0
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,17 @@ def decimate(
     order = np.array(sorted(kept))
     return x[order], y[order]
 
+# %% ../nbs/60_figures.ipynb #5db40c27
+def phases(events: Iterable[Event]) -> dict[str, list[Event]]:
+    "The trainings of a run by the scope that each lies in, with their events; all events under no name if there is but one."
+    everything, found, scope = list(events), dict[str, list[Event]](), ""
+    for item in everything:
+        if item.name == "stage.start":
+            scope = item["stage"].rpartition("/")[0]
+        found.setdefault(scope, []).append(item)
+    trained = {name: part for name, part in found.items() if any(item.name == "train.step" for item in part)}
+    return trained if len(trained) > 1 else {"": everything}
+
 # %% ../nbs/60_figures.ipynb #f3d11bf4
 def series(
     events: Iterable[Event], name: str, measurement: str, **wanted: Any
@@ -116,34 +128,38 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return averaged
 
 
-def loss_figure(events: Iterable[Event]) -> "go.Figure":
-    "Training loss, raw and smoothed, and held-out loss of each split, over optimizer steps."
-    import plotly.graph_objects as go
-
-    events = list(events)
-    figure = go.Figure()
+def loss_curves(events: Sequence[Event]) -> list[dict[str, Any]]:
+    "Training loss, raw and smoothed, and held-out loss of each split, as plotly's traces."
     steps, losses = series(events, "train.step", "loss")
     if not len(steps):
-        note(figure, "no training step yet")
-    else:
-        few, even = decimate(steps, losses), decimate(steps, smoothed(losses))
-        figure.add_scatter(
-            x=few[0], y=few[1], name="training", opacity=0.75, line={"color": PALETTE["raw"], "width": 1.2}
-        )
-        figure.add_scatter(
-            x=even[0], y=even[1], name="training, smoothed", line={"color": PALETTE["training"], "width": 2.5}
-        )
+        return []
+    few, even = decimate(steps, losses), decimate(steps, smoothed(losses))
+    thin, bold = {"color": PALETTE["raw"], "width": 1.2}, {"color": PALETTE["training"], "width": 2.5}
+    curves: list[dict[str, Any]] = [{"x": few[0], "y": few[1], "name": "training", "opacity": 0.75, "line": thin}]
+    curves += [{"x": even[0], "y": even[1], "name": "training, smoothed", "line": bold}]
+    style = {"mode": "lines+markers", "line": {"color": PALETTE["held_out"], "width": 2}, "marker": {"size": 7}}
     for split in dict.fromkeys(item["split"] for item in events if item.name == "train.evaluate"):
         at, held_out = decimate(*series(events, "train.evaluate", "loss", split=split))
-        style = {
-            "mode": "lines+markers",
-            "line": {"color": PALETTE["held_out"], "width": 2},
-            "marker": {"size": 7},
-        }
-        figure.add_scatter(x=at, y=held_out, name=f"held out ({html.escape(split)})", **style)
-    figure.update_xaxes(title_text="optimizer step")
-    figure.update_yaxes(title_text=axis_title("train.step", "loss"), hoverformat=".4f")
-    return framed(figure)
+        curves += [{"x": at, "y": held_out, "name": f"held out ({html.escape(split)})", **style}]
+    return curves
+
+
+def loss_figure(events: Iterable[Event]) -> "go.Figure":
+    "Training and held-out loss over optimizer steps; of several trainings in a row one above the other."
+    from plotly.subplots import make_subplots
+
+    parts, named = phases(events), set[str]()
+    figure = make_subplots(rows=len(parts), cols=1, vertical_spacing=0.25 / len(parts))
+    for row, (phase, part) in enumerate(parts.items(), start=1):
+        for curve in loss_curves(part):
+            known, named = curve["name"] in named, named | {curve["name"]}
+            figure.add_scatter(**curve, legendgroup=curve["name"], showlegend=not known, row=row, col=1)
+        title = axis_title("train.step", "loss")
+        figure.update_yaxes(title_text=f"{html.escape(phase)}<br>{title}" if phase else title, hoverformat=".4f", row=row, col=1)
+    if not named:
+        note(figure, "no training step yet")
+    figure.update_xaxes(title_text="optimizer step", row=len(parts), col=1)
+    return framed(figure, height=380 if len(parts) == 1 else 120 + 200 * len(parts))
 
 # %% ../nbs/60_figures.ipynb #0a63f97f
 STEERING = [
@@ -233,22 +249,32 @@ def panel_figure(events: Iterable[Event], panels: Sequence[Panel]) -> "go.Figure
     "The panels for which there is something, over optimizer steps."
     from plotly.subplots import make_subplots
 
-    events = list(events)
-    found = [one for one in panels if len(series(events, one.event, one.measurement, **one.wanted)[0])]
+    parts = phases(events)
+    found = [
+        (replace(one, title=f"{phase}: {titled(one)}") if phase else one, part)
+        for one in panels
+        for phase, part in parts.items()
+        if len(series(part, one.event, one.measurement, **one.wanted)[0])
+    ]
     count = max(len(found), 1)
-    figure = make_subplots(rows=count, cols=1, shared_xaxes=True, vertical_spacing=0.16 / count)
+    figure = make_subplots(rows=count, cols=1, shared_xaxes=len(parts) == 1, vertical_spacing=0.16 / count)
     if not found:
         note(figure, "no training step yet")
-    for row, panel in enumerate(found, start=1):
-        draw(figure, row, panel, events)
+    for row, (panel, part) in enumerate(found, start=1):
+        draw(figure, row, panel, part)
     figure.update_xaxes(title_text="optimizer step", row=count, col=1)
     return framed(figure, height=120 + 160 * count).update_layout(showlegend=False)
+
+
+def titled(panel: Panel) -> str:
+    "What a panel shows, with its unit."
+    return panel.title or axis_title(panel.event, panel.measurement)
 
 
 def draw(figure: "go.Figure", row: int, panel: Panel, events: Sequence[Event]) -> None:
     "One panel: as measured, its average if it is noisy, and held-out values as marked points."
     steps, values = series(events, panel.event, panel.measurement, **panel.wanted)
-    title = panel.title or axis_title(panel.event, panel.measurement)
+    title = titled(panel)
     thin, bold = {"color": PALETTE["raw"], "width": 1.2}, {"color": PALETTE["training"], "width": 2}
     curves = [("", values, thin), (", smoothed", smoothed(values), bold)] if panel.noisy else [("", values, bold)]
     place: Any = {"row": row, "col": 1}

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['RESULT_MIME', 'MANIFEST_MIME', 'PLOTLY_MIME', 'LIVE_ONLY', 'CELLS', 'PAGE', 'BANNERS', 'SECTIONS', 'Score',
-           'accuracies', 'beside_teacher', 'pair_scores', 'losses', 'training_loss', 'measured_where', 'scores',
-           'table_html', 'share_bar', 'score_cell', 'show_scores', 'show_data', 'show_set_aside', 'escaped_table',
-           'results', 'show_answers', 'show_settings', 'show_losses', 'show_rates', 'show_pairs', 'show_policy',
-           'show_rewards', 'show_times', 'show_manifest', 'record', 'read_notebook', 'outputs_of', 'recorded',
-           'read_manifest', 'figure_html', 'error_html', 'markdown_html', 'offline', 'asset', 'plotly_script', 'style',
-           'policy', 'title_of', 'verdict', 'banner_html', 'banners', 'body_html', 'shown_cells', 'to_html', 'bundle',
-           'run_notebook', 'run_report']
+           'accuracies', 'beside_teacher', 'pair_scores', 'win_scores', 'losses', 'training_loss', 'measured_where',
+           'scores', 'table_html', 'share_bar', 'score_cell', 'show_scores', 'show_data', 'show_set_aside',
+           'escaped_table', 'results', 'show_answers', 'show_settings', 'show_losses', 'show_rates', 'show_pairs',
+           'show_policy', 'show_rewards', 'show_times', 'standing', 'show_feedback', 'share_text', 'reasons_text',
+           'show_manifest', 'record', 'read_notebook', 'outputs_of', 'recorded', 'read_manifest', 'figure_html',
+           'error_html', 'markdown_html', 'offline', 'asset', 'plotly_script', 'style', 'policy', 'title_of', 'verdict',
+           'banner_html', 'banners', 'body_html', 'shown_cells', 'to_html', 'bundle', 'run_notebook', 'run_report']
 
 # %% ../nbs/61_reports.ipynb #0396b244
 import base64
@@ -19,7 +19,7 @@ import html
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +32,7 @@ from kitchen.figures import (
     aligned,
     loss_figure,
     pair_figure,
+    phases,
     policy_figure,
     rate_figure,
     results_table,
@@ -115,6 +116,16 @@ def pair_scores(events: Sequence[Event]) -> list[Score]:
     return [Score("chosen above rejected", "share", before["accuracy"], after["accuracy"], *ranges, note), margin]
 
 
+def win_scores(events: Sequence[Event]) -> list[Score]:
+    "How often a reward model prefers the answers after; half of the time is what no training would do."
+    found = []
+    for one in (item for item in events if item.name == "evaluate.wins"):
+        note = f"{one['count']:,.0f} held-out answers, chosen by the reward model between after and before; a tie is half a win"
+        found += [Score("wins", "share", 0.5, one["wins"], None, (one["low"], one["high"]), note)]
+        found += [Score("score", "nats", one["score_against"], one["score"], note="mean score of the same answers")]
+    return found
+
+
 def losses(events: Sequence[Event]) -> list[Score]:
     "First and last held-out loss of each split, and the training loss of the first and the last tenth of the steps."
     groups: dict[str, list[Event]] = {}
@@ -132,7 +143,8 @@ def losses(events: Sequence[Event]) -> list[Score]:
         for name, group in groups.items()
         if len(group) > 1
     ]
-    return held_out + training_loss([item for item in events if item.name == "train.step"])
+    played = any(item.name == "rollout.batch" for item in events)  # such a loss says nothing about how good a policy is
+    return held_out + ([] if played else training_loss([item for item in events if item.name == "train.step"]))
 
 
 def training_loss(steps: Sequence[Event]) -> list[Score]:
@@ -152,8 +164,11 @@ def measured_where(group: Sequence[Event]) -> str:
 
 def scores(events: Iterable[Event]) -> list[Score]:
     "Every measure that was taken before and after."
-    events = list(events)
-    return accuracies(events) + pair_scores(events) + losses(events)
+    return [
+        replace(one, name=f"{phase}: {one.name}" if phase else one.name)
+        for phase, part in phases(events).items()
+        for one in accuracies(part) + win_scores(part) + pair_scores(part) + losses(part)
+    ]
 
 # %% ../nbs/61_reports.ipynb #e8522169
 def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
@@ -281,6 +296,44 @@ def show_rewards(run: Run) -> "go.Figure":
 def show_times(run: Run) -> "go.Figure":
     "Where the time went."
     return timeline(run.log.standing)
+
+# %% ../nbs/61_reports.ipynb #699dc050
+def standing(run: Run, name: str) -> list[Event]:
+    "The events of one name that stand."
+    return [item for item in run.log.standing if item.name == name]
+
+
+def show_feedback(run: Run) -> View:
+    "Traffic of both periods, the triggers, the decision, and what was chosen of each period."
+    periods = [
+        [one["period"], one["model"], f"{one['interactions']:,.0f}", share_text(one.measurements.get("accuracy"))]
+        for one in standing(run, "feedback.serve")
+    ]
+    triggers = [[one["trigger"], "fired" if one["fired"] else "—", one["sentence"]] for one in standing(run, "feedback.trigger")]
+    chosen = [
+        [one["period"], *(f"{one[name]:,.0f}" for name in ("corrected", "liked", "held_out")), reasons_text(one["left_out"])]
+        for one in standing(run, "feedback.curate")
+    ]
+    decision = [[one["decision"]] for one in standing(run, "feedback.decide")]
+    tables = (
+        (["traffic", "answered by", "interactions", "accuracy"], periods, (2, 3)),
+        (["trigger", "", "what it found"], triggers, ()),
+        (["decision"], decision, ()),
+        (["learnt from", "corrected", "liked", "prompts held out", "left out"], chosen, (1, 2, 3)),
+    )
+    shown = [(head, rows, numbers) for head, rows, numbers in tables if rows]
+    text = "\n\n".join(aligned([head, *rows]) for head, rows, _ in shown)
+    return View("".join(escaped_table(*one) for one in shown), text)
+
+
+def share_text(share: float | None) -> str:
+    "A share in per cent, if it is known."
+    return "—" if share is None else f"{share:.1%}"
+
+
+def reasons_text(counts: Mapping[str, int]) -> str:
+    "How many for which reason."
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "—"
 
 # %% ../nbs/61_reports.ipynb #90b48e37
 RESULT_MIME = "application/vnd.kitchen.result+json"
@@ -546,6 +599,7 @@ def to_html(
 # %% ../nbs/61_reports.ipynb #3a8d009e
 SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     # heading, what one sees, the display, the event without which there is nothing to show
+    ("What set it off", "Traffic of both periods, and what the triggers found.", show_feedback, "feedback.serve"),
     ("Before and after", "Measured on held-out data, before and after training.", show_scores, "train.step"),
     ("Loss", "Training loss, raw and smoothed, and loss on held-out data.", show_losses, "train.step"),
     ("Pairs", "How chosen and rejected answers are told apart.", show_pairs, "train.pairs"),

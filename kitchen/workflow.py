@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Values', 'Moment', 'START', 'STEP', 'WorkflowError', 'Position', 'Flow', 'name_found', 'Part', 'Settings', 'Policy',
            'StageTimeout', 'RolledBack', 'Stage', 'within', 'stage', 'Composition', 'certain', 'Chain', 'Loop', 'When',
-           'Scope', 'chain', 'loop', 'when', 'scope', 'stages', 'located', 'tree_lines']
+           'Scope', 'chain', 'loop', 'when', 'scope', 'stages', 'compositions', 'located', 'tree_lines']
 
 # %% ../nbs/50_workflow.ipynb #31abb78e
 import html
@@ -520,6 +520,18 @@ def stages(part: Part) -> Iterator[Stage]:
     for inner in part.parts:
         for found in stages(inner):
             yield replace_field(found, name=f"{part.name}/{found.name}") if isinstance(part, Scope) else found
+
+
+def compositions(part: Part) -> dict[str, list[str]]:
+    "The stages of every composition by its name, in a scope with that name before it; of equal names the first counts."
+    if isinstance(part, Stage):
+        return {}
+    found = {part.name: [one.name for one in stages(part)]}
+    before = f"{part.name}/" if isinstance(part, Scope) else ""
+    for inner in part.parts:
+        for name, inside in compositions(inner).items():
+            found.setdefault(before + name, [before + one for one in inside])
+    return found
 
 
 def located(part: Part, path: Sequence[int]) -> tuple[Stage, list[Scope]]:
