@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'GRID', 'CLEAR', 'RATES', 'TRAIN', 'TEST', 'PAIRS', 'POLICY', 'COLOURS', 'KINDS', 'framed', 'axis_title',
-           'label', 'note', 'series', 'smoothed', 'loss_figure', 'Panel', 'panel_figure', 'draw', 'rate_figure',
-           'pair_figure', 'policy_figure', 'reward_figure', 'Span', 'spans', 'covered', 'Share', 'shares',
-           'shares_text', 'merged', 'thinned', 'add_bars', 'timeline']
+           'label', 'note', 'series', 'smoothed', 'loss_curves', 'loss_figure', 'Panel', 'panel_figure', 'titled',
+           'draw', 'rate_figure', 'pair_figure', 'policy_figure', 'reward_figure', 'Span', 'spans', 'covered', 'Share',
+           'shares', 'shares_text', 'merged', 'thinned', 'add_bars', 'timeline']
 
 # %% ../nbs/60_figures.ipynb #68ea19f0
 import html
@@ -19,6 +19,7 @@ import numpy as np
 
 from .telemetry import EVENTS, Event, smooth
 from .views import INK, aligned, decimate, number_text, seconds_text, visible
+from .workflow import phases
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -101,34 +102,38 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return averaged
 
 
-def loss_figure(events: Iterable[Event]) -> "go.Figure":
-    "Training loss, raw and smoothed, and held-out loss of each split, over optimizer steps."
-    import plotly.graph_objects as go
-
-    events = list(events)
-    figure = go.Figure()
+def loss_curves(events: Sequence[Event]) -> list[dict[str, Any]]:
+    "Training loss, raw and smoothed, and held-out loss of each split, as plotly's traces."
     steps, losses = series(events, "train.step", "loss")
     if not len(steps):
-        note(figure, "no training step yet")
-    else:
-        few, even = decimate(steps, losses), decimate(steps, smoothed(losses))
-        figure.add_scatter(
-            x=few[0], y=few[1], name="training", opacity=0.75, line={"color": PALETTE["raw"], "width": 1.2}
-        )
-        figure.add_scatter(
-            x=even[0], y=even[1], name="training, smoothed", line={"color": PALETTE["training"], "width": 2.5}
-        )
+        return []
+    few, even = decimate(steps, losses), decimate(steps, smoothed(losses))
+    thin, bold = {"color": PALETTE["raw"], "width": 1.2}, {"color": PALETTE["training"], "width": 2.5}
+    curves: list[dict[str, Any]] = [{"x": few[0], "y": few[1], "name": "training", "opacity": 0.75, "line": thin}]
+    curves += [{"x": even[0], "y": even[1], "name": "training, smoothed", "line": bold}]
+    style = {"mode": "lines+markers", "line": {"color": PALETTE["held_out"], "width": 2}, "marker": {"size": 7}}
     for split in dict.fromkeys(item["split"] for item in events if item.name == "train.evaluate"):
         at, held_out = decimate(*series(events, "train.evaluate", "loss", split=split))
-        style = {
-            "mode": "lines+markers",
-            "line": {"color": PALETTE["held_out"], "width": 2},
-            "marker": {"size": 7},
-        }
-        figure.add_scatter(x=at, y=held_out, name=label(f"held out ({split})"), **style)
-    figure.update_xaxes(title_text="optimizer step", rangemode="nonnegative")
-    figure.update_yaxes(title_text=axis_title("train.step", "loss"), hoverformat=".4f")
-    return framed(figure)
+        curves += [{"x": at, "y": held_out, "name": label(f"held out ({split})"), **style}]
+    return curves
+
+
+def loss_figure(events: Iterable[Event]) -> "go.Figure":
+    "Training and held-out loss over optimizer steps; of several trainings in a row one above the other."
+    from plotly.subplots import make_subplots
+
+    parts, named = phases(events), set[str]()
+    figure = make_subplots(rows=len(parts), cols=1, vertical_spacing=0.25 / len(parts))
+    for row, (phase, part) in enumerate(parts.items(), start=1):
+        for curve in loss_curves(part):
+            known, named = curve["name"] in named, named | {curve["name"]}
+            figure.add_scatter(**curve, legendgroup=curve["name"], showlegend=not known, row=row, col=1)
+        title = axis_title("train.step", "loss")
+        figure.update_yaxes(title_text=f"{label(phase)}<br>{title}" if phase else title, hoverformat=".4f", row=row, col=1)
+    if not named:
+        note(figure, "no training step yet")
+    figure.update_xaxes(rangemode="nonnegative").update_xaxes(title_text="optimizer step", row=len(parts), col=1)
+    return framed(figure, height=380 if len(parts) == 1 else 120 + 200 * len(parts))
 
 # %% ../nbs/60_figures.ipynb #70d2b3e3
 @dataclass(frozen=True)
@@ -167,22 +172,32 @@ def panel_figure(events: Iterable[Event], panels: Sequence[Panel]) -> "go.Figure
     "The panels for which there is something, over optimizer steps."
     from plotly.subplots import make_subplots
 
-    events = list(events)
-    found = [one for one in panels if len(series(events, one.event, one.measurement, **one.wanted)[0])]
+    parts = phases(events)
+    found = [
+        (replace(one, title=f"{phase}: {titled(one)}") if phase else one, part)
+        for one in panels
+        for phase, part in parts.items()
+        if len(series(part, one.event, one.measurement, **one.wanted)[0])
+    ]
     count = max(len(found), 1)
-    figure = make_subplots(rows=count, cols=1, shared_xaxes=True, vertical_spacing=0.16 / count)
+    figure = make_subplots(rows=count, cols=1, shared_xaxes=len(parts) == 1, vertical_spacing=0.16 / count)
     if not found:
         note(figure, "no training step yet")
-    for row, panel in enumerate(found, start=1):
-        draw(figure, row, panel, events)
+    for row, (panel, part) in enumerate(found, start=1):
+        draw(figure, row, panel, part)
     figure.update_xaxes(title_text="optimizer step", row=count, col=1)
     return framed(figure, height=90 + 160 * count).update_layout(showlegend=False, margin={"t": 14})
+
+
+def titled(panel: Panel) -> str:
+    "What a panel shows, with its unit."
+    return panel.title or axis_title(panel.event, panel.measurement)
 
 
 def draw(figure: "go.Figure", row: int, panel: Panel, events: Sequence[Event]) -> None:
     "One panel: as measured, its average if it is noisy, and held-out values as marked points."
     steps, values = series(events, panel.event, panel.measurement, **panel.wanted)
-    title = panel.title or axis_title(panel.event, panel.measurement)
+    title = titled(panel)
     thin, bold = {"color": PALETTE["raw"], "width": 1.2}, {"color": PALETTE["training"], "width": 2}
     curves = [("", values, thin), (", smoothed", smoothed(values), bold)] if panel.noisy else [("", values, bold)]
     place: Any = {"row": row, "col": 1}

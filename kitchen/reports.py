@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'show_scores', 'results', 'show_answers', 'show_data', 'show_set_aside', 'show_settings', 'show_losses',
-           'show_rates', 'show_pairs', 'show_policy', 'show_rewards', 'show_times', 'show_manifest', 'read_manifest',
-           'bundle', 'run_notebook', 'run_report']
+           'show_rates', 'show_pairs', 'show_policy', 'show_rewards', 'show_times', 'standing', 'show_feedback',
+           'share_text', 'reasons_text', 'show_manifest', 'read_manifest', 'bundle', 'run_notebook', 'run_report']
 
 # %% ../nbs/61_reports.ipynb #0396b244
 import html
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ from .reproduction import manifest
 from .scores import Score, scores, scores_table, scores_view
 from .stills import Picture
 from .store import Run, jsonable, write_whole
+from .telemetry import Event
 from .types import InvalidValue
 from .views import Table, View, aligned, escaped_table, markdown, table_html
 
@@ -127,6 +128,44 @@ def show_times(run: Run, verbs: int = 8) -> Picture:
     "Where the time went: stages and the port calls that took longest, over time."
     return Picture(lambda: timeline(run.log.standing, verbs), shares_text(shares(spans(run.log.standing))))
 
+# %% ../nbs/61_reports.ipynb #699dc050
+def standing(run: Run, name: str) -> list[Event]:
+    "The events of one name that stand."
+    return [item for item in run.log.standing if item.name == name]
+
+
+def show_feedback(run: Run) -> View:
+    "Traffic of both periods, the triggers, the decision, and what was chosen of each period."
+    periods = [
+        [one["period"], one["model"], f"{one['interactions']:,.0f}", share_text(one.measurements.get("accuracy"))]
+        for one in standing(run, "feedback.serve")
+    ]
+    triggers = [[one["trigger"], "fired" if one["fired"] else "—", one["sentence"]] for one in standing(run, "feedback.trigger")]
+    chosen = [
+        [one["period"], *(f"{one[name]:,.0f}" for name in ("corrected", "liked", "held_out")), reasons_text(one["left_out"])]
+        for one in standing(run, "feedback.curate")
+    ]
+    decision = [[one["decision"]] for one in standing(run, "feedback.decide")]
+    tables = (
+        (["traffic", "answered by", "interactions", "accuracy"], periods, (2, 3)),
+        (["trigger", "", "what it found"], triggers, ()),
+        (["decision"], decision, ()),
+        (["learnt from", "corrected", "liked", "prompts held out", "left out"], chosen, (1, 2, 3)),
+    )
+    shown = [(head, rows, numbers) for head, rows, numbers in tables if rows]
+    text = "\n\n".join(aligned([head, *rows]) for head, rows, _ in shown)
+    return View("".join(escaped_table(*one) for one in shown), text)
+
+
+def share_text(share: float | None) -> str:
+    "A share in per cent, if it is known."
+    return "—" if share is None else f"{share:.1%}"
+
+
+def reasons_text(counts: Mapping[str, int]) -> str:
+    "How many for which reason."
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "—"
+
 # %% ../nbs/61_reports.ipynb #90b48e37
 def show_manifest(run: Run) -> View:
     "The manifest, folded, with its main lines in sight."
@@ -154,6 +193,7 @@ def read_manifest(notebook: "NotebookNode | str | Path") -> dict[str, Any]:
 # %% ../nbs/61_reports.ipynb #3a8d009e
 SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     # heading, what one sees, the display, the event without which there is nothing to show
+    ("What set it off", "Traffic of both periods, and what the triggers found.", show_feedback, "feedback.serve"),
     ("Before and after", "Measured on held-out data, before and after training.", show_scores, "train.step"),
     ("Loss", "Training loss, raw and smoothed, and loss on held-out data.", show_losses, "train.step"),
     ("Pairs", "How chosen and rejected answers are told apart.", show_pairs, "train.pairs"),

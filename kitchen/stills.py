@@ -8,7 +8,7 @@ __all__ = ['BLOCKS', 'RAISED', 'WIDTH', 'LINE', 'DASHES', 'TRACES', 'spark_text'
            'bar_color', 'Box', 'layout', 'names_of', 'span_of', 'x_values', 'plots', 'legend_svg', 'sign_svg',
            'words_svg', 'upright_svg', 'still', 'Picture', 'plain', 'curves_text']
 
-# %% ../nbs/60_stills.ipynb #fd6db3f6
+# %% ../nbs/60_stills.ipynb #d511e1e7
 import base64
 import html
 import json
@@ -26,7 +26,7 @@ from .views import INK, PLOTLY_MIME, aligned, decimate, number_text, visible
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# %% ../nbs/60_stills.ipynb #98ea0a6f
+# %% ../nbs/60_stills.ipynb #5f9d408e
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -79,7 +79,7 @@ def path_text(across: np.ndarray, down: np.ndarray) -> str:
             pen = "M"
     return "".join(commands)
 
-# %% ../nbs/60_stills.ipynb #a37a5b49
+# %% ../nbs/60_stills.ipynb #f4cb9eec
 def ticks(low: float, high: float, count: int = 6) -> list[float]:
     "At most `count` round numbers between the two."
     if not low < high:
@@ -139,7 +139,7 @@ class Axis:
             return [(float(self.place(10.0**power)), f"10{str(power).translate(RAISED)}") for power in powers]
         return [(float(self.place(value)), number_text(value)) for value in ticks(self.low, self.high, count)]
 
-# %% ../nbs/60_stills.ipynb #bf9572a3
+# %% ../nbs/60_stills.ipynb #456739d0
 WIDTH = 920  # of a still drawing
 LINE = f'<path d="M{{:.1f}} {{:.1f}}L{{:.1f}} {{:.1f}}" stroke="{INK}" stroke-opacity="0.25"/>'
 DASHES = {"solid": "", "dash": ' stroke-dasharray="7 4"', "dot": ' stroke-dasharray="2 3"'}
@@ -169,7 +169,7 @@ def lines_of(words: str | None) -> list[str]:
     "Words of a plotly figure, which reads some HTML, as lines of plain text."
     return [html.unescape(line) for line in (words or "").split("<br>")]
 
-# %% ../nbs/60_stills.ipynb #80553e9b
+# %% ../nbs/60_stills.ipynb #9e8045ae
 @dataclass(frozen=True)
 class Plot:
     "One pair of axes and what is drawn on it."
@@ -239,7 +239,7 @@ def bar_color(trace: Any, place: int = 0) -> str:
 
 TRACES: dict[str, Callable[[Plot, Any], Iterator[str]]] = {"scatter": scatter_svg, "bar": bar_svg}
 
-# %% ../nbs/60_stills.ipynb #dbb7234d
+# %% ../nbs/60_stills.ipynb #c3bfb622
 @dataclass(frozen=True)
 class Box:
     "Where all plots of a figure lie together."
@@ -292,15 +292,18 @@ def x_values(trace: Any) -> np.ndarray:
 
 
 def plots(figure: "go.Figure", box: Box) -> list[Plot]:
-    "Every pair of axes with its traces; all of them stand over one range of x."
+    "Every pair of axes with its traces; x axes that go together have one range."
     pairs: dict[tuple[str, str], list[Any]] = {}
     for trace in figure.data:
         pairs.setdefault((trace.xaxis or "x", trace.yaxis or "y"), []).append(trace)
     found, names = [], names_of(figure)
-    together = np.concatenate([np.zeros(0), *map(x_values, figure.data)])
+    shared: dict[str, list[np.ndarray]] = {}  # axis, or the one it goes with -> everything that has a place on it
+    for (key, _), traces in pairs.items():
+        shared.setdefault(layout(figure)[f"xaxis{key[1:]}"].matches or key, []).extend(map(x_values, traces))
     for keys, traces in (pairs or {("x", "y"): []}).items():
         x_axis, y_axis = (layout(figure)[f"{key[0]}axis{key[1:]}"] for key in keys)
         low, high = (box.y(share) for share in y_axis.domain or (0, 1))
+        together = np.concatenate([np.zeros(0), *shared.get(x_axis.matches or keys[0], [])])
         across = Axis(*span_of(x_axis, together, 0), box.left, box.right, x_axis.type == "log")
         values = np.concatenate([np.zeros(0), *(np.asarray(trace.y, dtype=float) for trace in traces if not names)])
         reach = (-0.5, len(names) - 0.5) if names else span_of(y_axis, values, 0.05)
@@ -374,7 +377,7 @@ def still(figure: "go.Figure") -> str:
     grids = [part for plot in found for part in plot.grid()]
     return drawing(height, [*legend, *grids, *upright_svg(figure, found[0].x, box), *drawn, *words_svg(figure, found[0], box)])
 
-# %% ../nbs/60_stills.ipynb #b0fddedd
+# %% ../nbs/60_stills.ipynb #4eec0983
 @dataclass(frozen=True, eq=False)
 class Picture:
     "A figure with words for those who cannot see it."
