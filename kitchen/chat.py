@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .coloring import BLUE
-from .figures import View, aligned, visible
-from .inked import WRAP, Token, boxed, escaped, faint, inked, shown, tokens_html
+from .inked import Token, inked, shown, tokens_html
 from .ports import SamplingClient
 from .rendering import Renderer
-from .reports import table_html
 from .types import Completion, InvalidValue, Message, MissingCapability, SamplingParams
+from .views import WRAP, View, aligned, boxed, escaped, faint, table_html, visible
 
 # %% ../nbs/62_chat.ipynb #a9ff0260
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from .figures import seconds_text, visible
 from .store import event_from_text
 from .telemetry import Event
+from .views import seconds_text, visible
 
 # %% ../nbs/61_progress.ipynb #bfc17536
 REMARKS: dict[str, Callable[[Event], str]] = {

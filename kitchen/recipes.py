@@ -28,6 +28,7 @@ from .stages import supervised
 from .types import Capabilities, InvalidValue, MissingCapability, UnknownName
 from .workflow import Chain
 from .workflows.distill import off_policy, on_policy
+from .workflows.feedback import FeedbackConfig, feedback
 from .workflows.preference import preference, reward
 from .workflows.rl import rl
 from .workflows.rlhf import rlhf
@@ -89,6 +90,7 @@ RECIPES: dict[str, Recipe] = {
             "distill_off_policy", "a student learns the teacher's distributions", off_policy, OffPolicyConfig,
             ADAPTERS, RESULTS | {"teacher_answers"},
         ),
+        Recipe("feedback_loop", "look at traffic, train when it has changed", feedback, FeedbackConfig, ADAPTERS, RESULTS),
     )
 }  # fmt: skip
 

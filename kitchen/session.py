@@ -31,7 +31,7 @@ from .runner import EDITS, Breakpoint, Runner, before_stage, beyond, live_settin
 from .store import LogFailed, Run, RunIndex
 from .telemetry import Event, event, frame
 from .types import InvalidValue, KitchenError, UnknownName
-from .workflow import stages
+from .workflow import compositions, stages
 
 if TYPE_CHECKING:
     import pandas
@@ -222,16 +222,25 @@ class Kitchen:
         return self.advance(arrived) if wait else self.begin(lambda runner: self.drive(runner, arrived))
 
     def run(self, until: str | int | Arrived | None = None, wait: bool = True) -> "Kitchen":
-        "Go on to the end, a stage's end, an optimizer step or a condition on events; `wait=False`: in the background."
+        "Go on to the end, the end of a stage or composition, a step, or a condition on events; `wait=False`: in the background."
         if isinstance(until, str):
-            if until not in self.stage_names:
-                raise UnknownName("stage", until, self.stage_names)
-            done = self.position[until] == "done"
-            return self if done else self.go(lambda item: item.name == "stage.stop" and item["stage"] == until, wait)
+            arrived = self.is_past(until)
+            done = self.position[until] == "done" if until in self.position else any(map(arrived, self.log))
+            return self if done else self.go(arrived, wait)
         if isinstance(until, int):
             done = self.last_step is not None and (self.last_step.step or 0) >= until
             return self if done else self.go(lambda item: item.name == "train.step" and (item.step or 0) >= until, wait)
         return self.go(until or (lambda item: False), wait)
+
+    def is_past(self, name: str) -> Arrived:
+        "Whether an event ends the named stage, or begins a stage after the named composition."
+        if name in self.stage_names:
+            return lambda item: item.name == "stage.stop" and item["stage"] == name
+        known = compositions(self.recipe.workflow)
+        if name not in known:
+            raise UnknownName("stage", name, [*self.stage_names, *known])
+        later = self.stage_names[self.stage_names.index(known[name][-1]) + 1 :]
+        return lambda item: item.name == "stage.start" and item["stage"] in later
 
     def go(self, arrived: Arrived, wait: bool) -> "Kitchen":
         "Carry out a command here, or in the background; it is remembered until it is done."
@@ -602,11 +611,13 @@ class Kitchen:
         "A value of the workflow; if it is not there yet, say which stage gives it."
         if name in self.values:
             return self.values[name]
-        for part in stages(self.recipe.workflow):
-            if name in part.gives:
-                raise InvalidValue(
-                    f"{name!r} is given by stage {part.name!r}, which has not run yet: k.run({part.name!r})"
-                )
+        givers = [part for part in stages(self.recipe.workflow) if name in part.gives]
+        for part in reversed(givers):  # of several trainings in a row the last one that has come so far
+            inside = f"{part.name.rpartition('/')[0]}/{name}"
+            if inside in self.values:
+                return self.values[inside]
+        for part in givers:
+            raise InvalidValue(f"{name!r} is given by stage {part.name!r}, which has not run yet: k.run({part.name!r})")
         given = [one for part in stages(self.recipe.workflow) for one in part.gives]
         raise UnknownName("value", name, ["batch", *self.values, *given])
 

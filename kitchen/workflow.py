@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Values', 'Moment', 'START', 'STEP', 'WorkflowError', 'Position', 'Flow', 'name_found', 'Part', 'Settings', 'Policy',
            'StageTimeout', 'RolledBack', 'Stage', 'within', 'stage', 'Composition', 'certain', 'Chain', 'Loop', 'When',
-           'Scope', 'chain', 'loop', 'when', 'scope', 'stages', 'located', 'tree_lines']
+           'Scope', 'chain', 'loop', 'when', 'scope', 'stages', 'compositions', 'located', 'tree_lines', 'phases']
 
 # %% ../nbs/50_workflow.ipynb #31abb78e
 import html
 import inspect
 import threading
 import time
-from collections.abc import Callable, Container, Generator, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_field
@@ -522,6 +522,18 @@ def stages(part: Part) -> Iterator[Stage]:
             yield replace_field(found, name=f"{part.name}/{found.name}") if isinstance(part, Scope) else found
 
 
+def compositions(part: Part) -> dict[str, list[str]]:
+    "The stages of every composition by its name, in a scope with that name before it; of equal names the first counts."
+    if isinstance(part, Stage):
+        return {}
+    found = {part.name: [one.name for one in stages(part)]}
+    before = f"{part.name}/" if isinstance(part, Scope) else ""
+    for inner in part.parts:
+        for name, inside in compositions(inner).items():
+            found.setdefault(before + name, [before + one for one in inside])
+    return found
+
+
 def located(part: Part, path: Sequence[int]) -> tuple[Stage, list[Scope]]:
     "The stage at the end of a path, and the scopes it lies in."
     scopes: list[Scope] = []
@@ -546,3 +558,14 @@ def tree_lines(part: Part, depth: int = 0) -> Iterator[str]:
     yield f"{indent}{part.name}{getattr(part, 'about', '')}"
     for inner in part.parts:
         yield from tree_lines(inner, depth + 1)
+
+# %% ../nbs/50_workflow.ipynb #5db40c27
+def phases(events: Iterable[Event]) -> dict[str, list[Event]]:
+    "The trainings of a run by the scope that each lies in, with their events; all events under no name if there is but one."
+    everything, found, scope = list(events), dict[str, list[Event]](), ""
+    for item in everything:
+        if item.name == "stage.start":
+            scope = item["stage"].rpartition("/")[0]
+        found.setdefault(scope, []).append(item)
+    trained = {name: part for name, part in found.items() if any(item.name == "train.step" for item in part)}
+    return trained if len(trained) > 1 else {"": everything}
