@@ -6,11 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kitchen.comparison import compare as compare
+    from kitchen.comparison import runs as runs
     from kitchen.session import Kitchen as Kitchen
 
 # names people type, and where they live; loaded when first used, so that `import kitchen` stays light
-PUBLIC = {"Kitchen": "kitchen.session"}
-__all__ = ["Kitchen"]
+PUBLIC = {"Kitchen": "kitchen.session", "compare": "kitchen.comparison", "runs": "kitchen.comparison"}
+__all__ = ["Kitchen", "compare", "runs"]
 
 
 def __getattr__(name: str) -> Any:
