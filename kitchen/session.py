@@ -23,7 +23,7 @@ from .ports import adapter_address, adapter_names, connect
 from .recipes import Recipe, get_recipe
 from .reproduction import beginning
 from .runner import EDITS, Breakpoint, Runner, before_stage, beyond, live_settings
-from .steering import STEPS, Arrived, OnBoth, State, deferred_interrupt
+from .stepping import STEPS, Arrived, OnBoth, State, deferred_interrupt
 from .store import LogFailed, Run, RunIndex
 from .telemetry import Event, event, frame
 from .types import InvalidValue, KitchenError, SamplingParams, UnknownName
