@@ -4,34 +4,39 @@
 
 # %% auto #0
 __all__ = ['BETTER', 'CURVES', 'STATUS_SIGNS', 'SHOWN_SETTINGS', 'Story', 'steps_before', 'SideBySide', 'kind_of', 'value_text',
-           'with_parents', 'compare', 'Glance', 'step_lines', 'glance', 'RunsTable', 'runs_table']
+           'with_parents', 'Session', 'run_of', 'compare', 'Glance', 'step_lines', 'glance', 'RunsTable', 'runs_table',
+           'runs', 'runs_box']
 
 # %% ../nbs/62_comparison.ipynb #10c1de7c
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from .charts import COLORS, Chart, Curve, Mark
 from .figures import series, smoothed
 from .reproduction import COUNTS, final_metrics
+from .scores import Score, scores, scores_table
 from .stills import Picture, embedded, spark_html, spark_text
-from .store import Run, RunIndex
+from .store import Run, RunIndex, runs_root
 from .telemetry import Event
 from .types import InvalidValue, UnknownName
 from kitchen.views import (
     INK,
+    Table,
     View,
     aligned,
     boxed,
+    display_live,
     escaped,
     faint,
+    live,
     number_text,
     seconds_text,
     signed,
@@ -68,6 +73,7 @@ class Story:
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]  # "training", or "held out (split)" -> steps, losses
     parent: str = ""
     forked_at: int = 0  # step
+    scores: tuple[Score, ...] = ()  # before and after
 
     @classmethod
     def of(cls, run: Run) -> "Story":
@@ -89,6 +95,7 @@ class Story:
             curves={name: curve for name, curve in found.items() if len(curve[0])},
             parent=str(origin.get("run") or ""),
             forked_at=int(origin.get("step") or 0),
+            scores=tuple(scores(events)),
         )
 
     def metric(self, name: str) -> float:
@@ -184,6 +191,10 @@ class SideBySide:
         )
         return Chart(tuple(curves), "optimizer step", "loss (nats/token)", tuple(marks))
 
+    def table(self, caption: str = "") -> Table:
+        "Scores before and after training, for a paper: `compare(a, b).table().latex()`, or `.markdown()`."
+        return scores_table({story.name: story.scores for story in self.stories}, caption)
+
     def heads(self) -> list[str]:
         "The runs with the colour of their curves; a fork's parent is named, or meant by its colour."
         colors = {story.name: COLORS[place % len(COLORS)] for place, story in enumerate(self.stories)}
@@ -256,12 +267,30 @@ def with_parents(runs: Sequence[Run]) -> list[Run]:
     return list(found.values())
 
 
-def compare(runs: Sequence[Run | str | Path]) -> SideBySide:
-    "Settings that differ, final numbers, and loss curves of several runs."
-    opened = [run if isinstance(run, Run) else Run(Path(run)) for run in runs]
-    if not opened:
+class Session(Protocol):
+    "Whatever holds a run, such as a `Kitchen`."
+
+    run_opened: Run | None
+
+
+def run_of(one: Run | Session | str | Path) -> Run:
+    "A run itself, that of a session, or the one of a path or an id."
+    if isinstance(one, Run):
+        return one
+    if isinstance(one, (str, Path)):
+        return Run(RunIndex().find(str(one)))
+    if one.run_opened is None:
+        raise InvalidValue(f"{one!r} has not begun; there is nothing to compare yet")
+    return one.run_opened
+
+
+def compare(*runs: Run | Session | str | Path | Iterable[Any]) -> SideBySide:
+    "Settings that differ, final numbers, and loss curves: of sessions, of runs, or of those with these ids or paths."
+    several = [isinstance(each, Iterable) and not isinstance(each, str) for each in runs]
+    given = [one for each, many in zip(runs, several, strict=True) for one in (each if many else [each])]  # pyright: ignore
+    if not given:
         raise InvalidValue("compare what? give at least one run")
-    return SideBySide(tuple(map(Story.of, with_parents(opened))))
+    return SideBySide(tuple(map(Story.of, with_parents(list(map(run_of, given))))))
 
 # %% ../nbs/62_comparison.ipynb #3a2754c3
 STATUS_SIGNS = {
@@ -338,12 +367,18 @@ class RunsTable:
     rows: tuple[Glance, ...]
     more: int  # runs that fit, but are not shown
     words: str  # what was asked for
+    index: RunIndex
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, which: int | str) -> Run:
-        "A run by its place in the table, its id or the beginning of it."
+    def __iter__(self) -> Iterator[Run]:
+        return (Run(row.path) for row in self.rows)
+
+    def __getitem__(self, which: int | str | slice) -> Any:
+        "A run by its place in the table, its id or the beginning of it; several by a slice."
+        if isinstance(which, slice):
+            return [Run(row.path) for row in self.rows[which]]
         if isinstance(which, int):
             return Run(self.rows[which].path)
         fitting = [row for row in self.rows if row.run_id.startswith(which)]
@@ -356,7 +391,7 @@ class RunsTable:
     def head(self) -> str:
         "What is shown, in words."
         more = f", and {self.more:,} older" if self.more else ""
-        return f"{len(self.rows):,} runs{more}{self.words}"
+        return f"{len(self.rows):,} run{'s' * (len(self.rows) != 1)}{more}{self.words}"
 
     def frame(self) -> "pandas.DataFrame":
         "As a pandas table."
@@ -378,6 +413,15 @@ class RunsTable:
             lines.append([sign, f"{name}<br>{faint(row.about)}", *cells, spark_html(row.losses)])
         heads = ["", "run", "recipe", "began", "took", "steps", "last loss<br><small>nats/token</small>", "training loss"]
         return boxed(faint(self.head), table_html(heads, lines, (4, 5, 6)))
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        view = View(self._repr_html_(), repr(self))
+        if live():
+            display_live(runs_box(self), view)
+        else:
+            display(view)
 
     def __repr__(self) -> str:
         heads = ["", "run", "recipe", "began", f"{'took':>11}", f"{'steps':>8}", f"{'last loss':>9}", "training loss"]
@@ -410,4 +454,44 @@ def runs_table(
     ]
     asked = {"recipe": recipe, "status": status, "text": text}
     words = "".join(f", {name} {value!r}" for name, value in asked.items() if value)
-    return RunsTable(tuple(map(glance, fitting[:count])), max(len(fitting) - count, 0), words)
+    return RunsTable(tuple(map(glance, fitting[:count])), max(len(fitting) - count, 0), words, index)
+
+
+def runs(
+    recipe: str | None = None,
+    status: str | None = None,
+    text: str = "",  # stands somewhere in the run's id, recipe or settings
+    count: int = 50,  # most runs to show
+    folder: str | Path | None = None,  # default: $KITCHEN_RUNS, else ./runs
+) -> RunsTable:
+    "All runs that fit, newest first, with the course of their losses."
+    return runs_table(RunIndex(runs_root(folder)), recipe, status, text, count)
+
+
+def runs_box(table: RunsTable) -> Any:
+    "The table with fields to filter it, and a list from which to choose runs to compare."
+    import ipywidgets
+
+    recipes = sorted({row["recipe"] for row in table.index.rows()})
+    text = ipywidgets.Text(placeholder="in id, recipe or settings", description="find")
+    recipe = ipywidgets.Dropdown(options=[("any", None), *((name, name) for name in recipes)], description="recipe")
+    status = ipywidgets.Dropdown(options=[("any", None), *((name, name) for name in STATUS_SIGNS)], description="status")
+    shown, chosen = ipywidgets.HTML(), ipywidgets.SelectMultiple(rows=4, layout={"width": "36em"})
+    button, beside = ipywidgets.Button(description="Compare", layout={"width": "auto"}), ipywidgets.HTML()
+
+    def show(found: RunsTable) -> None:
+        shown.value, chosen.options = found._repr_html_(), [row.run_id for row in found.rows]
+
+    def look(_: Any) -> None:
+        show(runs_table(table.index, recipe.value, status.value, text.value))
+
+    def put_beside(_: Any) -> None:
+        paths = [Run(table.index.find(name)) for name in chosen.value]
+        beside.value = compare(paths)._repr_html_() if paths else boxed(faint("choose runs in the list first"))
+
+    for one in (text, recipe, status):
+        one.observe(look, "value")
+    button.on_click(put_beside)
+    show(table)
+    rows = [ipywidgets.HBox([text, recipe, status]), shown, ipywidgets.HBox([chosen, button]), beside]
+    return ipywidgets.VBox(rows)

@@ -6,7 +6,7 @@
 __all__ = ['Role', 'ROLES', 'LOSS_INPUT_TYPES', 'KitchenError', 'InvalidValue', 'BackendError', 'MissingCapability',
            'FutureTimeout', 'DamagedData', 'nearest', 'UnknownName', 'RowError', 'Message', 'checked_vector', 'Datum',
            'AdamParams', 'LoraParams', 'SamplingParams', 'ForwardBackwardOutput', 'OptimStepOutput', 'SavedState',
-           'Completion', 'SampleOutput', 'TopK', 'Transition', 'Trajectory', 'Capabilities']
+           'Completion', 'SampleOutput', 'TopK', 'Cost', 'Transition', 'Trajectory', 'Capabilities']
 
 # %% ../nbs/10_types.ipynb #8ca4f8b5
 from collections.abc import Iterable, Mapping
@@ -303,6 +303,15 @@ class TopK:
 
     tokens: np.ndarray  # int64 [T, K]
     logprobs: np.ndarray  # float32 [T, K]
+
+
+@dataclass(frozen=True)
+class Cost:
+    "What one function or operation took of a profiled piece of work."
+
+    name: str
+    calls: int
+    seconds: float  # its own, without what it called
 
 # %% ../nbs/10_types.ipynb #d5d6fa2a
 @dataclass(frozen=True)

@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['STEERING', 'WRITTEN_OUT', 'LONGEST_TEXT', 'INK', 'QUIET', 'WRAP', 'PLOTLY_MIME', 'LATEX', 'MELTING', 'MARKDOWN',
-           'ADDRESS', 'visible', 'boxed', 'escaped', 'faint', 'signed', 'folded', 'View', 'aligned', 'to_the_right',
-           'table_html', 'escaped_table', 'number_text', 'seconds_text', 'decimate', 'latex', 'markdown', 'Table']
+           'ADDRESS', 'visible', 'boxed', 'escaped', 'faint', 'signed', 'folded', 'View', 'live', 'display_live',
+           'aligned', 'to_the_right', 'table_html', 'escaped_table', 'number_text', 'seconds_text', 'decimate', 'latex',
+           'markdown', 'Table']
 
-# %% ../nbs/10_views.ipynb #52285c11
+# %% ../nbs/10_views.ipynb #17632570
 import html
 import math
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-# %% ../nbs/10_views.ipynb #01ba2bd8
+# %% ../nbs/10_views.ipynb #662a9508
 STEERING = [
     *range(9),
     *range(11, 32),
@@ -37,7 +40,7 @@ def visible(text: str, limit: int = LONGEST_TEXT) -> str:
     shown = text[:limit].translate(WRITTEN_OUT).encode("utf-8", "backslashreplace").decode()
     return shown if len(text) <= limit else f"{shown}… ({len(text) - limit:,} more characters)"
 
-# %% ../nbs/10_views.ipynb #7cb1e2b1
+# %% ../nbs/10_views.ipynb #8739dc33
 INK = "#808080"  # grey that stands on white pages and on black ones
 QUIET = "kitchen-view tex2jax_ignore mathjax_ignore"  # class names that MathJax 2 and 3 leave alone
 WRAP = "white-space:pre-wrap;overflow-wrap:anywhere"
@@ -67,7 +70,7 @@ def folded(summary: str, inside: str) -> str:
     "HTML that opens on a click, under some words."
     return f"<details><summary>{faint(summary)}</summary>{inside}</details>"
 
-# %% ../nbs/10_views.ipynb #3a352393
+# %% ../nbs/10_views.ipynb #831be778
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 
 
@@ -88,7 +91,20 @@ class View:
     def __repr__(self) -> str:
         return self.text
 
-# %% ../nbs/10_views.ipynb #7e078e63
+# %% ../nbs/10_views.ipynb #c2ccc19e
+def live() -> bool:
+    "Whether a person sits before a notebook, so that widgets have somebody to answer."
+    shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
+    return bool(shell) and "IPKernelApp" in shell.config and not os.environ.get("KITCHEN_HEADLESS")
+
+
+def display_live(widget: Any, still: View) -> None:
+    "Show a widget; whoever opens the saved notebook without a kernel, or where no widgets are, sees what it showed."
+    from IPython.display import display
+
+    display({**widget._repr_mimebundle_(), "text/html": still.html, "text/plain": still.text}, raw=True)
+
+# %% ../nbs/10_views.ipynb #da1883f8
 def aligned(rows: Sequence[Sequence[str]], limit: int = 80) -> str:
     "Rows of text in columns; no cell wider than `limit`, but the last."
     shown = [
@@ -126,7 +142,7 @@ def escaped_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: I
     "A table of plain text."
     return table_html(list(map(escaped, head)), [list(map(escaped, row)) for row in rows], numbers)
 
-# %% ../nbs/10_views.ipynb #fc348249
+# %% ../nbs/10_views.ipynb #6343d221
 def number_text(value: float) -> str:
     "A number as an axis or a table shows it: 12,000, 0.25, 3e-5."
     if not math.isfinite(value):
@@ -164,7 +180,7 @@ def decimate(
     order = np.array(sorted(kept))
     return x[order], y[order]
 
-# %% ../nbs/10_views.ipynb #c036860b
+# %% ../nbs/10_views.ipynb #9acd288f
 LATEX = str.maketrans({
     **{letter: "\\" + letter for letter in "_&%$#{}"},
     **{letter: f"{{{letter}}}" for letter in "[]*"},

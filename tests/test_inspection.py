@@ -15,21 +15,24 @@ from injections import INJECTIONS
 
 from kitchen.chat import chat
 from kitchen.comparison import Glance, Story, compare, glance, runs_table
-from kitchen.config import ExperimentSpec
+from kitchen.config import ExperimentSpec, show_config
 from kitchen.evaluation import Answer, Question
-from kitchen.figures import Span, shares
+from kitchen.figures import Share, Span, shares
 from kitchen.inked import show_datum, show_trajectory
-from kitchen.inspection import RateTest, lr_find, show_config, show_results, top_losses
+from kitchen.inspection import Profile, RateTest, lr_find, show_batch, show_results, top_losses
 from kitchen.ports import connect
 from kitchen.rendering import get_renderer, to_datum
 from kitchen.reports import show_times
+from kitchen.scores import Score, scores_table
 from kitchen.session import Kitchen
 from kitchen.settings import SftConfig
 from kitchen.store import EventLog, Run, RunIndex
 from kitchen.telemetry import event
+from kitchen.train.preference import Pair
 from kitchen.types import (
     AdamParams,
     Completion,
+    Cost,
     Message,
     MissingCapability,
     SamplingParams,
@@ -170,6 +173,7 @@ def test_views_of_data_and_models_show_text_as_text(bad, service, training, toke
     views = [
         show_results([wrong], [right]),
         show_results([right], [wrong]),
+        show_batch([datum, Pair(datum, datum)], tokenizer, training, "loss"),
         show_datum(datum, tokenizer),
         show_datum(datum, tokenizer, np.linspace(-1, 1, len(datum)), bad),
         show_trajectory(episode, tokenizer),
@@ -178,6 +182,8 @@ def test_views_of_data_and_models_show_text_as_text(bad, service, training, toke
         top_losses(training, [datum], tokenizer),
         talking,
         talking.tokens(),
+        scores_table({bad: [Score(bad, bad, 1.0, 2.0, note=bad)], f"{bad}!": [Score(bad, bad, 1.0, 3.0)]}, bad),
+        Profile(0.1, (Share(bad, "port", 1, 0.1, 0.1),), (Cost(bad, 1, 0.1),), bad),
     ]
     for shown in views:
         check_harmless(shown)
@@ -365,7 +371,7 @@ def test_a_real_run_and_its_fork_are_told_apart(runs):
         with k.fork(learning_rate=3e-3) as other:
             other.run()
             k.run()
-            both = compare([other.run_record])
+            both = compare(other)
             assert [story.name for story in both.stories] == [k.run_id, other.run_id], "the parent is found beside it"
             assert "learning_rate" in [row[0] for row in both.settings] or "→ 0.003 from step 7" in repr(both)
             assert both.stories[1].forked_at == 6 and both.chart.marks[0].x == 6
