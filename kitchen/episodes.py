@@ -17,7 +17,7 @@ from .objectives import ADVANTAGES
 from .ports import Tokenizer
 from .reports import escaped_table
 from .store import Run
-from .train.rollouts import Group
+from .train.episodes import Group
 from .types import Trajectory
 from .workflows.rl import rollouts
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Result', 'CustomLoss', 'PORTS', 'ADAPTERS', 'CHILDREN', 'CHANGING', 'Port', 'Future', 'Awaited', 'Tokenizer',
            'SamplingClient', 'TrainingClient', 'ServiceClient', 'Rows', 'DatasetStore', 'BlobStore', 'HubClient',
-           'ModelRegistry', 'Tracker', 'adapter_names', 'adapter_address', 'adapter_class', 'connect', 'verbs',
-           'ObservedFuture', 'Observed', 'observe']
+           'ModelRegistry', 'Tracker', 'Completer', 'EmbeddingClient', 'VectorStore', 'adapter_names',
+           'adapter_address', 'adapter_class', 'connect', 'verbs', 'ObservedFuture', 'Observed', 'observe']
 
 # %% ../nbs/13_ports.ipynb #3709c656
 import inspect
@@ -29,6 +29,7 @@ from kitchen.types import (
     FutureTimeout,
     InvalidValue,
     LoraParams,
+    Message,
     MissingCapability,
     OptimStepOutput,
     SampleOutput,
@@ -279,6 +280,41 @@ class Tracker(Protocol):
 
     def close(self) -> None: ...
 
+# %% ../nbs/13_ports.ipynb #5c134800
+@runtime_checkable
+class Completer(Protocol):
+    "Answers conversations in words: a strong model, wherever it runs."
+
+    def complete(self, messages: Sequence[Message], sampling_params: SamplingParams) -> Future[Message]:
+        "The next message of a conversation."
+        ...
+
+
+@runtime_checkable
+class EmbeddingClient(Protocol):
+    "Texts to vectors: near in meaning, near in direction."
+
+    def embed(self, texts: Sequence[str]) -> Future[np.ndarray]:
+        "float32 [N, D], each row of length 1; a text without content may be all zeros."
+        ...
+
+
+@runtime_checkable
+class VectorStore(Protocol):
+    "Vectors by key."
+
+    def add(self, keys: Sequence[str], vectors: np.ndarray) -> None:
+        "Keep vectors [N, D]; a key that is known gets a new one."
+        ...
+
+    def search(self, vector: np.ndarray, count: int) -> list[tuple[str, float]]:
+        "The nearest keys with their cosine similarity, nearest first; the elder of equals comes first."
+        ...
+
+    def remove(self, keys: Sequence[str]) -> None:
+        "Forget keys; unknown ones are passed over."
+        ...
+
 # %% ../nbs/13_ports.ipynb #779adebb
 PORTS: dict[str, type] = {
     "service": ServiceClient,
@@ -287,6 +323,9 @@ PORTS: dict[str, type] = {
     "hub": HubClient,
     "registry": ModelRegistry,
     "tracker": Tracker,
+    "completer": Completer,
+    "embeddings": EmbeddingClient,
+    "vectors": VectorStore,
 }
 
 ADAPTERS: dict[str, dict[str, str]] = {
@@ -302,6 +341,12 @@ ADAPTERS: dict[str, dict[str, str]] = {
     "hub": {"huggingface": "kitchen.adapters.huggingface:HuggingFaceHub"},
     "registry": {"files": "kitchen.adapters.files:FileRegistry"},
     "tracker": {},
+    "completer": {"openai": "kitchen.adapters.completing:OpenAiCompleter"},
+    "embeddings": {
+        "hashed": "kitchen.retrieval:HashedEmbeddings",
+        "transformers": "kitchen.adapters.embedding:TransformersEmbeddings",
+    },
+    "vectors": {"memory": "kitchen.retrieval:MemoryVectors"},
 }
 
 
