@@ -40,7 +40,7 @@ def test_search_equals_cosines_computed_one_by_one(seed):
 
 
 def test_hashed_vectors_approach_counts_of_pieces():
-    """With room for all pieces there are no accidents: the cosine of hashed vectors is that of the damped counts themselves."""
+    """With room for all pieces there are no accidents: the cosine is that of the damped counts themselves."""
     texts = ["the tower of the town", "a town by the river", "towers and rivers"]
     every = sorted({piece for text in texts for piece in pieces(text)})
     table = np.zeros((3, len(every)))
@@ -62,7 +62,8 @@ def test_calls_of_the_ports_are_spans():
     )
     index.search("sound")
     calls = [(item["port"], item["verb"], item["status"]) for item in log.events]
-    assert calls == [("embeddings", "embed", "ok"), ("vectors", "add", "ok"), ("embeddings", "embed", "ok"), ("vectors", "search", "ok")]
+    embed, add, search = ("embeddings", "embed", "ok"), ("vectors", "add", "ok"), ("vectors", "search", "ok")
+    assert calls == [embed, add, embed, search]
 
 
 def test_a_policy_that_searches_as_shown_is_right_and_one_that_guesses_is_not():
