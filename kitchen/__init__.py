@@ -6,11 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kitchen.live import dashboard as dashboard
     from kitchen.session import Kitchen as Kitchen
 
 # names people type, and where they live; loaded when first used, so that `import kitchen` stays light
-PUBLIC = {"Kitchen": "kitchen.session"}
-__all__ = ["Kitchen"]
+PUBLIC = {"Kitchen": "kitchen.session", "dashboard": "kitchen.live"}
+__all__ = ["Kitchen", "dashboard"]
 
 
 def __getattr__(name: str) -> Any:

@@ -111,6 +111,7 @@ declare(
     epoch="epochs",
     seconds="s",
     tokens_per_second="tokens/s",
+    memory="bytes",
 )
 declare(
     "train.evaluate",
@@ -189,6 +190,13 @@ declare(
     score_against="1",
     count="answers",
     seconds="s",
+)
+declare(
+    "sample.answer",
+    "the model was asked in the middle of training",
+    "question reference text stop",
+    number="1",
+    grade="share",
 )
 declare(
     "artifact.save",

@@ -265,7 +265,7 @@ class ForwardBackwardOutput:
 class OptimStepOutput:
     "Result of optim_step."
 
-    metrics: Mapping[str, float]  # "grad_norm": L2 norm before clipping
+    metrics: Mapping[str, float]  # "grad_norm": L2 norm before clipping; "memory": bytes that the training holds
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save, save_file
 
 from ..losses import LOSSES, Loss, check_batch, check_count, check_slopes, cross_entropy, get_loss, looked_at, settings_of
+from ..machine import resident_memory
 from ..ports import Awaited, CustomLoss, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from ..snapshots import State, States, in_packs
 from ..store import write_whole
@@ -804,7 +805,7 @@ class ToyTrainingClient:
         norm = math.sqrt(np.square(self.gradient).sum())  # a dot product would wake BLAS threads for nothing
         self.learned = adam_step(self.learned, clipped(self.gradient, norm, adam_params.grad_clip_norm), adam_params)
         self.gradient = None
-        return OptimStepOutput({"grad_norm": norm})
+        return OptimStepOutput({"grad_norm": norm, "memory": resident_memory()})
 
     def state(self) -> State:
         "Everything that decides how training goes on; its arrays are never changed in place, so none is copied."

@@ -25,7 +25,7 @@ from ..telemetry import Event, event
 from .episodes import USUAL, Group, Limits
 from .rl import Learning, take_steps
 from .rollouts import Policy, as_datums, play, summary
-from .sft import cut
+from .sft import cut, measurements
 from ..types import AdamParams, Datum, InvalidValue, Message, SamplingParams, Trajectory, UnknownName
 
 # %% ../../nbs/39_train.distill.ipynb #8859a850
@@ -163,21 +163,10 @@ def train_off_policy(
             yield evaluate(step)
         started, adam = time.perf_counter(), adam_at(step)
         value, update = soft_step(training, batch, loss, adam, accumulate)
-        tokens, seconds = sum(len(ranks[0]) for ranks in batch), time.perf_counter() - started
-        done.update(step=step + 1, tokens=done["tokens"] + tokens)
-        yield event(
-            "train.step",
-            step + 1,
-            loss=value,
-            grad_norm=update.get("grad_norm"),
-            learning_rate=adam.learning_rate,
-            examples=len(batch),
-            tokens=tokens,
-            trained_tokens=sum(int(np.count_nonzero(ranks[0].weights)) for ranks in batch),
-            epoch=(step + 1) * batches.epochs / max(total, 1),
-            seconds=seconds,
-            tokens_per_second=tokens / seconds,
-        )
+        told = measurements([ranks[0] for ranks in batch], update, started)
+        done.update(step=step + 1, tokens=done["tokens"] + told["tokens"])
+        epoch = (step + 1) * batches.epochs / max(total, 1)
+        yield event("train.step", step + 1, loss=value, learning_rate=adam.learning_rate, epoch=epoch, **told)
     if evaluate and done["evaluated"] != done["step"]:
         done["evaluated"] = done["step"]
         yield evaluate(done["step"])

@@ -21,7 +21,7 @@ from ..pairwise import PairLoss, measured, paired, preference
 from ..ports import CustomLoss, SamplingClient, TrainingClient
 from ..rendering import Renderer, to_datum
 from ..telemetry import Event, event
-from .sft import TrainingDiverged, cut
+from .sft import TrainingDiverged, cut, measurements
 from ..types import AdamParams, Datum, InvalidValue, Message, RowError
 from ..values import ScalarHead, bradley_terry, last, reward_model
 
@@ -162,20 +162,9 @@ def one_step(
     update = training.optim_step(adam)
     outputs = [forward.result() for forward in forwards]
     value, data = sum(output.loss_sum for output in outputs), flat(batch)
-    seconds, tokens = time.perf_counter() - started, sum(map(len, data))
-    yield event("train.pairs", step, split="train", loss=value, seconds=seconds, **means([output.metrics for output in outputs]))
-    yield event(
-        "train.step",
-        step,
-        loss=value,
-        grad_norm=update.result().metrics.get("grad_norm"),
-        learning_rate=adam.learning_rate,
-        examples=len(data),
-        tokens=tokens,
-        trained_tokens=sum(int(np.count_nonzero(datum.weights)) for datum in data),
-        seconds=seconds,
-        tokens_per_second=tokens / seconds,
-    )
+    told, means_of_pairs = measurements(data, update.result().metrics, started), means([output.metrics for output in outputs])
+    yield event("train.pairs", step, split="train", loss=value, seconds=told["seconds"], **means_of_pairs)
+    yield event("train.step", step, loss=value, learning_rate=adam.learning_rate, **told)
     if not math.isfinite(value):
         raise TrainingDiverged(f"the loss is {value} at step {step}; lower learning_rate or beta")
 

@@ -24,7 +24,7 @@ from ..streams import derive
 from ..telemetry import Event, event
 from .episodes import USUAL, Group, Limits
 from .rollouts import Policy, as_datums, play, summary
-from .sft import TrainingDiverged, cut
+from .sft import TrainingDiverged, cut, measurements
 from ..types import AdamParams, Datum, InvalidValue, SamplingParams
 
 # %% ../../nbs/37_train.rl.ipynb #29e30b87
@@ -131,19 +131,8 @@ def take_steps(
         found = one_update(training, part, learning, adam, losses) if part else {"loss": 0.0, "logprobs": []}
         if part:
             yield from watched(training, part, found["logprobs"], learning, step + number + 1, lag)
-        seconds, count = time.perf_counter() - started, sum(map(len, part))
-        yield event(
-            "train.step",
-            step + number + 1,
-            loss=found["loss"],
-            grad_norm=found.get("grad_norm"),
-            learning_rate=adam.learning_rate,
-            examples=len(part),
-            tokens=count,
-            trained_tokens=sum(int(np.count_nonzero(datum.weights)) for datum in part),
-            seconds=seconds,
-            tokens_per_second=count / seconds,
-        )
+        told = measurements(part, found, started)
+        yield event("train.step", step + number + 1, loss=found["loss"], learning_rate=adam.learning_rate, **told)
         if not math.isfinite(found["loss"]):
             place = f"at step {step + number + 1}"
             raise TrainingDiverged(f"the loss is {found['loss']} {place}; lower learning_rate or bound the ratio")
