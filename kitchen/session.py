@@ -598,6 +598,12 @@ class Kitchen:
 
         return show_rollouts(self.run_record, self.wanted("renderer").tokenizer, count, full, **wanted)
 
+    def play(self, what: Any = None, **options: Any) -> Any:
+        "Take the policy's place in this run's held-out problems, in a world by name, a problem, or an environment."
+        from kitchen.playing import play
+
+        return play(list(self.wanted("problems").test) if what is None else what, **options)
+
     def wanted(self, name: str) -> Any:
         "A value of the workflow; if it is not there yet, say which stage gives it."
         if name in self.values:
