@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED_MODELS', 'PRESETS', 'PAIR_PRESETS', 'BETAS', 'PLAY_PRESETS', 'live', 'known_name', 'TrainingConfig',
-           'DataConfig', 'SftConfig', 'PretrainConfig', 'PairConfig', 'PreferenceConfig', 'RewardConfig', 'PlayConfig',
-           'RlConfig', 'WarmConfig', 'RlhfConfig', 'TeacherConfig', 'OnPolicyConfig', 'PromptConfig', 'OffPolicyConfig']
+           'DataConfig', 'AnswerConfig', 'SftConfig', 'PretrainConfig', 'PairConfig', 'PreferenceConfig',
+           'RewardConfig', 'PlayConfig', 'RlConfig', 'WarmConfig', 'RlhfConfig', 'TeacherConfig', 'OnPolicyConfig',
+           'PromptConfig', 'OffPolicyConfig']
 
 # %% ../nbs/50_settings.ipynb #f1b95254
 from collections.abc import Collection
@@ -16,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from .config import Config
 from .divergences import DISTILL_LOSSES
 from .evaluation import METRICS
+from .losses import SFT_LOSSES
 from .objectives import get_objective
 from .pairwise import PAIR_LOSSES
 from .ports import adapter_names
@@ -147,8 +149,8 @@ class DataConfig(TrainingConfig):
         return known_name("metric", value, METRICS)
 
 
-class SftConfig(DataConfig):
-    "Supervised fine-tuning."
+class AnswerConfig(DataConfig):
+    "What every training on answers has."
 
     train_on: str = Field("all_assistant_messages", description="which messages are trained")
 
@@ -157,6 +159,18 @@ class SftConfig(DataConfig):
     def train_on_is_known(cls, value: str) -> str:
         "A mode that is not in its table is answered with the nearest."
         return known_name("train_on", value, TRAIN_ON)
+
+
+class SftConfig(AnswerConfig):
+    "Supervised fine-tuning."
+
+    loss: str = Field("cross_entropy", description="what is minimised: cross_entropy; dft: surprising tokens hardly pull")
+
+    @field_validator("loss")
+    @classmethod
+    def loss_is_known(cls, value: str) -> str:
+        "A loss that is not in its table is answered with the nearest."
+        return known_name("loss", value, SFT_LOSSES)
 
 # %% ../nbs/50_settings.ipynb #62abcf6a
 class PretrainConfig(SftConfig):
@@ -361,7 +375,7 @@ class PromptConfig(OnPolicyConfig):
     student: Literal["model", "teacher"] = Field("teacher", description="who learns: the model, or the teacher itself")
 
 
-class OffPolicyConfig(SftConfig, TeacherConfig):
+class OffPolicyConfig(AnswerConfig, TeacherConfig):
     "Distillation on the teacher's answers."
 
     dataset: str = Field("builtin:reworded[:1600]", description="prompts: builtin:NAME, file:PATH or hf:ORG/NAME")
