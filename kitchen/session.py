@@ -537,6 +537,12 @@ class Kitchen:
 
         return show_rollouts(self.run_record, self.wanted("renderer").tokenizer, count, full, **wanted)
 
+    def play(self, what: Any = None, **options: Any) -> Any:
+        "Take the policy's place in this run's held-out problems, in a world by name, a problem, or an environment."
+        from kitchen.playing import play
+
+        return play(list(self.wanted("problems").test) if what is None else what, **options)
+
     def show_results(self, count: int = 12) -> Any:
         "Held-out questions, right answers, and the model's before training and after; before the end: and now."
         from kitchen.inspection import answers_now, show_results

@@ -166,6 +166,7 @@ declare(
     unfinished="share",
     seconds="s",
 )
+declare("rollout.failed", "an episode failed: it was left out, or played again", "tag error", turns="turns")
 declare("teacher.train", "a teacher was made by fine-tuning", "", steps="steps", loss="nats/token", seconds="s")
 declare("rollout.reward", "one component of the reward, of one kind of problem", "tag component", value="1", count="episodes")
 declare(
