@@ -192,6 +192,17 @@ declare(
     seconds="s",
 )
 declare(
+    "evaluate.distance",
+    "how far a policy is from its reference, on answers of its own",
+    "split",
+    kl="nats/answer",
+    low="nats/answer",
+    high="nats/answer",
+    kl_token="nats/token",
+    count="answers",
+    seconds="s",
+)
+declare(
     "evaluate.wins",
     "a reward model chose between the answers of two models; a tie is half a win",
     "label against split",

@@ -115,7 +115,7 @@ def value_loss(
     head: ScalarHead,
     clip: float = math.inf,  # how far a value may move from the one at sampling time before its gradient is cut (PPO)
 ) -> Callable[[np.ndarray, Mapping[str, np.ndarray]], LossTerm]:
-    r"A loss of single datums, $\frac12 \sum_t w_t (V_t - R_t)^2$; inputs `returns`, `weights`, `values` of sampling time, `offsets`."
+    r"A loss of single datums, $\frac12 \sum_t w_t (V_t - R_t)^2$; inputs `weights`, `returns`, `offsets`, `values` of the time."
 
     def term(logprobs: np.ndarray, inputs: Mapping[str, np.ndarray]) -> LossTerm:
         weights = inputs["weights"].astype(np.float64)

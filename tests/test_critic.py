@@ -81,7 +81,8 @@ def test_a_policy_learns_from_single_rollouts(toy):
 
 def test_a_run_with_a_critic_goes_back_and_comes_to_the_same_end(runs):
     settings = {
-        "backend": "toy", "env": "guess", "problems": 8, "batch_size": 4, "group_size": 2, "graded": 4, "max_tokens": 3, "turns": 3,
+        "backend": "toy", "env": "guess", "problems": 8, "batch_size": 4, "group_size": 2, "graded": 4, "max_tokens": 3,
+        "turns": 3,
         "baseline": "critic", "objective": "ppo", "substeps": 2, "value_clip": 0.2, "snapshot_every": 1,
     }  # fmt: skip
     k = Kitchen("rl_math", **settings).run()
