@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .envs import Problem, QuestionEnv, Step, question_problems, several
+from .envs import Problem, QuestionEnv, Step, opening, question_problems, several
 from .ports import Completer, SamplingClient
 from .rendering import Renderer
 from .rewards import Row, gold_answer, short
@@ -252,5 +252,5 @@ def wins(chances: np.ndarray) -> list[tuple[float, dict[str, float]]]:
 
 def tournament(problem: Problem, referee: Referee) -> Problem:
     "The problem with games between the answers of a group, besides what it gives itself."
-    opening = list(problem.make(1)[0].start())
-    return replace(problem, judge=lambda answers: wins(referee(opening, answers)))
+    asked = opening(problem)
+    return replace(problem, judge=lambda answers: wins(referee(asked, answers)))

@@ -311,6 +311,14 @@ class RlConfig(PlayConfig):
     substeps: int = Field(1, ge=1, description="optimizer steps for each batch of rollouts")
     drop_flat: bool = Field(False, description="leave out groups whose rewards are all equal")
     reference: str = Field("", description="model a KL term measures from; empty: the one it starts from")
+    baseline: Literal["group", "critic"] = Field(
+        "group", description="what is expected: the mean of the group, or what a critic, learnt beside, says before each token"
+    )
+    critic_learning_rate: float | None = live(None, "peak learning rate of the critic; none: the policy's", gt=0)
+    critic_text: str = Field("good", description="its first token is the one whose log-odds are the critic's value")
+    gamma: float = live(1.0, "what a reward one token later is worth to the critic", ge=0, le=1)
+    lam: float = live(0.95, "generalised advantages: 0 trusts the critic's next value, 1 only the rewards", ge=0, le=1)
+    value_clip: float | None = live(None, "how far a value may move in one batch; none: freely", gt=0)
 
     @model_validator(mode="after")
     def objective_is_known(self) -> "RlConfig":

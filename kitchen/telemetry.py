@@ -150,6 +150,18 @@ declare(
     clip_fraction="share",
     lag="versions",
 )
+declare(
+    "train.critic",
+    "one optimizer step of a critic, and how much it had known of the returns before",
+    "",
+    loss="1",
+    grad_norm="1",
+    learning_rate="1",
+    value="1",
+    returns="1",
+    explained="share",
+    seconds="s",
+)
 declare("train.alarm", "something looks wrong, in plain words", "reason", value="1", bound="1")
 declare(
     "rollout.batch",
@@ -176,6 +188,17 @@ declare(
     accuracy="share",
     low="share",
     high="share",
+    count="answers",
+    seconds="s",
+)
+declare(
+    "evaluate.distance",
+    "how far a policy is from its reference, on answers of its own",
+    "split",
+    kl="nats/answer",
+    low="nats/answer",
+    high="nats/answer",
+    kl_token="nats/token",
     count="answers",
     seconds="s",
 )

@@ -15,7 +15,7 @@ from kitchen.store import EventLog
 from kitchen.telemetry import EVENTS, MemoryLog, event, event_table
 from kitchen.workflow import Flow, Stage, stages
 
-FAULTY = {"env": "module:faulty:raises", "on_failure": "drop"}
+FAULTY = {"env": "module:faulty:raises", "on_failure": "drop", "baseline": "critic"}
 SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded": 4, "max_tokens": 8}
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['play_and_learn', 'rl', 'pose', 'rounds_of', 'dealt', 'updates_behind', 'judges_of', 'local_completer', 'reward_model',
-           'Rolled', 'params_of', 'limits_of', 'freeze', 'roll', 'objective_of', 'refer', 'learn_from', 'adam_at',
-           'keep_rollouts', 'rollouts', 'count_steps', 'contest', 'graded', 'baseline', 'evaluate', 'begin']
+           'Rolled', 'params_of', 'limits_of', 'freeze', 'roll', 'objective_of', 'refer', 'open_critic', 'learn_from',
+           'adam_at', 'keep_rollouts', 'rollouts', 'count_steps', 'contest', 'graded', 'baseline', 'evaluate', 'begin']
 
 # %% ../../nbs/53_workflows.rl.ipynb #7495f115
 import json
@@ -27,10 +27,11 @@ from ..ports import Completer, EmbeddingClient, SamplingClient, ServiceClient, T
 from ..rendering import Renderer, get_renderer
 from ..rewards import get_rewards
 from ..snapshots import decoded, encoded
-from ..stages import Account, Splits, adam_params, open_model, register, report, save
+from ..stages import Account, Splits, adam_params, open_model, opened, register, report, save
 from ..store import Run, write_whole
 from ..streams import derive, generator
 from ..telemetry import event
+from ..train.critic import Critic, learn_with_critic
 from ..train.episodes import Group, Limits
 from ..train.preference import RewardModel
 from ..train.rl import Learning, learn
@@ -154,10 +155,26 @@ def refer(config: Any, service: ServiceClient) -> SamplingClient | None:
     return service.create_sampling_client(config.reference or config.model) if objective_of(config).needs_reference else None
 
 
+@stage(gives="critic critic_base value_head")
+def open_critic(
+    config: Any, service: ServiceClient, renderer: Renderer
+) -> tuple[TrainingClient | None, TrainingClient | None, ScalarHead | None]:
+    "Open a critic, where there is to be one, and once more as it is before it learns."
+    if config.baseline == "group":
+        return None, None, None
+    service.capabilities().require("custom_loss")
+    tokens = renderer.tokenizer.encode(config.critic_text)
+    if not tokens:
+        raise InvalidValue(f"critic_text {config.critic_text!r} has no token; choose a word")
+    critic, base = (opened(config, service, config.model) for _ in range(2))
+    return critic, base, ScalarHead(tokens[0])
+
+
 @stage(gives="played")
 def learn_from(
     config: Any, service: ServiceClient, training: TrainingClient, reference: SamplingClient | None, rolled: Rolled,
-    rounds: int, run: Run,
+    rounds: int, run: Run, critic: TrainingClient | None = None, critic_base: TrainingClient | None = None,
+    value_head: ScalarHead | None = None,
 ) -> Account[int]:  # fmt: skip
     "Optimizer steps on one round of rollouts; how many rounds have been played."
     step, total = rolled.number * config.substeps, rounds * config.substeps
@@ -169,7 +186,15 @@ def learn_from(
     yield from summary(rolled.groups, step, rolled.seconds)
     adam = adam_at(config, step, total)
     losses, lag = service.capabilities().losses, updates_behind(config, rolled.number)
-    yield from learn(training, rolled.groups, learning, adam, losses, step, reference, lag)
+    if config.baseline == "group":
+        yield from learn(training, rolled.groups, learning, adam, losses, step, reference, lag)
+        return rolled.number + 1
+    if critic is None or value_head is None:
+        raise InvalidValue("baseline 'critic' needs a workflow that opens one, such as that of recipe rl_math")
+    expecting = Critic(critic, value_head, critic_base, config.gamma, config.lam, config.value_clip or math.inf)
+    faster = (config.critic_learning_rate or config.learning_rate) / config.learning_rate
+    own = replace(adam, learning_rate=adam.learning_rate * faster)
+    yield from learn_with_critic(training, rolled.groups, learning, expecting, adam, own, losses, step, reference, lag)
     return rolled.number + 1
 
 
@@ -248,6 +273,7 @@ rl = chain(
     "rl",
     pose,
     open_model,
+    open_critic,
     refer,
     baseline,
     begin,
