@@ -163,7 +163,7 @@ POLICY = (
     Panel("train.policy", "entropy", "", True),
     Panel("train.policy", "kl_reference", "to reference (nats/token)", True),
     Panel("train.policy", "kl_update", "moved by step (nats/token)", True),
-    Panel("train.policy", "kl_sample_train_v2", "sampler to trainer (nats/token)"),
+    Panel("train.policy", "kl_sample_train_v2", "mismatch (nats/token)"),
     Panel("train.policy", "clip_fraction", "clipped (share)", True),
 )
 

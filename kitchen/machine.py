@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['process', 'resident_memory']
 
-# %% ../nbs/17_machine.ipynb #979679a9
+# %% ../nbs/17_machine.ipynb #93c8a1ad
 import os
 from functools import cache
 from typing import Any
 
-# %% ../nbs/17_machine.ipynb #fc40bfb3
+# %% ../nbs/17_machine.ipynb #7132f29a
 @cache
 def process(number: int) -> Any:
     "A process, looked up once; a forked child asks for its own."

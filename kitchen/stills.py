@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'RAISED', 'WIDTH', 'LINE', 'DASHES', 'TRACES', 'spark_text', 'spark_html', 'embedded', 'path_text', 'ticks',
-           'padded', 'Axis', 'text_svg', 'drawing', 'within', 'lines_of', 'Plot', 'look_of', 'scatter_svg', 'bar_svg',
-           'bar_color', 'Box', 'layout', 'names_of', 'span_of', 'x_values', 'plots', 'legend_svg', 'sign_svg',
-           'words_svg', 'upright_svg', 'still', 'Picture', 'plain', 'curves_text']
+           'padded', 'Axis', 'short_text', 'text_svg', 'drawing', 'within', 'lines_of', 'Plot', 'look_of',
+           'scatter_svg', 'bar_svg', 'bar_color', 'Box', 'layout', 'names_of', 'span_of', 'numbers_of', 'x_values',
+           'seen', 'plots', 'legend_svg', 'sign_svg', 'words_svg', 'upright_svg', 'still', 'Picture', 'plain',
+           'curves_text']
 
 # %% ../nbs/60_stills.ipynb #d511e1e7
 import base64
@@ -113,6 +114,7 @@ class Axis:
     end: float
     log: bool = False
     names: tuple[str, ...] = ()
+    short: bool = False  # 7.2M for 7,200,000
 
     def place(self, values: Any) -> Any:
         "Where values are drawn."
@@ -137,7 +139,16 @@ class Axis:
         if self.log:
             powers = range(math.ceil(self.low - 1e-9), math.floor(self.high + 1e-9) + 1)
             return [(float(self.place(10.0**power)), f"10{str(power).translate(RAISED)}") for power in powers]
-        return [(float(self.place(value)), number_text(value)) for value in ticks(self.low, self.high, count)]
+        text = short_text if self.short else number_text
+        return [(float(self.place(value)), text(value)) for value in ticks(self.low, self.high, count)]
+
+
+def short_text(value: float) -> str:
+    "A number in little room, with the signs of SI."
+    for sign, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= 10 * size or (abs(value) >= size and sign != "k"):
+            return f"{value / size:.4g}{sign}"
+    return number_text(value)
 
 # %% ../nbs/60_stills.ipynb #456739d0
 WIDTH = 920  # of a still drawing
@@ -203,7 +214,7 @@ def look_of(line: Any, opacity: float | None) -> str:
 
 def scatter_svg(plot: Plot, trace: Any) -> Iterator[str]:
     "A line, its points, or both."
-    x, y = decimate(np.asarray(trace.x, dtype=float), np.asarray(trace.y, dtype=float), 400)
+    x, y = decimate(x_values(trace), numbers_of(trace.y), 400)
     low, high = sorted((plot.y.low, plot.y.high))
     across, down = plot.x.place(x), plot.y.place(within(y, low, high))
     mode = trace.mode or "lines"
@@ -284,17 +295,27 @@ def span_of(axis: Any, values: np.ndarray, room: float) -> tuple[float, float]:
     return low, high
 
 
+def numbers_of(values: Any) -> np.ndarray:
+    "Values of a trace; none where it has none yet."
+    return np.zeros(0) if values is None else np.asarray(values, dtype=float)
+
+
 def x_values(trace: Any) -> np.ndarray:
     "Everything of a trace that has a place on the x axis."
-    x = np.asarray(trace.x, dtype=float)
+    x = numbers_of(trace.x) if trace.x is not None else np.arange(float(len(numbers_of(trace.y))))
     base = np.asarray(trace.base, dtype=float) if trace.type == "bar" else None
     return x if base is None else np.concatenate([base, base + x])
+
+
+def seen(figure: "go.Figure") -> list[Any]:
+    "The traces that are shown."
+    return [trace for trace in figure.data if trace.visible is not False]
 
 
 def plots(figure: "go.Figure", box: Box) -> list[Plot]:
     "Every pair of axes with its traces; x axes that go together have one range."
     pairs: dict[tuple[str, str], list[Any]] = {}
-    for trace in figure.data:
+    for trace in seen(figure):
         pairs.setdefault((trace.xaxis or "x", trace.yaxis or "y"), []).append(trace)
     found, names = [], names_of(figure)
     shared: dict[str, list[np.ndarray]] = {}  # axis, or the one it goes with -> everything that has a place on it
@@ -304,10 +325,12 @@ def plots(figure: "go.Figure", box: Box) -> list[Plot]:
         x_axis, y_axis = (layout(figure)[f"{key[0]}axis{key[1:]}"] for key in keys)
         low, high = (box.y(share) for share in y_axis.domain or (0, 1))
         together = np.concatenate([np.zeros(0), *shared.get(x_axis.matches or keys[0], [])])
-        across = Axis(*span_of(x_axis, together, 0), box.left, box.right, x_axis.type == "log")
-        values = np.concatenate([np.zeros(0), *(np.asarray(trace.y, dtype=float) for trace in traces if not names)])
+        left, right = (box.x(share) for share in x_axis.domain or (0, 1))
+        across = Axis(*span_of(x_axis, together, 0), left, right, x_axis.type == "log", short=x_axis.exponentformat == "SI")
+        values = np.concatenate([np.zeros(0), *(numbers_of(trace.y) for trace in traces if not names)])
         reach = (-0.5, len(names) - 0.5) if names else span_of(y_axis, values, 0.05)
-        down, x_title = Axis(*reach, low, high, names=names), " ".join(lines_of(x_axis.title.text))
+        down = Axis(*reach, low, high, names=names, short=y_axis.exponentformat == "SI")
+        x_title = " ".join(lines_of(x_axis.title.text))
         numbered = x_axis.showticklabels is not False
         found.append(Plot(across, down, tuple(traces), x_title, y_axis.title.text or "", numbered))
     return found
@@ -315,7 +338,7 @@ def plots(figure: "go.Figure", box: Box) -> list[Plot]:
 
 def legend_svg(figure: "go.Figure", left: float) -> tuple[list[str], float]:
     "A short stroke, a dot or a square and a name for each trace, in as many rows as they need; where plots may begin."
-    listed = [trace for trace in figure.data if trace.name and trace.showlegend is not False]
+    listed = [trace for trace in seen(figure) if trace.name and trace.showlegend is not False]
     if layout(figure).showlegend is False or not listed:
         return [], 20.0
     parts, x, y = [], left, 18.0
@@ -342,8 +365,9 @@ def sign_svg(trace: Any, x: float, y: float) -> str:
 def words_svg(figure: "go.Figure", plot: Plot, box: Box) -> Iterator[str]:
     "Words that stand in a figure, with a leader to what they speak of where they have one."
     for note in layout(figure).annotations:
-        x = box.x(note.x) if note.xref == "paper" else plot.x.spot(note.x)
-        y = box.y(note.y) if note.yref == "paper" else plot.y.row(note.y)
+        x = (box.x(note.x) if note.xref == "paper" else plot.x.spot(note.x)) + (note.xshift or 0)
+        y = (box.y(note.y) if note.yref == "paper" else plot.y.row(note.y)) - (note.yshift or 0)
+        y += {"bottom": -6, "top": 8}.get(note.yanchor, 0)
         text, color = " ".join(lines_of(note.text)), note.font.color or INK
         if note.showarrow is False:
             yield text_svg(x, y + 4, text, {"left": "start", "right": "end"}.get(note.xanchor, "middle"), color)
@@ -358,8 +382,9 @@ def upright_svg(figure: "go.Figure", axis: Axis, box: Box) -> Iterator[str]:
     "Upright lines through all plots, such as the moments of edits."
     for shape in layout(figure).shapes:
         if shape.type == "line" and shape.x0 == shape.x1:
-            x = axis.spot(shape.x0)
-            yield f'<path d="M{x:.1f} {box.bottom:.1f}L{x:.1f} {box.top:.1f}" {look_of(shape.line, shape.opacity)}/>'
+            ends = (shape.y0, shape.y1) if shape.yref == "paper" else (0, 1)
+            x, (low, high) = axis.spot(shape.x0), map(box.y, ends)
+            yield f'<path d="M{x:.1f} {low:.1f}L{x:.1f} {high:.1f}" {look_of(shape.line, shape.opacity)}/>'
 
 
 def still(figure: "go.Figure") -> str:
@@ -371,11 +396,17 @@ def still(figure: "go.Figure") -> str:
     longest = max((len(visible(name, 40)) for name in names_of(figure)), default=0)
     left = max(72 if margin.l is None else margin.l, 24 + 7.4 * longest)
     legend, top = legend_svg(figure, left)
+    head = lines_of(layout(figure).title.text) if layout(figure).title.text else []
+    top += 14 if any(note.yanchor == "bottom" for note in layout(figure).annotations) else 0  # titles of plots
     box = Box(left, WIDTH - (24 if margin.r is None else margin.r), top, height - (56 if margin.b is None else margin.b))
     found = plots(figure, box)
     drawn = [part for plot in found for trace in plot.traces for part in TRACES[trace.type](plot, trace)]
     grids = [part for plot in found for part in plot.grid()]
-    return drawing(height, [*legend, *grids, *upright_svg(figure, found[0].x, box), *drawn, *words_svg(figure, found[0], box)])
+    parts = [*legend, *grids, *upright_svg(figure, found[0].x, box), *drawn, *words_svg(figure, found[0], box)]
+    if head:  # words above all else make room for themselves
+        words = [text_svg(left, 18 + 20 * place, line) for place, line in enumerate(head)]
+        parts = [*words, f'<g transform="translate(0 {20 * len(head)})">', *parts, "</g>"]
+    return drawing(height + 20 * len(head), parts)
 
 # %% ../nbs/60_stills.ipynb #4eec0983
 @dataclass(frozen=True, eq=False)
@@ -422,7 +453,7 @@ def curves_text(figure: "go.Figure") -> str:
     "Each named trace in a line: its course, and where it begins and ends."
     rows = []
     for trace in figure.data:
-        values = np.asarray(trace.y, dtype=float)
+        values = numbers_of(trace.y)
         finite = values[np.isfinite(values)]
         if trace.name and len(finite):
             ends = f"{number_text(finite[0])} to {number_text(finite[-1])}"

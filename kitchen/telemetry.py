@@ -191,6 +191,13 @@ declare(
     seconds="s",
 )
 declare(
+    "sample.answer",
+    "the model was asked in the middle of training",
+    "question reference text stop",
+    number="1",
+    grade="share",
+)
+declare(
     "artifact.save",
     "something was written into the run",
     "artifact kind path sha256",
