@@ -425,7 +425,8 @@ class RunsTable:
 
     def __repr__(self) -> str:
         heads = ["", "run", "recipe", "began", f"{'took':>11}", f"{'steps':>8}", f"{'last loss':>9}", "training loss"]
-        lines = [[STATUS_SIGNS.get(row.status, "??")[0], *self.cells(row), spark_text(row.losses)] for row in self.rows]
+        signs = [f"{STATUS_SIGNS.get(row.status, '?')[0]} {row.status}" for row in self.rows]
+        lines = [[sign, *self.cells(row), spark_text(row.losses)] for sign, row in zip(signs, self.rows, strict=True)]
         sides = {4: 11, 5: 8, 6: 9}  # numbers and times stand to the right
         right = [[cell.rjust(sides.get(place, 0)) for place, cell in enumerate(line)] for line in lines]
         return f"{visible(self.head)}\n{aligned([heads, *right])}" if lines else visible(self.head)

@@ -710,6 +710,9 @@ class Steered(Generic[Item]):
             raise InvalidValue("a batch needs at least one item")
         self.instead = list(batch)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(next: epoch {self.cursor.epoch}, row {self.cursor.index})"
+
     def chosen(self, batch: list[Item]) -> list[Item]:
         "The batch, or what was put in its place."
         chosen, self.instead = batch if self.instead is None else self.instead, None

@@ -45,6 +45,12 @@ class Recipe:
     adapters: Mapping[str, str] = field(default_factory=dict)  # port -> adapter
     results: frozenset[str] = frozenset()  # outputs of the workflow that are its point
 
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.description}\n{self.workflow.tree()}"
+
+    def _repr_html_(self) -> str:
+        return f"<b>{self.name}</b>: {self.description}{self.workflow._repr_html_()}"
+
     def adapters_for(self, config: Config) -> dict[str, str]:
         "Adapters of every port; the settings choose the backend."
         return {**self.adapters, "service": getattr(config, "backend", self.adapters["service"])}

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Values', 'Moment', 'START', 'STEP', 'WorkflowError', 'Position', 'Flow', 'name_found', 'Part', 'Settings', 'Policy',
-           'StageTimeout', 'RolledBack', 'Stage', 'within', 'stage', 'Composition', 'certain', 'Chain', 'Loop', 'When',
-           'Scope', 'chain', 'loop', 'when', 'scope', 'stages', 'compositions', 'located', 'tree_lines', 'phases']
+           'StageTimeout', 'RolledBack', 'Stage', 'within', 'stage', 'Composition', 'line_html', 'certain', 'Chain',
+           'Loop', 'When', 'Scope', 'chain', 'loop', 'when', 'scope', 'stages', 'compositions', 'located', 'tree_lines',
+           'phases']
 
 # %% ../nbs/50_workflow.ipynb #31abb78e
-import html
 import inspect
 import threading
 import time
@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, Self
 from .config import Config
 from .telemetry import Event, Log, MemoryLog, event
 from .types import InvalidValue, KitchenError
+from .views import boxed, escaped
 
 # %% ../nbs/50_workflow.ipynb #bc6c5021
 Values = MutableMapping[str, Any]
@@ -204,6 +205,9 @@ class Stage:
         "Whether it can be entered in the middle."
         return "progress" in inspect.signature(self.function).parameters
 
+    def __repr__(self) -> str:
+        return next(tree_lines(self))
+
     def named(self, name: str, **rename: str) -> "Stage":
         "The same function as another stage, giving its values under other names."
         return replace_field(
@@ -368,8 +372,18 @@ class Composition:
         "Names of the values it is sure to give."
         return {name for part in self.parts for name in certain(part)}  # pyright: ignore[reportAttributeAccessIssue]
 
+    def __repr__(self) -> str:
+        return self.tree()
+
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(self.tree())}</pre>"
+        return boxed(f'<pre style="line-height:1.5">{"<br>".join(map(line_html, self.tree().splitlines()))}</pre>')
+
+
+def line_html(line: str) -> str:
+    "A line of a tree, the name of the stage or composition bold."
+    indent, words = line[: len(line) - len(line.lstrip())], line.lstrip()
+    name = words.partition("(")[0].partition(" ")[0]
+    return f"{indent}<b>{escaped(name)}</b>{escaped(words[len(name) :])}"
 
 
 def certain(part: Part) -> set[str]:
@@ -377,7 +391,7 @@ def certain(part: Part) -> set[str]:
     return set(part.gives) if isinstance(part, Stage) else part.certain()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chain(Composition):
     "Parts in order."
 
@@ -392,7 +406,7 @@ class Chain(Composition):
                 yield from self.parts[index].run(flow, at.inner() if at.path and index == first else START)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Loop(Composition):
     "The body, several times."
 
@@ -424,7 +438,7 @@ class Loop(Composition):
                 yield from self.body.run(flow, at.inner() if at.path and count == first else START)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class When(Composition):
     "One part or another, as a named value says."
 
@@ -462,7 +476,7 @@ class When(Composition):
             yield from self.parts[chosen].run(flow, at.inner() if at.path else START)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scope(Composition):
     "A workflow inside another, with values of its own."
 

@@ -202,7 +202,7 @@ CELLS = [
     "k", "k.config", "k.run_record.spec", "k.recipe.workflow", "k.peek('batch')", "k.show_batch(by='loss')", "k.show_results()",
     "k.top_losses(2)", "k.lr_find(1e-5, 1.0, steps=10)", "k.chat(max_tokens=4).talk('Sort: 3 1 2')",
     "k.timeline()", "k.profile(5)", "compare(k)", "runs()",
-     "from kitchen.reports import show_losses\nshow_losses(k.run_record)", "k.close()",
+    "from kitchen.reports import show_losses\nshow_losses(k.run_record)", "k.close()",
 ]  # fmt: skip
 
 
