@@ -7,7 +7,7 @@ __all__ = ['LINES', 'WORDS', 'LARGE', 'SMALL', 'BETWEEN', 'ABOVE', 'BELOW', 'GAP
            'counted', 'style', 'Place', 'rows_of', 'height_of', 'places', 'figure_widget', 'suffix', 'title_of',
            'marked', 'Canvas', 'whole_board', 'still_board']
 
-# %% ../nbs/62_boards.ipynb #1529bd73
+# %% ../nbs/62_boards.ipynb #b2b69af2
 import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .views import INK, visible
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# %% ../nbs/62_boards.ipynb #80754c6b
+# %% ../nbs/62_boards.ipynb #63d9c4d1
 LINES = ("raw", "even", "held_out")
 
 
@@ -64,7 +64,7 @@ def style(line: str, noisy: bool, run: int, runs: int, large: bool) -> dict[str,
 
 WORDS = {"raw": "as measured", "even": "smoothed", "held_out": "held out"}
 
-# %% ../nbs/62_boards.ipynb #924ad3cc
+# %% ../nbs/62_boards.ipynb #b3631547
 LARGE, SMALL, BETWEEN, ABOVE, BELOW = 260, 104, 66, 40, 40  # pixels
 GAP = 0.06  # between columns, of the width
 MOST = max(len(board.slots) for board in BOARDS.values())  # pairs of axes in the figure
@@ -99,13 +99,14 @@ def places(board: Board) -> list[Place]:
         found.append(Place((left, min(left + wide, 1.0)), (max(top - SMALL, 0) / whole, top / whole)))
     return found
 
-# %% ../nbs/62_boards.ipynb #bb95e3dd
+# %% ../nbs/62_boards.ipynb #43bb5050
 LOOKS = {
     "template": "none", "paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "hovermode": "x", "showlegend": True, "autosize": True,
     "font": {"color": INK, "size": 12, "family": "system-ui, sans-serif"},
     "margin": {"l": 56, "r": 16, "t": ABOVE, "b": BELOW},
     "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "font": {"size": 12}},
-    "modebar": {"bgcolor": CLEAR, "color": INK, "activecolor": PALETTE["training"], "orientation": "v"},
+    "modebar": {"bgcolor": CLEAR, "color": INK, "activecolor": PALETTE["training"], "orientation": "v",
+                "remove": ["select2d", "lasso2d"]},
     "hoverlabel": {"bgcolor": "rgba(32,32,32,0.92)", "font": {"color": "#ffffff"}},
 }  # fmt: skip
 AXIS = {
@@ -159,7 +160,7 @@ def marked(marks: Sequence[Mark], place: Place, most: int = 8) -> tuple[list[dic
         words.append({"text": label(mark.text[:60]), **where, **about})
     return lines, words
 
-# %% ../nbs/62_boards.ipynb #870c12fd
+# %% ../nbs/62_boards.ipynb #7fc70db1
 class Canvas:
     "The live figure: boards of one or several runs."
 
@@ -170,6 +171,7 @@ class Canvas:
         self.painted: dict[tuple[int, int, int], tuple[int, int]] = {}  # run, slot and line -> whose values, how many
         self.marks: list[Mark] | None = None
         self.ready = False  # whether a page has drawn it; what is sent earlier can be lost
+        self.again: set[int] = set()  # in how many repaints the page is made to look at the figure's width
         self.most = MOST if live else len(board.slots)  # pairs of axes
         axes = [(f"x{suffix(slot)}", f"y{suffix(slot)}") for slot in range(self.most)]
         traces = [go.Scatter(xaxis=x, yaxis=y) for _ in self.names for x, y in axes for _ in LINES]
@@ -185,8 +187,9 @@ class Canvas:
         self.figure, self.traces = figure, list(figure.data)
 
     def drawn(self, _: Any) -> None:
-        "A page says that it has drawn the figure."
-        self.ready = True
+        "A page says that it has drawn the figure, perhaps before it knew how wide: what follows soon gives it its width."
+        if not self.ready:
+            self.ready, self.again = True, {1, 8}
 
     def trace(self, run: int, slot: int, line: int) -> Any:
         "One trace of the figure."
@@ -245,6 +248,10 @@ class Canvas:
     def paint(self, phases: Sequence[Phase | None], whole: bool = False, chosen: int = 0) -> int:
         "Send what has changed; how many traces that were."
         count, sent = len(self.board.slots), 0
+        self.again = {number - 1 for number in self.again}
+        if 0 in self.again:
+            self.again -= {0}
+            self.figure.layout.margin.r = 33 - self.figure.layout.margin.r  # 16 or 17: a change that makes it look at its width
         self.turn = self.turn % max(count - 1, 1) + 1
         with self.figure.batch_update():
             for slot in range(count) if whole else (0, self.turn):
@@ -280,7 +287,7 @@ class Canvas:
         titles = [title_of(slot, place, one) for slot, place, one in zip(self.board.slots, found, more, strict=True)]
         self.figure.layout.shapes, self.figure.layout.annotations = lines, [*titles, *words]
 
-# %% ../nbs/62_boards.ipynb #1bf9e2d9
+# %% ../nbs/62_boards.ipynb #c36eb8b8
 def whole_board(phases: Sequence[Phase | None]) -> Board:
     "Every slot that has something to show."
     names = next((phase.boards for phase in phases if phase), ["loss"])

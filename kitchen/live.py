@@ -6,7 +6,7 @@
 __all__ = ['HERTZ', 'PAINTER', 'STATES', 'TABS', 'PATIENCE', 'OPEN', 'Seat', 'Painter', 'Dashboard', 'dismiss', 'still_of',
            'is_live', 'dashboard']
 
-# %% ../nbs/63_live.ipynb #b8cd7c4d
+# %% ../nbs/63_live.ipynb #0e7e60d6
 import contextlib
 import html
 import os
@@ -28,7 +28,7 @@ from .trails import BOARDS, Board, Phase
 from .types import InvalidValue
 from .views import visible
 
-# %% ../nbs/63_live.ipynb #90bdd12b
+# %% ../nbs/63_live.ipynb #bde66835
 class Seat:
     "One session with its story so far, and the wheel to steer it by."
 
@@ -85,7 +85,7 @@ class Seat:
             self.session.listeners.remove(self.hear)
         self.wheel.sample_every = 0
 
-# %% ../nbs/63_live.ipynb #a26249e1
+# %% ../nbs/63_live.ipynb #b5af25e3
 HERTZ = 8.0
 
 
@@ -136,7 +136,7 @@ class Painter:
 
 PAINTER = Painter()
 
-# %% ../nbs/63_live.ipynb #6ab467ca
+# %% ../nbs/63_live.ipynb #f9a696e9
 STATES = {
     "new": "#808080", "running": "#0072b2", "paused": "#e69f00", "completed": "#009e73", "failed": "#d55e00",
     "stopped": "#808080", "interrupted": "#e69f00",
@@ -476,7 +476,7 @@ def dismiss(widget: Any) -> None:
             part.close()
     widget.close()
 
-# %% ../nbs/63_live.ipynb #54a8133a
+# %% ../nbs/63_live.ipynb #839299d0
 def still_of(seats: Sequence[Seat]) -> Picture:
     "A picture of runs as they are: the first one's boards, with the last training of each."
     phases = [seat.story.curves.phases[-1] if seat.story.curves.phases else None for seat in seats]
