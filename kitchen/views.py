@@ -157,6 +157,8 @@ def seconds_text(seconds: float) -> str:
     "A duration as a person says it."
     if seconds < 0.0995:
         return f"{seconds * 1000:.2g} ms"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
