@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['LINES', 'WORDS', 'LARGE', 'SMALL', 'BETWEEN', 'ABOVE', 'BELOW', 'GAP', 'MOST', 'LOOKS', 'AXIS', 'points', 'own_steps',
-           'counted', 'style', 'Place', 'rows_of', 'height_of', 'places', 'suffix', 'title_of', 'marked', 'Canvas',
-           'whole_board', 'still_board']
+           'counted', 'style', 'Place', 'rows_of', 'height_of', 'places', 'figure_widget', 'suffix', 'title_of',
+           'marked', 'Canvas', 'whole_board', 'still_board']
 
-# %% ../nbs/62_boards.ipynb #76b2d59f
+# %% ../nbs/62_boards.ipynb #954d65e9
 import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from .views import INK, visible
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# %% ../nbs/62_boards.ipynb #e4a2daa4
+# %% ../nbs/62_boards.ipynb #a208bd44
 LINES = ("raw", "even", "held_out")
 
 
@@ -63,7 +64,7 @@ def style(line: str, noisy: bool, run: int, runs: int, large: bool) -> dict[str,
 
 WORDS = {"raw": "as measured", "even": "smoothed", "held_out": "held out"}
 
-# %% ../nbs/62_boards.ipynb #ded1bbc8
+# %% ../nbs/62_boards.ipynb #41bfbacb
 LARGE, SMALL, BETWEEN, ABOVE, BELOW = 260, 104, 66, 40, 40  # pixels
 GAP = 0.06  # between columns, of the width
 MOST = max(len(board.slots) for board in BOARDS.values())  # pairs of axes in the figure
@@ -98,7 +99,7 @@ def places(board: Board) -> list[Place]:
         found.append(Place((left, min(left + wide, 1.0)), (max(top - SMALL, 0) / whole, top / whole)))
     return found
 
-# %% ../nbs/62_boards.ipynb #517d28df
+# %% ../nbs/62_boards.ipynb #0e6865a7
 LOOKS = {
     "template": "none", "paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "hovermode": "x", "showlegend": True, "autosize": True,
     "font": {"color": INK, "size": 12, "family": "system-ui, sans-serif"},
@@ -110,6 +111,16 @@ LOOKS = {
 AXIS = {
     "gridcolor": GRID, "linecolor": GRID, "zeroline": False, "showline": True, "exponentformat": "SI", "hoverformat": ".4g",
 }  # fmt: skip
+
+
+@cache
+def figure_widget() -> Any:
+    "A FigureWidget that can be forgotten: plotly's own has its script in a file that is watched, and the watch holds each one."
+    import plotly.graph_objects as go
+    from traitlets import Unicode
+
+    script = Unicode(str(go.FigureWidget._esm)).tag(sync=True)
+    return type("BoardFigure", (go.FigureWidget,), {"_esm": script, "__doc__": "One figure of a dashboard."})
 
 
 def suffix(number: int) -> str:
@@ -148,7 +159,7 @@ def marked(marks: Sequence[Mark], place: Place, most: int = 8) -> tuple[list[dic
         words.append({"text": label(mark.text[:60]), **where, **about})
     return lines, words
 
-# %% ../nbs/62_boards.ipynb #904765ef
+# %% ../nbs/62_boards.ipynb #10b1fbdf
 class Canvas:
     "The live figure: boards of one or several runs."
 
@@ -166,7 +177,7 @@ class Canvas:
         self.arrange()
         self.paint(phases, whole=True)
         if live:
-            self.draw_on(go.FigureWidget(self.figure))  # complete, so that a page that loads it has everything
+            self.draw_on(figure_widget()(self.figure))  # complete, so that a page that loads it has everything
             self.figure.observe(self.drawn, names="_js2py_traceDeltas")
 
     def draw_on(self, figure: Any) -> None:
@@ -269,7 +280,7 @@ class Canvas:
         titles = [title_of(slot, place, one) for slot, place, one in zip(self.board.slots, found, more, strict=True)]
         self.figure.layout.shapes, self.figure.layout.annotations = lines, [*titles, *words]
 
-# %% ../nbs/62_boards.ipynb #dc16e2af
+# %% ../nbs/62_boards.ipynb #55775110
 def whole_board(phases: Sequence[Phase | None]) -> Board:
     "Every slot that has something to show."
     names = next((phase.boards for phase in phases if phase), ["loss"])

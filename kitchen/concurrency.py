@@ -6,7 +6,7 @@
 __all__ = ['END', 'ENTRY', 'Ahead', 'Unlogged', 'beside', 'following', 'note_reads', 'merge', 'PartFailed', 'reference',
            'referred', 'by_name', 'each_stage', 'sendable', 'received', 'looked_at', 'job', 'started', 'ended',
            'answers', 'serve', 'may_give', 'Parallel', 'Branch', 'halt', 'parallel', 'shown', 'Stream', 'consumed',
-           'stream', 'Produce', 'produce']
+           'stream', 'Pace', 'Produce', 'produce']
 
 # %% ../nbs/51_concurrency.ipynb #029005b2
 import contextlib
@@ -513,6 +513,14 @@ def stream(name: str, source: Stage, body: Part, item: str, prefetch: int = 2) -
     return Stream(name, source, body, item, prefetch)
 
 # %% ../nbs/51_concurrency.ipynb #ea25e19d
+@dataclass(frozen=True)
+class Pace:
+    "How far a producer is ahead: versions, and items made with one version."
+
+    lag: int = 0
+    every: int = 1
+
+
 @dataclass(frozen=True, repr=False)
 class Produce(Composition):
     "A producer ahead of a consumer, with a bound on how much older its policy may be."
@@ -525,15 +533,19 @@ class Produce(Composition):
     policy: Stage | None = None  # gives what only the producer sees
     buffer: int | None = None  # finished items that may wait; lag + 1 if not said
     lag: int = 0  # versions
-    behind: str = ""  # or the name of a value that holds the lag
+    every: int = 1  # items made with one version, and consumed before the next
+    behind: str = ""  # or the name of a value that holds the lag, or a Pace
     newest: bool = False
     exact: bool = True
 
     def __post_init__(self) -> None:
         if self.producer.gives != (self.item,):
             raise WorkflowError(f"{self.name!r}: the producer {self.producer.name!r} must give {self.item!r} and nothing else")
-        if self.lag < 0 or self.room < max(1, self.lag if self.keeps else 1):
-            raise WorkflowError(f"{self.name!r}: lag {self.lag} needs a buffer of at least {max(1, self.lag)}, not {self.room}")
+        if self.every < 1 or self.lag < 0:
+            raise WorkflowError(f"{self.name!r}: lag must not be negative and every at least 1, got {self.lag} and {self.every}")
+        needed = max(1, self.lag * self.every if self.keeps else 1)
+        if self.room < needed:
+            raise WorkflowError(f"{self.name!r}: lag {self.lag} needs a buffer of at least {needed}, not {self.room}")
 
     @property
     def body(self) -> Part:
@@ -543,7 +555,7 @@ class Produce(Composition):
     @property
     def room(self) -> int:
         "Finished items that may wait."
-        return self.lag + 1 if self.buffer is None else self.buffer
+        return (self.lag + 1) * self.every if self.buffer is None else self.buffer
 
     @property
     def keeps(self) -> bool:
@@ -572,7 +584,9 @@ class Produce(Composition):
     def run(self, flow: Flow, at: Position = START) -> Iterator[Event]:
         "Consume items in order, from the one at the position, while others are made."
         if self.behind:
-            yield from replace_field(self, lag=flow.values[flow.found(self.behind)], behind="").run(flow, at)
+            pace = flow.values[flow.found(self.behind)]
+            lag, every = (pace.lag, pace.every) if isinstance(pace, Pace) else (pace, self.every)
+            yield from replace_field(self, lag=lag, every=every, behind="").run(flow, at)
             return
         if at.moment == "after" and not at.path:
             return
@@ -586,10 +600,13 @@ class Produce(Composition):
         ahead = Ahead(things, self.room, lambda done: self.version(first + done, first) <= max(versions, default=-1), waiting)
         try:
             for count in range(first, total):
-                if self.newest or count + self.lag < total or (count == first and not waiting):
+                wanted = self.newest or count + self.lag * self.every < total or (count == first and not waiting)
+                if count % self.every == 0 and wanted:
                     yield from self.publish(flow, versions, count)
                     ahead.tell()
-                yield from self.consume(flow, ahead, count, min(count + 1 + self.lag, total) - first)
+                last = (count + 1) % self.every == 0 or count + 1 == total  # of its version: a boundary follows
+                due = min(count + 1 + self.lag * self.every, total) - first
+                yield from self.consume(flow, ahead, count, due if last else None)
         finally:
             place.stopping.set()
             ahead.tell(closed=True)
@@ -597,7 +614,7 @@ class Produce(Composition):
 
     def version(self, number: int, first: int) -> int:
         "The oldest version an item may be made with; none is known from before a run was taken up."
-        return max(first, number - self.lag)
+        return max(first, (number // self.every - self.lag) * self.every)
 
     def publish(self, flow: Flow, versions: dict[int, Values], count: int) -> Iterator[Event]:
         "Keep what the producer sees of this version."
@@ -630,8 +647,8 @@ class Produce(Composition):
             if error is not None:
                 return
 
-    def consume(self, flow: Flow, ahead: Ahead, count: int, due: int) -> Iterator[Event]:
-        "One item; the boundary after it holds all items that were begun before."
+    def consume(self, flow: Flow, ahead: Ahead, count: int, due: int | None) -> Iterator[Event]:
+        "One item; the boundary after it, where there is one, holds all items that were begun before."
         began = time.perf_counter()
         value, version, events, reads, error = ahead.take()
         waited = time.perf_counter() - began
@@ -645,13 +662,14 @@ class Produce(Composition):
         for item in self.consumer.run(branch, START):
             yield flow.note(item)
         merge(flow, branch)
-        if self.keeps:
+        if self.keeps and due is not None:
             ahead.wait(lambda: ahead.done >= due or ahead.error is not None)
         waiting = list(ahead.ready) if self.keeps else []
-        about = {"part": flow.label(self.name), "item": count, "version": version, "lag": count - version, "waited": waited}
-        if all(one[-1] is None for one in waiting):
+        lag = count // self.every - version // self.every
+        about = {"part": flow.label(self.name), "item": count, "version": version, "lag": lag, "waited": waited}
+        if due is not None and all(one[-1] is None for one in waiting):
             yield consumed(flow, count, {"waiting": waiting} if self.keeps else {}, **about)
-        else:  # an item that failed would have to be made with a policy that is gone
+        else:  # others, or one that failed, would have to be made with a policy that is gone
             yield flow.note(event("stream.item", **about))
 
 

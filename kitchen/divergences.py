@@ -7,13 +7,13 @@ __all__ = ['Tensor', 'ROUNDING', 'DISTILL_LOSSES', 'closed', 'softened', 'diverg
            'hinton', 'top_k', 'DistillLoss', 'get_distill_loss', 'ranked', 'renormalised', 'distilled']
 
 # %% ../nbs/35_divergences.ipynb #29b97aca
-import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from .losses import described
 from .ports import CustomLoss
 from .types import Datum, InvalidValue, UnknownName
 
@@ -101,8 +101,7 @@ class DistillLoss:
 
     def _repr_html_(self) -> str:
         rows = {"loss": self.formula, "source": self.source, "differs": self.differs}
-        cells = (f"<tr><td>{name}</td><td style='text-align:left'>{html.escape(text)}</td></tr>" for name, text in rows.items())
-        return f"<b>{html.escape(self.name)}</b><table>{''.join(cells)}</table>"
+        return described(self.name, rows)
 
 
 DISTILL_LOSSES: dict[str, DistillLoss] = {

@@ -15,7 +15,7 @@ from .inked import show_trajectory
 from .objectives import ADVANTAGES
 from .ports import Tokenizer
 from .store import Run
-from .train.rollouts import Group
+from .train.episodes import Group
 from .types import Trajectory
 from .views import View, aligned, boxed, escaped, escaped_table, faint, visible
 from .workflows.rl import rollouts

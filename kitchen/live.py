@@ -6,7 +6,7 @@
 __all__ = ['HERTZ', 'PAINTER', 'STATES', 'TABS', 'PATIENCE', 'OPEN', 'Seat', 'Painter', 'Dashboard', 'dismiss', 'still_of',
            'is_live', 'dashboard']
 
-# %% ../nbs/63_live.ipynb #d1e707c8
+# %% ../nbs/63_live.ipynb #b8cd7c4d
 import contextlib
 import html
 import os
@@ -28,7 +28,7 @@ from .trails import BOARDS, Board, Phase
 from .types import InvalidValue
 from .views import visible
 
-# %% ../nbs/63_live.ipynb #ce81cc12
+# %% ../nbs/63_live.ipynb #90bdd12b
 class Seat:
     "One session with its story so far, and the wheel to steer it by."
 
@@ -85,7 +85,7 @@ class Seat:
             self.session.listeners.remove(self.hear)
         self.wheel.sample_every = 0
 
-# %% ../nbs/63_live.ipynb #85b10dd8
+# %% ../nbs/63_live.ipynb #a26249e1
 HERTZ = 8.0
 
 
@@ -136,7 +136,7 @@ class Painter:
 
 PAINTER = Painter()
 
-# %% ../nbs/63_live.ipynb #d516e55b
+# %% ../nbs/63_live.ipynb #6ab467ca
 STATES = {
     "new": "#808080", "running": "#0072b2", "paused": "#e69f00", "completed": "#009e73", "failed": "#d55e00",
     "stopped": "#808080", "interrupted": "#e69f00",
@@ -199,8 +199,9 @@ class Dashboard:
         self.frame = widgets.Box(
             [self.canvas.figure], layout=widgets.Layout(flex="1 1 0%", min_width="480px", display="block")
         )
+        self.form = widgets.VBox()
         self.tabs = widgets.Tab(
-            [self.answers_tab(), widgets.VBox(), self.events_tab()], titles=TABS, layout=widgets.Layout(width="100%")
+            [self.answers_tab(), self.form, self.events_tab()], titles=TABS, layout=widgets.Layout(width="100%")
         )
         rows = [
             self.head,
@@ -265,9 +266,7 @@ class Dashboard:
             self.chosen = place
             if place not in self.forms:
                 self.forms[place] = Form(self.seat.session.config, lambda: self.seats[place].wheel)
-            children = list(self.tabs.children)
-            children[TABS.index("settings")] = self.forms[place].box
-            self.tabs.children = tuple(children)
+            self.form.children = (self.forms[place].box,)
             self.every.value = self.seat.wheel.sample_every
             self.buttons.shown, self.counted = "", None
 
@@ -290,8 +289,10 @@ class Dashboard:
             for seat in self.seats:
                 seat.catch_up()
             sent, self.count = self.paint_curves(whole), self.count + 1
-            self.paint_words()
-            if whole or self.count % 4 == 0:
+            self.buttons.show(self.seat.state)
+            if whole or self.count % 2 == 0:
+                self.paint_words()
+            if whole or self.count % 4 == 1:
                 self.paint_rest()
             return sent
 
@@ -350,9 +351,8 @@ class Dashboard:
         self.board.layout.display = None if len(boards) > 1 else "none"
 
     def paint_words(self) -> None:
-        "Head, buttons, progress, what the last command said."
+        "Head, progress, what the last command said."
         seat, state = self.seat, self.seat.state
-        self.buttons.show(state)
         self.head.value = self.head_html()
         place = seat.story.position
         self.bar.value = place.step / place.total if place.total else 0.0
@@ -364,7 +364,7 @@ class Dashboard:
         self.said.layout.display = None if self.error or doing else "none"
 
     def paint_rest(self) -> None:
-        "Alarms, the workflow, the open tab: twice a second is often enough."
+        "Alarms, the workflow, the open tab."
         self.alarms.value = alarms_html(self.alarms_said())
         self.alarms.layout.display = None if self.alarms.value else "none"
         self.tree.value = tree_html(self.seat.session.recipe.workflow, self.seat.story.status)
@@ -476,7 +476,7 @@ def dismiss(widget: Any) -> None:
             part.close()
     widget.close()
 
-# %% ../nbs/63_live.ipynb #8b6ffacc
+# %% ../nbs/63_live.ipynb #54a8133a
 def still_of(seats: Sequence[Seat]) -> Picture:
     "A picture of runs as they are: the first one's boards, with the last training of each."
     phases = [seat.story.curves.phases[-1] if seat.story.curves.phases else None for seat in seats]
@@ -504,10 +504,6 @@ def is_live() -> bool:
 def dashboard(*sessions: Any, live: bool | None = None) -> "Dashboard | Picture":
     "A live view of sessions; a still picture where nobody looks. `live` says it outright."
     if is_live() if live is None else live:
-        if "google.colab" in sys.modules:
-            from google.colab import output  # pyright: ignore[reportMissingImports]
-
-            output.enable_custom_widget_manager()  # Colab asks before it loads widgets that are not its own
         return Dashboard(*sessions)
     if not sessions:
         raise InvalidValue("a dashboard of what? give at least one session")

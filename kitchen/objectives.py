@@ -10,7 +10,6 @@ __all__ = ['Rewards', 'ADVANTAGES', 'Masks', 'AGGREGATIONS', 'ESTIMATORS', 'Answ
            'as_native', 'divergence', 'acted_on', 'clip_fraction']
 
 # %% ../nbs/33_objectives.ipynb #1d512d46
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .losses import LossTerm, as_custom
+from .losses import LossTerm, as_custom, described
 from .ports import Future, TrainingClient
 from .types import Datum, ForwardBackwardOutput, InvalidValue, UnknownName
 
@@ -262,8 +261,7 @@ class Objective:
         rows = {"token": self.formula, "advantage": docs(ADVANTAGES[self.advantage])}
         rows["weights"] = docs(AGGREGATIONS[self.aggregation])
         rows |= {"source": self.source, "differs": self.differs}
-        cells = (f"<tr><td>{name}</td><td style='text-align:left'>{html.escape(text)}</td></tr>" for name, text in rows.items())
-        return f"<b>{html.escape(self.name)}</b><table>{''.join(cells)}</table>"
+        return described(self.name, rows)
 
 
 def docs(function: Callable[..., Any]) -> str:

@@ -8,11 +8,11 @@ __all__ = ['Tensor', 'SURE', 'PAIR_LOSSES', 'Pairs', 'log_sigmoid', 'sigmoid', '
            'discopop', 'simpo', 'orpo', 'kto', 'PairLoss', 'get_pair_loss', 'paired', 'preference', 'measured']
 
 # %% ../nbs/34_pairwise.ipynb #249fe615
-import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .losses import described
 from .ports import CustomLoss
 from .types import Datum, InvalidValue, UnknownName
 
@@ -210,8 +210,7 @@ class PairLoss:
 
     def _repr_html_(self) -> str:
         rows = {"loss": self.formula, "β": f"{self.beta:g}", "source": self.source, "differs": self.differs}
-        cells = (f"<tr><td>{name}</td><td style='text-align:left'>{html.escape(text)}</td></tr>" for name, text in rows.items())
-        return f"<b>{html.escape(self.name)}</b><table>{''.join(cells)}</table>"
+        return described(self.name, rows)
 
 
 PAIR_LOSSES: dict[str, PairLoss] = {

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Result', 'CustomLoss', 'PORTS', 'ADAPTERS', 'CHILDREN', 'CHANGING', 'Port', 'Future', 'Awaited', 'Tokenizer',
            'SamplingClient', 'TrainingClient', 'ServiceClient', 'Rows', 'DatasetStore', 'BlobStore', 'HubClient',
-           'ModelRegistry', 'Profiler', 'Tracker', 'adapter_names', 'adapter_address', 'adapter_class', 'connect',
-           'verbs', 'ObservedFuture', 'Observed', 'observe']
+           'ModelRegistry', 'Profiler', 'Tracker', 'Completer', 'EmbeddingClient', 'VectorStore', 'adapter_names',
+           'adapter_address', 'adapter_class', 'connect', 'verbs', 'ObservedFuture', 'Observed', 'observe']
 
 # %% ../nbs/13_ports.ipynb #3709c656
 import inspect
@@ -30,6 +30,7 @@ from kitchen.types import (
     FutureTimeout,
     InvalidValue,
     LoraParams,
+    Message,
     MissingCapability,
     OptimStepOutput,
     SampleOutput,
@@ -289,6 +290,41 @@ class Tracker(Protocol):
 
     def close(self) -> None: ...
 
+# %% ../nbs/13_ports.ipynb #5c134800
+@runtime_checkable
+class Completer(Protocol):
+    "Answers conversations in words: a strong model, wherever it runs."
+
+    def complete(self, messages: Sequence[Message], sampling_params: SamplingParams) -> Future[Message]:
+        "The next message of a conversation."
+        ...
+
+
+@runtime_checkable
+class EmbeddingClient(Protocol):
+    "Texts to vectors: near in meaning, near in direction."
+
+    def embed(self, texts: Sequence[str]) -> Future[np.ndarray]:
+        "float32 [N, D], each row of length 1; a text without content may be all zeros."
+        ...
+
+
+@runtime_checkable
+class VectorStore(Protocol):
+    "Vectors by key."
+
+    def add(self, keys: Sequence[str], vectors: np.ndarray) -> None:
+        "Keep vectors [N, D]; a key that is known gets a new one."
+        ...
+
+    def search(self, vector: np.ndarray, count: int) -> list[tuple[str, float]]:
+        "The nearest keys with their cosine similarity, nearest first; the elder of equals comes first."
+        ...
+
+    def remove(self, keys: Sequence[str]) -> None:
+        "Forget keys; unknown ones are passed over."
+        ...
+
 # %% ../nbs/13_ports.ipynb #779adebb
 PORTS: dict[str, type] = {
     "service": ServiceClient,
@@ -298,6 +334,9 @@ PORTS: dict[str, type] = {
     "registry": ModelRegistry,
     "tracker": Tracker,
     "profiler": Profiler,
+    "completer": Completer,
+    "embeddings": EmbeddingClient,
+    "vectors": VectorStore,
 }
 
 ADAPTERS: dict[str, dict[str, str]] = {
@@ -317,6 +356,12 @@ ADAPTERS: dict[str, dict[str, str]] = {
         "python": "kitchen.adapters.profiling:PythonProfiler",
         "torch": "kitchen.adapters.profiling:TorchProfiler",
     },
+    "completer": {"openai": "kitchen.adapters.completing:OpenAiCompleter"},
+    "embeddings": {
+        "hashed": "kitchen.retrieval:HashedEmbeddings",
+        "transformers": "kitchen.adapters.embedding:TransformersEmbeddings",
+    },
+    "vectors": {"memory": "kitchen.retrieval:MemoryVectors"},
 }
 
 

@@ -51,7 +51,8 @@ def beginning(recipe: Recipe, adapters: Mapping[str, str], config: Any, run: Run
 
 # %% ../nbs/57_reproduction.ipynb #a5586de7
 FINAL = (  # events whose values are results
-    "train.step", "train.evaluate", "train.pairs", "train.policy", "rollout.batch", "rollout.reward", "evaluate.answers",
+    "train.step", "train.evaluate", "train.pairs", "train.policy", "train.critic", "rollout.batch", "rollout.reward",
+    "evaluate.answers", "evaluate.distance",
 )  # fmt: skip
 COUNTS = frozenset({"datums", "tokens", "epochs", "answers"})  # units of what the settings decide
 

@@ -537,6 +537,21 @@ class Kitchen:
 
         return show_rollouts(self.run_record, self.wanted("renderer").tokenizer, count, full, **wanted)
 
+    def regrade(self, measure: Any) -> Any:
+        "Grade this run's evaluations by another measure, without sampling again: a reward, a metric, or a function of yours."
+        from kitchen.evaluation import Answer
+        from kitchen.regrading import regrade, stored_answers
+
+        lists = {name.removesuffix("_answers"): value for name, value in self.values.items() if isinstance(value, list)}
+        here = {name: value for name, value in lists.items() if value and all(isinstance(one, Answer) for one in value)}
+        return regrade(here or stored_answers(self.run_record), measure)
+
+    def play(self, what: Any = None, **options: Any) -> Any:
+        "Take the policy's place in this run's held-out problems, in a world by name, a problem, or an environment."
+        from kitchen.playing import play
+
+        return play(list(self.wanted("problems").test) if what is None else what, **options)
+
     def show_results(self, count: int = 12) -> Any:
         "Held-out questions, right answers, and the model's before training and after; before the end: and now."
         from kitchen.inspection import answers_now, show_results

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED_MODELS', 'PRESETS', 'PAIR_PRESETS', 'BETAS', 'PLAY_PRESETS', 'live', 'known_name', 'TrainingConfig',
-           'DataConfig', 'SftConfig', 'PretrainConfig', 'PairConfig', 'PreferenceConfig', 'RewardConfig', 'PlayConfig',
-           'RlConfig', 'WarmConfig', 'RlhfConfig', 'TeacherConfig', 'OnPolicyConfig', 'PromptConfig', 'OffPolicyConfig']
+           'DataConfig', 'AnswerConfig', 'SftConfig', 'PretrainConfig', 'PairConfig', 'PreferenceConfig',
+           'RewardConfig', 'PlayConfig', 'RlConfig', 'WarmConfig', 'RlhfConfig', 'TeacherConfig', 'OnPolicyConfig',
+           'PromptConfig', 'OffPolicyConfig']
 
 # %% ../nbs/50_settings.ipynb #f1b95254
 from collections.abc import Collection
@@ -16,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from .config import Config
 from .divergences import DISTILL_LOSSES
 from .evaluation import METRICS
+from .losses import SFT_LOSSES
 from .objectives import get_objective
 from .pairwise import PAIR_LOSSES
 from .ports import adapter_names
@@ -147,8 +149,8 @@ class DataConfig(TrainingConfig):
         return known_name("metric", value, METRICS)
 
 
-class SftConfig(DataConfig):
-    "Supervised fine-tuning."
+class AnswerConfig(DataConfig):
+    "What every training on answers has."
 
     train_on: str = Field("all_assistant_messages", description="which messages are trained")
 
@@ -157,6 +159,18 @@ class SftConfig(DataConfig):
     def train_on_is_known(cls, value: str) -> str:
         "A mode that is not in its table is answered with the nearest."
         return known_name("train_on", value, TRAIN_ON)
+
+
+class SftConfig(AnswerConfig):
+    "Supervised fine-tuning."
+
+    loss: str = Field("cross_entropy", description="what is minimised: cross_entropy; dft: surprising tokens hardly pull")
+
+    @field_validator("loss")
+    @classmethod
+    def loss_is_known(cls, value: str) -> str:
+        "A loss that is not in its table is answered with the nearest."
+        return known_name("loss", value, SFT_LOSSES)
 
 # %% ../nbs/50_settings.ipynb #62abcf6a
 class PretrainConfig(SftConfig):
@@ -244,9 +258,16 @@ class RewardConfig(PairConfig):
 class PlayConfig(TrainingConfig):
     "What every training on rollouts has."
 
-    env: str = Field("task:reworded", description="task:NAME, gym:NAME, guess or nim")
+    env: str = Field(
+        "task:reworded",
+        description="task:NAME, gym:NAME, code, tools, search, guess, nim, tournament:NAME, rubric:NAME, module:NAME:FUNCTION; "
+        "several joined by +",
+    )
+    judge: str = Field("", description="who judges tournament: and rubric:, a model, or the folder of a reward_model run")
+    rubric: dict[str, str] = Field({}, description="criteria of rubric: by name, each in a sentence")
     problems: int = Field(960, ge=1, description="problems to train on")
     batch_size: int = Field(16, ge=1, description="problems for each batch of rollouts")
+    minibatches: int = Field(1, ge=1, description="parts of a batch; each is learnt from while those after it are still played")
     group_size: int = Field(8, ge=1, description="rollouts of each problem")
     epochs: int = Field(1, ge=1, description="passes over the problems")
     schedule: str = Field("linear", description="shape of the learning rate: constant, linear, cosine, exponential, polynomial")
@@ -254,11 +275,23 @@ class PlayConfig(TrainingConfig):
     temperature: float = live(1.0, "of the rollouts", gt=0)
     max_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
     turns: int = Field(16, ge=1, description="most actions of an episode")
+    tool_calls: int = Field(64, ge=0, description="most tool calls of an episode")
+    episode_seconds: float | None = Field(None, gt=0, description="longest episode; none: as long as it takes")
+    patience: float = Field(600.0, gt=0, description="seconds in which an environment or a reward has to answer")
     on_failure: Literal["stop", "retry", "drop"] = Field("stop", description="what a rollout that fails does")
+    retries: int = Field(2, ge=0, description="how often a rollout that fails is played again, where it is")
+    smallest_group: int = Field(2, ge=1, description="rollouts that a group needs to be learnt from, where some are dropped")
     lag: int = Field(0, ge=0, description="by how many versions the policy that plays may be older than the one that learns")
     mismatch_alarm: float = live(0.1, "nats per token between sampler and trainer (k2) that are reported", gt=0)
     graded: int = Field(200, ge=1, description="at most so many held-out problems played before and after")
     metric: Literal["reward"] = Field("reward", description="how episodes are graded: by their reward, what is above 0 up to 1")
+
+    @model_validator(mode="after")
+    def batch_can_be_cut(self) -> "PlayConfig":
+        "A part of a batch has at least one problem."
+        if self.minibatches > self.batch_size:
+            raise InvalidValue(f"minibatches {self.minibatches}: a batch has only {self.batch_size} problems; at most as many")
+        return self
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:
@@ -278,6 +311,14 @@ class RlConfig(PlayConfig):
     substeps: int = Field(1, ge=1, description="optimizer steps for each batch of rollouts")
     drop_flat: bool = Field(False, description="leave out groups whose rewards are all equal")
     reference: str = Field("", description="model a KL term measures from; empty: the one it starts from")
+    baseline: Literal["group", "critic"] = Field(
+        "group", description="what is expected: the mean of the group, or what a critic, learnt beside, says before each token"
+    )
+    critic_learning_rate: float | None = live(None, "peak learning rate of the critic; none: the policy's", gt=0)
+    critic_text: str = Field("good", description="its first token is the one whose log-odds are the critic's value")
+    gamma: float = live(1.0, "what a reward one token later is worth to the critic", ge=0, le=1)
+    lam: float = live(0.95, "generalised advantages: 0 trusts the critic's next value, 1 only the rewards", ge=0, le=1)
+    value_clip: float | None = live(None, "how far a value may move in one batch; none: freely", gt=0)
 
     @model_validator(mode="after")
     def objective_is_known(self) -> "RlConfig":
@@ -317,7 +358,7 @@ class TeacherConfig(Config):
 class OnPolicyConfig(PlayConfig, TeacherConfig):
     "Distillation on the student's own answers."
 
-    env: str = Field("task:reworded", description="where prompts come from: task:NAME, gym:NAME, guess or nim")
+    env: str = Field("task:reworded", description="where prompts come from: any world that rl_math knows")
     problems: int = Field(960, ge=1, description="prompts to answer")
     group_size: int = Field(4, ge=1, description="answers to each prompt")
     instruction: str = Field("", description="what the teacher is told before each conversation, and the student is not")
@@ -333,7 +374,7 @@ class OnPolicyConfig(PlayConfig, TeacherConfig):
 class PromptConfig(OnPolicyConfig):
     "Distillation of a prompt: to answer without it as with it."
 
-    env: str = Field("task:served", description="where prompts come from: task:NAME, gym:NAME, guess or nim")
+    env: str = Field("task:served", description="where prompts come from: any world that rl_math knows")
     problems: int = Field(480, ge=1, description="prompts to answer")
     teacher_dataset: str = Field("builtin:obedient[:6000]", description="what a teacher that is made here is trained on")
     instruction: str = Field(
@@ -342,7 +383,7 @@ class PromptConfig(OnPolicyConfig):
     student: Literal["model", "teacher"] = Field("teacher", description="who learns: the model, or the teacher itself")
 
 
-class OffPolicyConfig(SftConfig, TeacherConfig):
+class OffPolicyConfig(AnswerConfig, TeacherConfig):
     "Distillation on the teacher's answers."
 
     dataset: str = Field("builtin:reworded[:1600]", description="prompts: builtin:NAME, file:PATH or hf:ORG/NAME")

@@ -203,7 +203,7 @@ def train(
         return step % (config.evaluate_every or max(total // 10, 1)) == 0
 
     yield from train_sft(
-        training, batches, adam_at, config.gradient_accumulation_steps, evaluate, due, progress
+        training, batches, adam_at, config.gradient_accumulation_steps, evaluate, due, progress, config.loss
     )
     return total
 

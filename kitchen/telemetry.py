@@ -150,6 +150,18 @@ declare(
     clip_fraction="share",
     lag="versions",
 )
+declare(
+    "train.critic",
+    "one optimizer step of a critic, and how much it had known of the returns before",
+    "",
+    loss="1",
+    grad_norm="1",
+    learning_rate="1",
+    value="1",
+    returns="1",
+    explained="share",
+    seconds="s",
+)
 declare("train.alarm", "something looks wrong, in plain words", "reason", value="1", bound="1")
 declare(
     "rollout.batch",
@@ -166,6 +178,7 @@ declare(
     unfinished="share",
     seconds="s",
 )
+declare("rollout.failed", "an episode failed: it was left out, or played again", "tag error", turns="turns")
 declare("teacher.train", "a teacher was made by fine-tuning", "", steps="steps", loss="nats/token", seconds="s")
 declare("rollout.reward", "one component of the reward, of one kind of problem", "tag component", value="1", count="episodes")
 declare(
@@ -175,6 +188,17 @@ declare(
     accuracy="share",
     low="share",
     high="share",
+    count="answers",
+    seconds="s",
+)
+declare(
+    "evaluate.distance",
+    "how far a policy is from its reference, on answers of its own",
+    "split",
+    kl="nats/answer",
+    low="nats/answer",
+    high="nats/answer",
+    kl_token="nats/token",
     count="answers",
     seconds="s",
 )

@@ -115,12 +115,13 @@ def value_loss(
     head: ScalarHead,
     clip: float = math.inf,  # how far a value may move from the one at sampling time before its gradient is cut (PPO)
 ) -> Callable[[np.ndarray, Mapping[str, np.ndarray]], LossTerm]:
-    r"A loss of single datums, $\frac12 \sum_t w_t (V_t - R_t)^2$; inputs `returns`, `values` (at sampling time) and `weights`."
+    r"A loss of single datums, $\frac12 \sum_t w_t (V_t - R_t)^2$; inputs `weights`, `returns`, `offsets`, `values` of the time."
 
     def term(logprobs: np.ndarray, inputs: Mapping[str, np.ndarray]) -> LossTerm:
         weights = inputs["weights"].astype(np.float64)
         seen = np.where(weights != 0, logprobs, -1.0)
-        values, returns = head.read(seen), inputs["returns"].astype(np.float64)
+        values = head.read(seen) - inputs.get("offsets", np.zeros(())).astype(np.float64)
+        returns = inputs["returns"].astype(np.float64)
         free, kept = values - returns, np.clip(values, inputs["values"] - clip, inputs["values"] + clip) - returns
         worse = kept**2 > free**2  # the pessimistic one of the two; there the clipped value is a constant
         loss = 0.5 * weights * np.maximum(free**2, kept**2)

@@ -449,11 +449,11 @@ def learn(weight, rollout, jitter, trace=()):
     return new, [*trace, (rollout["number"], rollout["policy"])]
 
 
-def reference(items, lag, size=0):
+def reference(items, lag, size=0, every=1):
     """The same in a plain loop."""
     weights, trace = [1], []
     for number in range(items):
-        policy = weights[max(0, number - lag)]
+        policy = weights[max(0, number // every - lag) * every]
         trace.append((number, policy))
         weights.append((31 * weights[-1] + 7 * policy + number + 1 + size) % 10007)
     return weights[-1], trace
@@ -489,6 +489,41 @@ def test_produce_entered_at_any_boundary_does_exactly_the_rest(lag):
         for before, again in halves:
             assert said(before) + said(again) == whole
             assert again.values == end and again.values["trace"] == reference(6, lag)[1]
+
+
+@pytest.mark.parametrize(("lag", "every"), [(0, 2), (0, 4), (1, 2), (2, 3), (1, 9)])
+def test_parts_of_a_batch_share_a_version_and_boundaries_stand_between_batches(lag, every):
+    workflow = chain("all", learning(lag, every=every), double)
+    for seed in range(3):
+        values = {"weight": 1, "steps": 7, "size": 1, "jitter": random.Random(seed)}
+        flow = Flow(workflow, dict(values), MemoryLog())
+        whole, end = said(flow), flow.values
+        assert end["trace"] == reference(7, lag, every=every)[1]
+        lags = [about["lag"] for name, _, about, _ in whole if name == "stream.item"]
+        assert lags == [min(number // every, lag) for number in range(7)]
+        halves = list(left_and_entered(workflow, values))
+        assert len(halves) == -(-7 // every) + 1
+        for before, again in halves:
+            assert said(before) + said(again) == whole and again.values == end
+
+
+def test_a_part_of_a_batch_is_made_while_the_one_before_is_used():
+    """Each waits for the other: the consumer of a part until the next is begun, which a plain loop would never do."""
+    begun = [threading.Event() for _ in range(6)]
+
+    @stage(gives="rollout")
+    def make(number):
+        begun[number].set()
+        return number
+
+    @stage()
+    def use(rollout):
+        if rollout % 3 < 2:
+            assert begun[rollout + 1].wait(20), "the next part of the batch is on its way"
+        else:
+            assert rollout + 1 == 6 or not begun[rollout + 1].is_set(), "the next batch needs the policy that is learnt here"
+
+    list(Flow(produce("rl", make, use, "rollout", 6, every=3), {}))
 
 
 @pytest.mark.parametrize("lag", [0, 2])

@@ -15,6 +15,7 @@ from kitchen.store import EventLog
 from kitchen.telemetry import EVENTS, MemoryLog, event, event_table
 from kitchen.workflow import Flow, Stage, stages
 
+FAULTY = {"env": "module:faulty:raises", "on_failure": "drop", "baseline": "critic"}
 SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded": 4, "max_tokens": 8}
 
 
@@ -101,6 +102,7 @@ def of_every_method():
     """Events of the recipes that learn otherwise than from answers."""
     methods = [name for name in SHRUNK if name not in ("sft", "pretrain")]
     runs = [Kitchen(name, backend="toy", **SHRUNK[name]).run() for name in methods]
+    runs.append(Kitchen("rl_math", **{**SHRUNK["rl_math"], "backend": "toy", **FAULTY}).run())
     return [item for k in runs for item in k.run_record.log.events]
 
 

@@ -975,6 +975,28 @@ def test_scores_of_a_reward_model_on_backends(backend):
         near(gradient, wanted, backend.tolerance)
 
 
+@pytest.mark.parametrize("clip", [math.inf, 0.3])
+def test_values_of_a_critic_on_backends(backend, clip):
+    "PPO's pessimistic value loss, on log-odds less an offset: the gradient of autograd through the same model."
+    head, rng, data, theirs = ScalarHead(7), np.random.default_rng(8), [], torch.zeros((), dtype=torch.float64)
+    plain = [head.datum(rng.integers(5, 250, size), range(1, size - 1)) for size in (6, 4, 9)]
+    for datum, logprobs in zip(plain, backend.logprobs(plain), strict=True):
+        shape, acted = len(datum), torch.tensor(datum.weights) != 0
+        rows = {name: rng.normal(0, 0.5, shape) for name in ("returns", "values")}
+        rows["offsets"] = head.read(logprobs.detach().numpy()) + rng.normal(0, 0.5, shape)
+        data.append(datum.replace(weights=datum.weights / 9.0, **rows))
+        returns, before, offsets = (torch.tensor(data[-1].loss_fn_inputs[name]).double() for name in rows)
+        value = torch.logit(logprobs.double().exp()) - offsets
+        kept = torch.clamp(value, before - clip, before + clip) if math.isfinite(clip) else value
+        theirs = theirs + (0.5 * torch.maximum((value - returns) ** 2, (kept - returns) ** 2))[acted].sum() / 9.0
+    wanted, loss = gradient_by_autograd(backend, theirs), as_custom(value_loss(head, clip))
+    for count in (1, 2, 3):
+        requests = [lambda client, part=part: client.forward_backward_custom(part, loss) for part in parts(data, count)]
+        value, gradient = gradient_of(backend, requests)
+        assert value == pytest.approx(theirs.item(), rel=1e-4)
+        near(gradient, wanted, 2 * backend.tolerance)
+
+
 @pytest.mark.parametrize("name", DISTILL_LOSSES)
 def test_distillation_on_backends(backend, name):
     rng, data, kept = np.random.default_rng(6), [], 4

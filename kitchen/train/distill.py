@@ -22,8 +22,9 @@ from ..ports import SamplingClient, TrainingClient
 from ..rendering import Renderer
 from ..streams import derive
 from ..telemetry import Event, event
+from .episodes import USUAL, Group, Limits
 from .rl import Learning, take_steps
-from .rollouts import USUAL, Group, Limits, Policy, as_datums, play, summary
+from .rollouts import Policy, as_datums, play, summary
 from .sft import cut, measurements
 from ..types import AdamParams, Datum, InvalidValue, Message, SamplingParams, Trajectory, UnknownName
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Minimise', 'SUMS', 'Judge', 'Pair', 'flat', 'as_pair', 'as_scored', 'asked_at_end', 'beside_reference',
            'by_preference', 'by_kto', 'drift', 'with_answer_of', 'by_score', 'train_pairs', 'evaluated', 'one_step',
-           'means', 'held_out_pairs', 'judge_preference', 'judge_scores', 'head_for', 'score']
+           'means', 'held_out_pairs', 'judge_preference', 'judge_scores', 'head_for', 'score', 'RewardModel']
 
 # %% ../../nbs/38_train.preference.ipynb #2c1f07e7
 import math
@@ -22,7 +22,7 @@ from ..ports import CustomLoss, SamplingClient, TrainingClient
 from ..rendering import Renderer, to_datum
 from ..telemetry import Event, event
 from .sft import TrainingDiverged, cut, measurements
-from ..types import AdamParams, Datum, InvalidValue, RowError
+from ..types import AdamParams, Datum, InvalidValue, Message, RowError
 from ..values import ScalarHead, bradley_terry, last, reward_model
 
 # %% ../../nbs/38_train.preference.ipynb #ace3542a
@@ -233,3 +233,17 @@ def score(sampler: SamplingClient, head: ScalarHead, texts: Sequence[Sequence[in
     "Scores of token sequences by a trained reward model."
     futures = [sampler.compute_logprobs([*tokens, head.token]) for tokens in texts]
     return [float(head.read(future.result()[-1])) for future in futures]
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    "A reward model at work."
+
+    sampler: SamplingClient
+    renderer: Renderer
+    head: ScalarHead
+
+    def __call__(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
+        "Scores of answers to a conversation; every request is sent before the first is read."
+        data = [to_datum(self.renderer, [*messages, Message("assistant", text)]) for text in answers]
+        return score(self.sampler, self.head, [asked_at_end(datum, self.head).tokens.tolist() for datum in data])

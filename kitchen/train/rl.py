@@ -22,7 +22,8 @@ from ..ports import SamplingClient, TrainingClient
 from ..rendering import Renderer
 from ..streams import derive
 from ..telemetry import Event, event
-from .rollouts import USUAL, Group, Limits, Policy, as_datums, play, summary
+from .episodes import USUAL, Group, Limits
+from .rollouts import Policy, as_datums, play, summary
 from .sft import TrainingDiverged, cut, measurements
 from ..types import AdamParams, Datum, InvalidValue, SamplingParams
 
@@ -106,7 +107,7 @@ def learn(
     lag: int = 0,  # by how many versions the policy that sampled was older
 ) -> Iterator[Event]:
     "Optimizer steps on a batch of rollouts; yields what was measured, and `train.step` after each step."
-    kept = [group for group in groups if not (learning.drop_flat and group.flat)]
+    kept = [group for group in groups if group.trajectories and not (learning.drop_flat and group.flat)]
     data = prepared(kept, learning.objective, reference) if kept else []
     if not data:
         reason = "all rewards of each group are equal: the problems are too easy or too hard, and nothing was learnt"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Batches, StreamBatches
-from ..losses import bits_per_byte, mean_nll, normalize_weights, perplexity
+from ..losses import bits_per_byte, get_sft_loss, mean_nll, normalize_weights, perplexity
 from ..ports import TrainingClient
 from ..schedules import learning_rate
 from ..telemetry import Event, event
@@ -57,20 +57,21 @@ def train_sft(
     evaluate: Callable[[int], Event] | None = None,  # held-out loss at a step
     due: Callable[[int], bool] = lambda step: False,  # whether to evaluate after this step, between first and last
     progress: dict[str, Any] | None = None,  # what is done already: kept up to date, and taken up again
+    loss: str = "cross_entropy",  # one of SFT_LOSSES
 ) -> Iterator[Event]:
-    "Weighted cross-entropy on batches; yields an event after each optimizer step."
+    "Fine-tuning on batches; yields an event after each optimizer step."
     began, total, done = time.perf_counter(), len(batches), {} if progress is None else progress
     if not done:
         done.update(step=0, tokens=0, loss=0.0)
         settings = {"steps": total, "epochs": batches.epochs, "datums": len(batches.rows)}
-        yield event("train.start", 0, loss="cross_entropy", **settings)
+        yield event("train.start", 0, loss=loss, **settings)
         if evaluate:
             yield evaluate(0)
     else:
         yield from after_step(done, total, evaluate, due)
     for batch in batches:
         adam_params = adam_at(done["step"])
-        found = one_step(training, batch, adam_params, accumulate)
+        found = one_step(training, batch, adam_params, accumulate, loss)
         done.update(step=done["step"] + 1, tokens=done["tokens"] + found["tokens"], loss=float(found["loss"]))
         epoch = done["step"] * batches.epochs / max(total, 1)
         yield event("train.step", done["step"], learning_rate=adam_params.learning_rate, epoch=epoch, **found)
@@ -82,15 +83,15 @@ def train_sft(
 
 
 def one_step(
-    training: TrainingClient, batch: Sequence[Datum], adam_params: AdamParams, accumulate: int
+    training: TrainingClient, batch: Sequence[Datum], adam_params: AdamParams, accumulate: int, loss: str = "cross_entropy"
 ) -> dict[str, Any]:
     "One optimizer step; what it measured."
-    started = time.perf_counter()
+    started, chosen = time.perf_counter(), get_sft_loss(loss)
     parts = cut(normalize_weights(batch), accumulate)
-    forwards = [training.forward_backward(part, "cross_entropy") for part in parts]
+    forwards = [chosen.submit(training, part) for part in parts]
     update = training.optim_step(adam_params)
-    loss = sum(forward.result().loss_sum for forward in forwards)
-    return {"loss": loss, **measurements(batch, update.result().metrics, started)}
+    value = sum(forward.result().loss_sum for forward in forwards)
+    return {"loss": value, **measurements(batch, update.result().metrics, started)}
 
 
 def measurements(data: Sequence[Datum], update: Mapping[str, float], started: float) -> dict[str, Any]:

@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['preference', 'reward', 'load', 'paired', 'render', 'inquire', 'asked_by', 'refer', 'batch', 'learnt', 'loss_of',
-           'train', 'Scored', 'ask_for_scores', 'batch_scored', 'train_scores', 'report_scores']
+           'train', 'measure_distance', 'strayed', 'Scored', 'ask_for_scores', 'batch_scored', 'train_scores',
+           'report_scores']
 
 # %% ../../nbs/53_workflows.preference.ipynb #27e0cdc5
 import json
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from ..data import Batches, Preference
 from ..evaluation import Question
 from ..pairwise import PairLoss, get_pair_loss
-from ..ports import DatasetStore, ServiceClient, TrainingClient
+from ..ports import DatasetStore, SamplingClient, ServiceClient, TrainingClient
 from ..rendering import Renderer, get_renderer
 from kitchen.stages import (
     Account,
@@ -33,6 +37,7 @@ from kitchen.stages import (
     set_aside,
 )
 from ..store import Run
+from ..streams import derive
 from ..telemetry import Event, event
 from kitchen.train.preference import (
     Minimise,
@@ -51,7 +56,7 @@ from kitchen.train.preference import (
     train_pairs,
 )
 from ..train.sft import adam_schedule
-from ..types import AdamParams, InvalidValue, RowError
+from ..types import AdamParams, InvalidValue, RowError, SamplingParams
 from ..values import ScalarHead
 from ..workflow import chain, stage
 
@@ -170,9 +175,36 @@ def train(
     return (yield from learnt(config, training, batches, minimise, judge, pairs.test, progress, config.preference_loss))
 
 
+@stage(name="distance")
+def measure_distance(
+    config: Any, service: ServiceClient, training: TrainingClient, renderer: Renderer, questions: Sequence[Question], steps: int
+) -> Account[None]:
+    "Let the trained policy answer held-out prompts, and ask the reference how likely it finds that."
+    reference = service.create_sampling_client(config.reference or config.model)
+    params = SamplingParams(config.max_tokens, stop=tuple(renderer.stop_sequences()), seed=derive(config.seed, "distance"))
+    yield from strayed(training.create_sampling_client(), reference, [one.prompt for one in questions], params)
+
+
+def strayed(
+    sampler: SamplingClient, reference: SamplingClient, prompts: Sequence[Sequence[int]], params: SamplingParams
+) -> Iterator[Event]:
+    "The divergence from the reference, estimated by k1 on one answer to each prompt, with its 95 % interval."
+    started = time.perf_counter()
+    drawn = [sampler.sample(prompt, 1, replace(params, seed=(params.seed or 0) + place)) for place, prompt in enumerate(prompts)]
+    answers = [future.result().completions[0] for future in drawn]
+    asked = [reference.compute_logprobs([*prompt, *one.tokens]) for prompt, one in zip(prompts, answers, strict=True)]
+    there = [np.array(future.result()[len(prompt) :], dtype=float) for future, prompt in zip(asked, prompts, strict=True)]
+    apart = np.array([float((np.array(one.logprobs) - other).sum()) for one, other in zip(answers, there, strict=True)])
+    half = 1.96 * float(apart.std(ddof=1)) / math.sqrt(len(apart)) if len(apart) > 1 else math.inf
+    mean, tokens = float(apart.mean()), sum(len(one.tokens) for one in answers)
+    about = {"kl": mean, "low": mean - half, "high": mean + half, "kl_token": float(apart.sum()) / max(tokens, 1)}
+    yield event("evaluate.distance", None, split="test", **about, count=len(apart), seconds=time.perf_counter() - started)
+
+
 preference = chain(
-    "preference", load, render, inquire, refer, batch, open_model, baseline, train, evaluate, save, register, report
-)
+    "preference", load, render, inquire, refer, batch, open_model, baseline, train, evaluate, measure_distance, save, register,
+    report,
+)  # fmt: skip
 
 # %% ../../nbs/53_workflows.preference.ipynb #c2d3f184
 @dataclass(frozen=True)
