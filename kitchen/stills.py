@@ -397,7 +397,7 @@ def still(figure: "go.Figure") -> str:
     longest = max((len(visible(name, 40)) for name in names_of(figure)), default=0)
     axes: Any = figure.select_yaxes()
     deep = max((len(lines_of(axis.title.text)) for axis in axes), default=1)  # lines of a turned title
-    left = max(72 if margin.l is None else margin.l, 24 + 7.4 * longest, 58 + 15 * deep)
+    left = max(72 if margin.l is None else margin.l, 24 + 7.4 * longest, 57 + 15 * deep)
     legend, top = legend_svg(figure, left)
     head = lines_of(layout(figure).title.text) if layout(figure).title.text else []
     top += 14 if any(note.yanchor == "bottom" for note in layout(figure).annotations) else 0  # titles of plots
