@@ -29,6 +29,7 @@ from .telemetry import Event
 from .types import InvalidValue, UnknownName
 from kitchen.views import (
     INK,
+    PAGE_LOOK,
     Table,
     View,
     aligned,
@@ -485,8 +486,9 @@ def runs_box(table: RunsTable) -> Any:
     text = ipywidgets.Text(placeholder="in id, recipe or settings", description="find")
     recipe = ipywidgets.Dropdown(options=[("any", None), *((name, name) for name in recipes)], description="recipe")
     status = ipywidgets.Dropdown(options=[("any", None), *((name, name) for name in STATUS_SIGNS)], description="status")
-    shown, chosen = ipywidgets.HTML(), ipywidgets.SelectMultiple(rows=4, layout={"width": "36em"})
-    button, beside = ipywidgets.Button(description="Compare", layout={"width": "auto"}), ipywidgets.HTML()
+    shown, beside = (ipywidgets.HTML().add_class(PAGE_LOOK) for _ in range(2))
+    chosen = ipywidgets.SelectMultiple(rows=4, layout={"width": "36em"})
+    button = ipywidgets.Button(description="Compare", layout={"width": "auto"})
 
     def show(found: RunsTable) -> None:
         shown.value, chosen.options = found._repr_html_(), [row.run_id for row in found.rows]
