@@ -7,7 +7,7 @@ __all__ = ['LINES', 'WORDS', 'LARGE', 'SMALL', 'BETWEEN', 'ABOVE', 'BELOW', 'GAP
            'counted', 'style', 'Place', 'rows_of', 'height_of', 'places', 'figure_widget', 'suffix', 'title_of',
            'marked', 'Canvas', 'whole_board', 'still_board']
 
-# %% ../nbs/62_boards.ipynb #954d65e9
+# %% ../nbs/62_boards.ipynb #1529bd73
 import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .views import INK, visible
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# %% ../nbs/62_boards.ipynb #a208bd44
+# %% ../nbs/62_boards.ipynb #80754c6b
 LINES = ("raw", "even", "held_out")
 
 
@@ -64,7 +64,7 @@ def style(line: str, noisy: bool, run: int, runs: int, large: bool) -> dict[str,
 
 WORDS = {"raw": "as measured", "even": "smoothed", "held_out": "held out"}
 
-# %% ../nbs/62_boards.ipynb #41bfbacb
+# %% ../nbs/62_boards.ipynb #924ad3cc
 LARGE, SMALL, BETWEEN, ABOVE, BELOW = 260, 104, 66, 40, 40  # pixels
 GAP = 0.06  # between columns, of the width
 MOST = max(len(board.slots) for board in BOARDS.values())  # pairs of axes in the figure
@@ -99,7 +99,7 @@ def places(board: Board) -> list[Place]:
         found.append(Place((left, min(left + wide, 1.0)), (max(top - SMALL, 0) / whole, top / whole)))
     return found
 
-# %% ../nbs/62_boards.ipynb #0e6865a7
+# %% ../nbs/62_boards.ipynb #bb95e3dd
 LOOKS = {
     "template": "none", "paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "hovermode": "x", "showlegend": True, "autosize": True,
     "font": {"color": INK, "size": 12, "family": "system-ui, sans-serif"},
@@ -159,7 +159,7 @@ def marked(marks: Sequence[Mark], place: Place, most: int = 8) -> tuple[list[dic
         words.append({"text": label(mark.text[:60]), **where, **about})
     return lines, words
 
-# %% ../nbs/62_boards.ipynb #10b1fbdf
+# %% ../nbs/62_boards.ipynb #870c12fd
 class Canvas:
     "The live figure: boards of one or several runs."
 
@@ -280,7 +280,7 @@ class Canvas:
         titles = [title_of(slot, place, one) for slot, place, one in zip(self.board.slots, found, more, strict=True)]
         self.figure.layout.shapes, self.figure.layout.annotations = lines, [*titles, *words]
 
-# %% ../nbs/62_boards.ipynb #55775110
+# %% ../nbs/62_boards.ipynb #1bf9e2d9
 def whole_board(phases: Sequence[Phase | None]) -> Board:
     "Every slot that has something to show."
     names = next((phase.boards for phase in phases if phase), ["loss"])
@@ -292,4 +292,5 @@ def whole_board(phases: Sequence[Phase | None]) -> Board:
 def still_board(names: Sequence[str], phases: Sequence[Phase | None], words: Sequence[str]) -> "go.Figure":
     "Everything, below some words."
     figure = Canvas(names, whole_board(phases), phases, live=False).figure
-    return figure.update_layout(title={"text": "<br>".join(label(line) for line in words), "font": {"size": 13}})
+    place = {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 13}}
+    return figure.update_layout(title={"text": "<br>".join(label(line) for line in words), **place})
