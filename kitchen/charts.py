@@ -58,6 +58,7 @@ class Chart:
     marks: tuple[Mark, ...] = ()
     log_x: bool = False
     y_range: tuple[float, float] | None = None  # default: all values
+    words: str = ""  # what to read off it, above on the right
 
     def figure(self) -> "go.Figure":
         "With plotly."
@@ -73,6 +74,9 @@ class Chart:
             self.add_mark(figure, mark, 34 + 26 * (place % 2))
         if not self.curves:
             note(figure, "nothing to show yet")
+        if self.words:
+            corner = {"x": 1, "y": 1.02, "xref": "paper", "yref": "paper", "xanchor": "right", "yanchor": "bottom"}
+            figure.add_annotation(text=label(self.words), showarrow=False, **corner)
         framed(figure).update_xaxes(title_text=label(self.x_title), type="log" if self.log_x else "linear")
         if self.log_x:
             figure.update_xaxes(dtick=1, exponentformat="power")

@@ -19,7 +19,7 @@ from .inked import Token, inked, shown, tokens_html
 from .ports import SamplingClient
 from .rendering import Renderer
 from .types import Completion, InvalidValue, Message, MissingCapability, SamplingParams
-from .views import WRAP, View, aligned, boxed, display_live, escaped, faint, live, table_html, visible
+from .views import PAGE_LOOK, WRAP, View, aligned, boxed, display_live, escaped, faint, live, table_html, visible
 
 # %% ../nbs/62_chat.ipynb #a9ff0260
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def chat_box(talking: Chat) -> Any:
     "The conversation as a widget."
     import ipywidgets
 
-    shown, tokens = ipywidgets.HTML(talking._repr_html_()), ipywidgets.HTML()
+    shown, tokens = (ipywidgets.HTML(text).add_class(PAGE_LOOK) for text in (talking._repr_html_(), ""))
     line = ipywidgets.Text(placeholder="say something", layout={"width": "60%"}, continuous_update=True)
     buttons = [ipywidgets.Button(description=name, layout={"width": "auto"}) for name in ("Send", "Again", "Tokens")]
 

@@ -396,6 +396,6 @@ def timeline(
     if not listed:
         note(figure, "nothing has run yet")
     framed(figure, 130 + 24 * len(listed)).update_layout(barmode="overlay", bargap=0.3, hovermode="closest", margin={"r": 220})
-    figure.update_xaxes(title_text="time since the start (s)")
+    figure.update_xaxes(title_text="time since the start (s)", rangemode="tozero")
     rows = [label(one.row) for one in listed]
     return figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1], showgrid=False)

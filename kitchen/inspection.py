@@ -290,8 +290,17 @@ class RateTest:
         "The curve with the suggestion marked."
         raw = Curve("loss", self.rates, self.losses, COLORS[5], 1.2, 0.8)
         even = Curve("loss, smoothed", self.rates, self.smoothed, COLORS[0], 2.5)
-        chart = Chart((raw, even), "learning rate", f"loss ({self.unit})", self.marks, True, self.bounds)
+        short = "nothing to suggest" if self.suggestion is None else f"suggestion: {number_text(self.suggestion)}"
+        chart = Chart((raw, even), "learning rate", f"loss ({self.unit})", self.marks, True, self.bounds, short)
         return Picture(chart.figure, self.text)
+
+    @property
+    def said(self) -> str:
+        "The suggestion, or why there is none."
+        if self.suggestion is None:
+            return "nothing to suggest: the loss never fell by more than it scatters; try other bounds, more steps or batches"
+        tenth = f"a tenth of where it is lowest: {number_text(float(f'{self.tenth:.2g}'))}"
+        return f"suggestion: {number_text(self.suggestion)}, where the loss falls fastest ({tenth})"
 
     @property
     def text(self) -> str:
@@ -300,12 +309,7 @@ class RateTest:
         run = f"{len(self.rates)} steps, learning rate {first} to {last}; {self.ended}"
         drawn = spark_text(np.minimum(self.losses, self.bounds[1]), 40)
         curve = f"loss {drawn} {number_text(self.losses[0])} to {number_text(self.losses[-1])} {self.unit}"
-        said = "the loss never fell by more than it scatters: nothing to suggest; try other bounds, more steps or larger batches"
-        if self.suggestion is not None:
-            tenth = number_text(float(f"{self.tenth:.2g}"))
-            said = f"suggestion: {number_text(self.suggestion)}, where the loss falls fastest"
-            said += f" (a tenth of where it is lowest: {tenth})"
-        return f"{run}\n{curve}\n{said}"
+        return f"{run}\n{curve}\n{self.said}"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return self.picture._repr_mimebundle_()
@@ -413,7 +417,7 @@ def find_rate(values: Mapping[str, Any], lowest: float, highest: float, steps: i
 class Profile:
     "What one optimizer step spent its time on."
 
-    seconds: float  # from request to result, the profiler's own work included
+    seconds: float  # under the profiler
     shares: tuple[Share, ...]  # of port calls
     costs: tuple[Cost, ...]
     by: str  # the profiler
@@ -456,12 +460,16 @@ def profile(spare: Runner, profiler: Profiler, by: str, count: int = 15) -> Prof
     def stepped(item: Event) -> bool:
         return item.name in ("train.step", "train.stop")
 
-    warm = spare.advance(stepped)
-    place, started = len(spare.run.log.events), time.perf_counter()
-    last: list[Event | None] = []
-    costs = profiler.profile(lambda: last.append(spare.advance(stepped)))
-    seconds = time.perf_counter() - started
-    if any(item is None or item.name != "train.step" for item in (warm, *last)):
+    found: list[tuple[Event | None, float]] = []
+
+    def step() -> None:
+        started = time.perf_counter()
+        found.append((spare.advance(stepped), time.perf_counter() - started))
+
+    step()
+    place = len(spare.run.log.events)
+    costs = profiler.profile(step)
+    if any(item is None or item.name != "train.step" for item, _ in found):
         raise InvalidValue("fewer than two optimizer steps are left to profile; rewind(step=…) first")
     calls = [one for one in shares(spans(spare.run.log.events[place:])) if one.kind == "port"]
-    return Profile(seconds, tuple(calls), tuple(costs), by, count)
+    return Profile(found[-1][1], tuple(calls), tuple(costs), by, count)

@@ -97,7 +97,8 @@ def padded(values: np.ndarray, share: float = 0.05) -> tuple[float, float]:
     finite = values[np.isfinite(values)]
     if not len(finite):
         return 0.0, 1.0
-    room = share * float(np.ptp(finite)) or share * abs(float(finite[0])) or 0.5
+    spread, size = float(np.ptp(finite)), float(np.abs(finite).max())
+    room = share * spread if spread > 1e-9 * size else share * size or 0.5  # what differs by rounding alone is constant
     return float(finite.min()) - room, float(finite.max()) + room
 
 
@@ -198,7 +199,7 @@ class Plot:
             yield LINE.format(place, self.y.start, place, self.y.end)
             if self.numbered:
                 yield text_svg(place, self.y.start + 18, words, "middle")
-        for place, words in self.y.ticks(max(int((self.y.start - self.y.end) / 36), 2)):
+        for place, words in self.y.ticks(max(int((self.y.start - self.y.end) / 28), 2)):
             yield "" if self.y.names else LINE.format(self.x.start, place, self.x.end, place)
             yield text_svg(self.x.start - 8, place + 4, visible(words, 40), "end")
         yield text_svg((self.x.start + self.x.end) / 2, self.y.start + 42, self.x_title, "middle") if self.x_title else ""
@@ -286,13 +287,13 @@ def span_of(axis: Any, values: np.ndarray, room: float) -> tuple[float, float]:
     finite = values[np.isfinite(values)]
     if axis.type == "log":
         finite = np.log10(finite[finite > 0])
-    if not room:
+    if room:
+        low, high = padded(finite, room)
+    else:
         low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-        return low, high if high > low else low + 1.0
-    low, high = padded(finite, room)
     if axis.rangemode == "tozero" and len(finite):
-        return (0.0 if finite.min() >= 0 else low), (0.0 if finite.max() <= 0 else high)
-    return low, high
+        low, high = (0.0 if finite.min() >= 0 else low), (0.0 if finite.max() <= 0 else high)
+    return low, high if high > low else low + 1.0
 
 
 def numbers_of(values: Any) -> np.ndarray:
@@ -394,7 +395,9 @@ def still(figure: "go.Figure") -> str:
         raise InvalidValue(f"a still drawing has no {', '.join(sorted(unknown))}; it knows {', '.join(TRACES)}")
     height, margin = int(layout(figure).height or 380), layout(figure).margin
     longest = max((len(visible(name, 40)) for name in names_of(figure)), default=0)
-    left = max(72 if margin.l is None else margin.l, 24 + 7.4 * longest)
+    axes: Any = figure.select_yaxes()
+    deep = max((len(lines_of(axis.title.text)) for axis in axes), default=1)  # lines of a turned title
+    left = max(72 if margin.l is None else margin.l, 24 + 7.4 * longest, 57 + 15 * deep)
     legend, top = legend_svg(figure, left)
     head = lines_of(layout(figure).title.text) if layout(figure).title.text else []
     top += 14 if any(note.yanchor == "bottom" for note in layout(figure).annotations) else 0  # titles of plots

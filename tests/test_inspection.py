@@ -9,9 +9,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import mistune
 import numpy as np
 import pytest
 from injections import INJECTIONS
+from markdown_it import MarkdownIt
 
 from kitchen.chat import chat
 from kitchen.comparison import Glance, Story, compare, glance, runs_table
@@ -39,7 +41,7 @@ from kitchen.types import (
     Trajectory,
     Transition,
 )
-from kitchen.views import PLOTLY_MIME
+from kitchen.views import PLOTLY_MIME, visible
 
 OURS = {  # every tag that a view may make
     "div", "small", "b", "br", "span", "table", "thead", "tbody", "tr", "th", "td", "code", "details", "summary", "mark",
@@ -188,6 +190,47 @@ def test_views_of_data_and_models_show_text_as_text(bad, service, training, toke
     for shown in views:
         check_harmless(shown)
     assert "mathjax_ignore" in talking._repr_html_(), "formula renderers keep out"
+
+
+COMMANDS = {
+    "\\textbackslash{}": "\\", "\\textasciitilde{}": "~", "\\textasciicircum{}": "^", "\\textless{}": "<", "\\textgreater{}": ">",
+    "\\textbar{}": "|", "{\\char34}": '"', "{[}": "[", "{]}": "]", "{*}": "*", "{}": "",
+    **{f"\\{letter}": letter for letter in "_&%$#{}"},
+}  # fmt: skip
+
+
+def typeset(text):
+    """What LaTeX would set, read letter by letter; anything that is more than text is refused."""
+    found = ""
+    while text:
+        command = next((one for one in COMMANDS if text.startswith(one)), None)
+        if command is None:
+            assert text[0] not in "\\{}_&%$#^~[]*|<>\"\n", f"{text[:20]!r} is not only text"
+            assert text[:2] not in ("--", "``", "''", "?`", "!`", ",,"), f"{text[:2]!r} melts into another letter"
+        found += text[0] if command is None else COMMANDS[command]
+        text = text[len(command or text[0]) :]
+    return found
+
+
+@pytest.mark.parametrize("bad", INJECTIONS)
+def test_tables_for_papers_show_text_as_text(bad):
+    plain = visible(bad).replace("\n", " ").replace("\t", " ")
+    table = scores_table({"a": [Score(bad, "share", 0.5, 0.75, note=bad)]}, bad)
+    lines = table.latex().splitlines()
+    (row,) = [line.strip() for line in lines if "75.0" in line]
+    cells = re.split(r"(?<!\\) & ", row.removesuffix(r" \\"))
+    assert len(cells) == 5 and [typeset(cell) for cell in (cells[0], cells[4])] == [plain, plain]
+    assert typeset(lines[2].strip().removeprefix(r"\caption{")[:-1]) == plain and len(lines) == 11
+    more = ["table", "url", "strikethrough", "footnotes", "task_lists", "math", "mark"]
+    readers = [
+        mistune.create_markdown(escape=False, plugins=more),
+        MarkdownIt("commonmark").enable(["table", "strikethrough"]).render,
+    ]
+    for read in readers:
+        page = Page(read(table.markdown()))
+        assert page.tags <= {"p", "table", "thead", "tbody", "tr", "th", "td"} and not page.unclosed, page.tags
+        assert {name for name, _ in page.attributes} <= {"style"}
+        assert " ".join(page.words.split()).count(" ".join(plain.split())) >= 3, "caption, measure and note"
 
 
 @pytest.fixture
