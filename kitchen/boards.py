@@ -7,9 +7,9 @@ __all__ = ['LINES', 'WORDS', 'LARGE', 'SMALL', 'BETWEEN', 'ABOVE', 'BELOW', 'GAP
            'counted', 'style', 'Place', 'rows_of', 'height_of', 'places', 'figure_widget', 'suffix', 'title_of',
            'marked', 'Canvas', 'whole_board', 'still_board']
 
-# %% ../nbs/62_boards.ipynb #b2b69af2
+# %% ../nbs/62_boards.ipynb #526a1801
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from .views import INK, visible
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# %% ../nbs/62_boards.ipynb #63d9c4d1
+# %% ../nbs/62_boards.ipynb #6ec2cc8b
 LINES = ("raw", "even", "held_out")
 
 
@@ -64,7 +64,7 @@ def style(line: str, noisy: bool, run: int, runs: int, large: bool) -> dict[str,
 
 WORDS = {"raw": "as measured", "even": "smoothed", "held_out": "held out"}
 
-# %% ../nbs/62_boards.ipynb #b3631547
+# %% ../nbs/62_boards.ipynb #4e88d0cf
 LARGE, SMALL, BETWEEN, ABOVE, BELOW = 260, 104, 66, 40, 40  # pixels
 GAP = 0.06  # between columns, of the width
 MOST = max(len(board.slots) for board in BOARDS.values())  # pairs of axes in the figure
@@ -99,7 +99,7 @@ def places(board: Board) -> list[Place]:
         found.append(Place((left, min(left + wide, 1.0)), (max(top - SMALL, 0) / whole, top / whole)))
     return found
 
-# %% ../nbs/62_boards.ipynb #43bb5050
+# %% ../nbs/62_boards.ipynb #0b620460
 LOOKS = {
     "template": "none", "paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "hovermode": "x", "showlegend": True, "autosize": True,
     "font": {"color": INK, "size": 12, "family": "system-ui, sans-serif"},
@@ -116,12 +116,25 @@ AXIS = {
 
 @cache
 def figure_widget() -> Any:
-    "A FigureWidget that can be forgotten: plotly's own has its script in a file that is watched, and the watch holds each one."
+    "A FigureWidget without two habits that a live figure pays for."
     import plotly.graph_objects as go
     from traitlets import Unicode
 
-    script = Unicode(str(go.FigureWidget._esm)).tag(sync=True)
-    return type("BoardFigure", (go.FigureWidget,), {"_esm": script, "__doc__": "One figure of a dashboard."})
+    class BoardFigure(go.FigureWidget):
+        "One figure of a dashboard."
+
+        # plotly keeps its script in a file that is watched, and the watch holds every figure for good
+        _esm = Unicode(str(go.FigureWidget._esm)).tag(sync=True)
+        when_drawn: Callable[[], None] | None = None
+
+        def set_state(self, sync_data: dict[str, Any]) -> None:
+            "After each repaint a page tells all defaults of all traces: learning them takes longer than the repaint."
+            if sync_data.pop("_js2py_traceDeltas", None) and self.when_drawn:
+                self.when_drawn()
+            if sync_data:
+                super().set_state(sync_data)
+
+    return BoardFigure
 
 
 def suffix(number: int) -> str:
@@ -160,7 +173,7 @@ def marked(marks: Sequence[Mark], place: Place, most: int = 8) -> tuple[list[dic
         words.append({"text": label(mark.text[:60]), **where, **about})
     return lines, words
 
-# %% ../nbs/62_boards.ipynb #7fc70db1
+# %% ../nbs/62_boards.ipynb #57508d0b
 class Canvas:
     "The live figure: boards of one or several runs."
 
@@ -180,13 +193,13 @@ class Canvas:
         self.paint(phases, whole=True)
         if live:
             self.draw_on(figure_widget()(self.figure))  # complete, so that a page that loads it has everything
-            self.figure.observe(self.drawn, names="_js2py_traceDeltas")
+            self.figure.when_drawn = self.drawn  # pyright: ignore[reportAttributeAccessIssue]
 
     def draw_on(self, figure: Any) -> None:
         "Take this figure."
         self.figure, self.traces = figure, list(figure.data)
 
-    def drawn(self, _: Any) -> None:
+    def drawn(self) -> None:
         "A page says that it has drawn the figure, perhaps before it knew how wide: what follows soon gives it its width."
         if not self.ready:
             self.ready, self.again = True, {1, 8}
@@ -251,7 +264,9 @@ class Canvas:
         self.again = {number - 1 for number in self.again}
         if 0 in self.again:
             self.again -= {0}
-            self.figure.layout.margin.r = 33 - self.figure.layout.margin.r  # 16 or 17: a change that makes it look at its width
+            self.figure.layout.margin.r = (
+                33 - self.figure.layout.margin.r
+            )  # 16 or 17: a change that makes it look at its width
         self.turn = self.turn % max(count - 1, 1) + 1
         with self.figure.batch_update():
             for slot in range(count) if whole else (0, self.turn):
@@ -287,7 +302,7 @@ class Canvas:
         titles = [title_of(slot, place, one) for slot, place, one in zip(self.board.slots, found, more, strict=True)]
         self.figure.layout.shapes, self.figure.layout.annotations = lines, [*titles, *words]
 
-# %% ../nbs/62_boards.ipynb #c36eb8b8
+# %% ../nbs/62_boards.ipynb #1dd5e933
 def whole_board(phases: Sequence[Phase | None]) -> Board:
     "Every slot that has something to show."
     names = next((phase.boards for phase in phases if phase), ["loss"])

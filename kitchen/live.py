@@ -6,7 +6,7 @@
 __all__ = ['HERTZ', 'PAINTER', 'STATES', 'TABS', 'PATIENCE', 'OPEN', 'Seat', 'Painter', 'Dashboard', 'dismiss', 'still_of',
            'is_live', 'dashboard']
 
-# %% ../nbs/63_live.ipynb #0e7e60d6
+# %% ../nbs/63_live.ipynb #7edc9a69
 import contextlib
 import html
 import os
@@ -28,7 +28,7 @@ from .trails import BOARDS, Board, Phase
 from .types import InvalidValue
 from .views import visible
 
-# %% ../nbs/63_live.ipynb #bde66835
+# %% ../nbs/63_live.ipynb #09171b8a
 class Seat:
     "One session with its story so far, and the wheel to steer it by."
 
@@ -85,7 +85,7 @@ class Seat:
             self.session.listeners.remove(self.hear)
         self.wheel.sample_every = 0
 
-# %% ../nbs/63_live.ipynb #b5af25e3
+# %% ../nbs/63_live.ipynb #34dbb0b0
 HERTZ = 8.0
 
 
@@ -136,7 +136,7 @@ class Painter:
 
 PAINTER = Painter()
 
-# %% ../nbs/63_live.ipynb #f9a696e9
+# %% ../nbs/63_live.ipynb #f62b54e4
 STATES = {
     "new": "#808080", "running": "#0072b2", "paused": "#e69f00", "completed": "#009e73", "failed": "#d55e00",
     "stopped": "#808080", "interrupted": "#e69f00",
@@ -476,7 +476,7 @@ def dismiss(widget: Any) -> None:
             part.close()
     widget.close()
 
-# %% ../nbs/63_live.ipynb #839299d0
+# %% ../nbs/63_live.ipynb #bd358209
 def still_of(seats: Sequence[Seat]) -> Picture:
     "A picture of runs as they are: the first one's boards, with the last training of each."
     phases = [seat.story.curves.phases[-1] if seat.story.curves.phases else None for seat in seats]
