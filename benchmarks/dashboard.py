@@ -104,7 +104,7 @@ def browser(points: int, clicks: int) -> None:
     sys.path.insert(0, str(ROOT / "tests" / "browser"))
     from conftest import CHROMIUM, FLAGS, Lab, Tab
     from playwright.sync_api import sync_playwright
-    from test_dashboard import PLOTS, Board
+    from test_dashboard_in_lab import PLOTS, Board
 
     lab = Lab(Path(tempfile.mkdtemp()))
     try:
