@@ -1,4 +1,4 @@
-"""Rows that try to be more than text, in every view of a live notebook and in the report: nothing is run, nothing is asked for."""
+"""Rows that try to be more than text, in every live view and in the report: nothing is run, nothing is asked for."""
 
 import sys
 from pathlib import Path
