@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kitchen.comparison import compare as compare
-    from kitchen.comparison import runs as runs
+    from kitchen.ledger import runs as runs
     from kitchen.live import dashboard as dashboard
     from kitchen.session import Kitchen as Kitchen
 
@@ -16,7 +16,7 @@ PUBLIC = {
     "Kitchen": "kitchen.session",
     "compare": "kitchen.comparison",
     "dashboard": "kitchen.live",
-    "runs": "kitchen.comparison",
+    "runs": "kitchen.ledger",
 }
 __all__ = ["Kitchen", "compare", "dashboard", "runs"]
 

@@ -777,7 +777,7 @@ def runs(recipe: str | None, status: str | None, text: str, count: int) -> None:
     if not runs_root().is_dir():
         click.echo(f"no runs in {runs_root()} yet; `kitchen cook` makes one")
         return
-    from kitchen.comparison import runs as found
+    from kitchen.ledger import runs as found
 
     click.echo(repr(found(recipe, status, text, count)))
 

@@ -526,7 +526,8 @@ class Kitchen:
         "Rows of the next batch, tokens coloured by weight or advantage; by='loss' or 'log-probability': by the model as it is."
         if any("rolled" in part.gives for part in stages(self.recipe.workflow)):
             return self.show_rollouts()
-        from kitchen.inspection import coming, show_batch
+        from kitchen.inspection import show_batch
+        from kitchen.rates import coming
 
         (batch,), tokenizer = coming(self.wanted("batches"), 1), self.wanted("renderer").tokenizer
         return show_batch(batch, tokenizer, self.found("training"), by, count)
@@ -584,7 +585,7 @@ class Kitchen:
 
     def lr_find(self, lowest: float = 1e-6, highest: float = 1.0, steps: int = 100) -> Any:
         "A learning-rate range test on a throw-away copy of the model as it is now; this run stays as it is."
-        from kitchen.inspection import find_rate
+        from kitchen.rates import find_rate
 
         if not any("batches" in part.gives for part in stages(self.recipe.workflow)):
             raise InvalidValue("this recipe makes its data on the way: try rates on forks, k.fork(learning_rate=…), and compare")
@@ -595,7 +596,7 @@ class Kitchen:
 
     def profile(self, count: int = 15) -> Any:
         "What the next optimizer step would spend its time on: of a throw-away copy; this run stays as it is."
-        from kitchen.inspection import profile
+        from kitchen.costs import profile
 
         self.wanted("training")
         by = self.adapters["service"] if self.adapters["service"] in adapter_names("profiler") else "python"

@@ -16,13 +16,16 @@ from injections import INJECTIONS
 from markdown_it import MarkdownIt
 
 from kitchen.chat import chat
-from kitchen.comparison import Glance, Story, compare, glance, runs_table
+from kitchen.comparison import Story, compare
 from kitchen.config import ExperimentSpec, show_config
+from kitchen.costs import Profile
 from kitchen.evaluation import Answer, Question
 from kitchen.figures import Share, Span, shares
 from kitchen.inked import show_datum, show_trajectory
-from kitchen.inspection import Profile, RateTest, lr_find, show_batch, show_results, top_losses
+from kitchen.inspection import show_batch, show_results, top_losses
+from kitchen.ledger import Glance, glance, runs_table
 from kitchen.ports import connect
+from kitchen.rates import RateTest, lr_find
 from kitchen.rendering import get_renderer, to_datum
 from kitchen.reports import show_times
 from kitchen.scores import Score, scores_table
