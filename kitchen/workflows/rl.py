@@ -212,8 +212,9 @@ def keep_rollouts(run: Run, rolled: Rolled) -> Path:
 
 def rollouts(run: Run, least: float = -1e300, most: float = 1e300) -> list[tuple[int, Group]]:
     "Round and group of all trajectories in a run whose reward lies in the bounds, in the order they were played."
-    found = []
-    for path in sorted((run.path / "rollouts").glob("*.json")):
+    played, standing = (sum(item.name == "rollout.batch" for item in log) for log in (run.log.events, run.log.standing))
+    found, files = [], sorted((run.path / "rollouts").glob("*.json"))
+    for path in files[:standing] if played else files:  # what a rewind took back does not count
         for group in decoded(json.loads(path.read_text("utf-8"))):
             kept = tuple(one for one in group.trajectories if least <= one.total_reward <= most)
             found += [(int(path.stem), replace(group, trajectories=kept))] if kept else []
