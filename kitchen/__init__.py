@@ -6,12 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kitchen.comparison import compare as compare
+    from kitchen.comparison import runs as runs
     from kitchen.live import dashboard as dashboard
     from kitchen.session import Kitchen as Kitchen
 
 # names people type, and where they live; loaded when first used, so that `import kitchen` stays light
-PUBLIC = {"Kitchen": "kitchen.session", "dashboard": "kitchen.live"}
-__all__ = ["Kitchen", "dashboard"]
+PUBLIC = {
+    "Kitchen": "kitchen.session",
+    "compare": "kitchen.comparison",
+    "dashboard": "kitchen.live",
+    "runs": "kitchen.comparison",
+}
+__all__ = ["Kitchen", "compare", "dashboard", "runs"]
 
 
 def __getattr__(name: str) -> Any:

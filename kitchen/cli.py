@@ -9,9 +9,9 @@ __all__ = ['NOTEBOOK_KINDS', 'PYTHON_KINDS', 'KIND_WORDS', 'TAKEN', 'REMEDIES', 
            'ForEachRecipe', 'about', 'given_options', 'agree', 'validate_group', 'remedy', 'kernel', 'interrupting',
            'silence', 'execute', 'new_run_dir', 'open_run', 'settle', 'keep_report', 'shown_progress', 'cook',
            'unfinished_run', 'ordered', 'remembered', 'failure', 'leave', 'conclude', 'cook_options', 'cook_group',
-           'list_command', 'setting_row', 'describe', 'find_run', 'report', 'runs', 'verify', 'resume', 'reproduce',
-           'show_plan', 'plan_options', 'plan_group', 'Finding', 'check_packages', 'check_device', 'check_adapters',
-           'check_machine', 'check_hub', 'doctor']
+           'list_command', 'setting_row', 'describe', 'find_run', 'report', 'runs', 'lab', 'verify', 'resume',
+           'reproduce', 'show_plan', 'plan_options', 'plan_group', 'Finding', 'check_packages', 'check_device',
+           'check_adapters', 'check_machine', 'check_hub', 'doctor']
 
 # %% ../nbs/67_cli.ipynb #641bc88e
 import os
@@ -735,45 +735,68 @@ def find_run(name: str) -> Path:
 
 
 @main.command()
-@click.argument("run", default="latest")
+@click.argument("runs", nargs=-1)
 @click.option(
     "--html", "target", type=click.Path(path_type=Path), help="Where to write it; default: into the run."
 )
+@click.option("--pdf", is_flag=True, help="Print it as PDF, too, with Chromium, Chrome or Edge.")
+@click.option("--latex", "form", flag_value="latex", help="Only print the results as a LaTeX table; several runs side by side.")
+@click.option("--markdown", "form", flag_value="markdown", help="The same in Markdown.")
+@click.option("--caption", default="", help="What stands above such a table.")
 @click.option("--hide-code", is_flag=True, help="Leave the cells' code out.")
-def report(run: str, target: Path | None, hide_code: bool) -> None:
-    "Write a run's report again, as HTML."
-    from kitchen.reports import run_notebook, to_html
+def report(runs: tuple[str, ...], target: Path | None, pdf: bool, form: str | None, caption: str, hide_code: bool) -> None:
+    "Write a run's report again, or its results as a table for a paper.\n\nRUNS are ids or paths; none: the latest."
+    from kitchen.reports import paper_table, run_notebook, to_html, to_pdf
+    from kitchen.types import InvalidValue
 
-    path = find_run(run)
+    paths = [find_run(name) for name in runs or ("latest",)]
+    opened = [open_run(path) for path in paths]
+    if form:
+        table = paper_table(*opened, caption=caption)
+        click.echo({"latex": table.latex, "markdown": table.markdown}[form]())
+        return
+    if len(paths) > 1:
+        raise InvalidValue("a report is of one run; results of several fit into a table: --latex or --markdown")
+    (path,), (run,) = paths, opened
     executed: Path | NotebookNode = path / "report.ipynb"
-    if not (path / "report.ipynb").is_file():
-        opened = open_run(path)
-        executed = run_notebook(opened)
-        opened.close()
-    click.echo(to_html(executed, target or path / "report.html", hide_code))
+    page = to_html(executed if executed.is_file() else run_notebook(run), target or path / "report.html", hide_code)
+    click.echo(page)
+    if pdf:
+        click.echo(to_pdf(page, page.with_suffix(".pdf")))
 
 
 @main.command()
-def runs() -> None:
-    "All runs, newest first."
-    from kitchen.figures import aligned
-    from kitchen.store import RunIndex, runs_root
+@click.option("--recipe", help="Only runs of this recipe.")
+@click.option("--status", help="Only those that are completed, running, stopped, interrupted or failed.")
+@click.option("--find", "text", default="", metavar="TEXT", help="Only those with this in their id or settings.")
+@click.option("-n", "count", default=50, show_default=True, help="At most so many.")
+def runs(recipe: str | None, status: str | None, text: str, count: int) -> None:
+    "All runs, newest first, with the course of their losses."
+    from kitchen.store import runs_root
 
-    rows = RunIndex().rows() if runs_root().is_dir() else []
-    if not rows:
+    if not runs_root().is_dir():
         click.echo(f"no runs in {runs_root()} yet; `kitchen cook` makes one")
         return
-    shown = [
-        [
-            row["run_id"],
-            row["recipe"],
-            row["status"],
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created"])),
-            row["path"],
-        ]
-        for row in rows
-    ]
-    click.echo(aligned([["run", "recipe", "status", "began", "folder"], *shown]))
+    from kitchen.comparison import runs as found
+
+    click.echo(repr(found(recipe, status, text, count)))
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default="kitchen-lab", show_default=True,
+              help="Where to work; recipes are copied there, and what you have edited is kept.")
+@click.option("--no-browser", is_flag=True, help="Only say where to look.")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def lab(ctx: click.Context, folder: Path, no_browser: bool, words: tuple[str, ...]) -> None:
+    "Open JupyterLab on copies of the recipes.\n\nWORDS are passed on to it: --port 9000."
+    from kitchen.lab import lay_out, open_lab
+
+    meanings = {"new": "new", "renewed": "renewed", "yours": "yours, kept as you left it"}
+    for name, what in lay_out(folder.absolute()).items():
+        if what in meanings:
+            click.echo(f"{name:<28} {meanings[what]}", err=True)
+    ctx.exit(open_lab(folder.absolute(), words, not no_browser))
 
 
 @main.command()
@@ -922,6 +945,7 @@ OPTIONAL = {
     "peft": "only to compare adapters",
     "gguf": "only for .gguf models",
     "accelerate": "only for .gguf models",
+    "jupyterlab": "only for `kitchen lab`",
 }
 
 
@@ -956,6 +980,7 @@ def check_machine() -> Iterator[Finding]:
 
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
+    from kitchen.publish import browser
     from kitchen.store import runs_root
 
     try:
@@ -972,8 +997,8 @@ def check_machine() -> Iterator[Finding]:
         os.access(folder, os.W_OK),
         f"{runs_root()} ({shutil.disk_usage(folder).free / 1e9:.1f} GB free)",
     )
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    yield Finding("chromium", browser is not None, browser or "only to print reports as PDF", essential=False)
+    found = browser()
+    yield Finding("browser", found is not None, found or "only to print reports as PDF", essential=False)
 
 
 def check_hub() -> Iterator[Finding]:

@@ -306,7 +306,7 @@ def may_give(part: Part) -> set[str]:
     return {part.outer(name) for name in inner} if isinstance(part, Scope) else inner
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Parallel(Composition):
     "Parts at the same time."
 
@@ -417,7 +417,7 @@ def shown(part: Stage, own: str, **changes: Any) -> Stage:
     return replace_field(part, function=function, **changes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stream(Composition):
     "The body, for each item of a source."
 
@@ -521,7 +521,7 @@ class Pace:
     every: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Produce(Composition):
     "A producer ahead of a consumer, with a bound on how much older its policy may be."
 

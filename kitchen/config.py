@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'ENVIRONMENT_PACKAGES', 'ConfigError', 'explain', 'Config', 'Parameter', 'parameters', 'from_text',
-           'canonical', 'digest', 'package_version', 'cpu_model', 'environment', 'ExperimentSpec']
+           'show_config', 'canonical', 'digest', 'package_version', 'cpu_model', 'environment', 'ExperimentSpec',
+           'shown']
 
 # %% ../nbs/11_config.ipynb #032e52e5
 import hashlib
@@ -12,7 +13,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .types import InvalidValue, nearest
+from .views import View, aligned, boxed, escaped, faint, folded, table_html
 
 # %% ../nbs/11_config.ipynb #a9444cea
 class ConfigError(InvalidValue):
@@ -58,6 +60,18 @@ class Config(BaseModel):
     def replace(self, **changes: Any) -> Self:
         "A validated copy with some settings changed."
         return type(self)(**{**self.model_dump(), **changes})
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        "Settings that differ from the defaults."
+        usual = {name: field.get_default(call_default_factory=True) for name, field in type(self).model_fields.items()}
+        return {name: value for name, value in self if value != usual[name]}
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self.changed.items())
+
+    def _repr_html_(self) -> str:
+        return show_config(self).html
 
 # %% ../nbs/11_config.ipynb #4d15c483
 @dataclass(frozen=True)
@@ -109,6 +123,22 @@ def from_text(config: type[BaseModel], values: Mapping[str, Any]) -> dict[str, A
         return yaml.safe_load(text) if kinds[name] in ("array", "object") else text
 
     return {name: parse(name, text) for name, text in values.items()}
+
+# %% ../nbs/11_config.ipynb #7a3b18f5
+def show_config(config: Config) -> View:
+    "Settings; those that are not the default first, the others folded."
+    rows: dict[bool, list[list[str]]] = {True: [], False: []}
+    for item in parameters(type(config)):
+        value = getattr(config, item.name)
+        about = item.description + (" (live)" if item.live else "")
+        rows[item.name in config.changed].append([item.name, json.dumps(value, ensure_ascii=False, default=str), about])
+    head = ["setting", "value", ""]
+    tables = {changed: table_html(head, [[escaped(cell, 400) for cell in row] for row in part]) for changed, part in rows.items()}
+    name = f"{type(config).__name__}: {len(rows[True])} settings differ from the defaults"
+    markup = [faint(name), tables[True]] if rows[True] else [faint(name)]
+    rest = folded(f"{len(rows[False])} settings are the defaults", tables[False]) if rows[False] else ""
+    text = aligned([["*" if changed else "", *row[:2]] for changed, part in rows.items() for row in part])
+    return View(boxed(*markup, rest), f"{name}, marked *\n{text}")
 
 # %% ../nbs/11_config.ipynb #2f8e5638
 def canonical(value: Any) -> str:
@@ -200,3 +230,22 @@ class ExperimentSpec(Config):
     def digest(self) -> str:
         "SHA-256 of the whole spec."
         return digest(self.model_dump())
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        yield "recipe", self.recipe
+        yield "digest", f"{self.digest[:12]}…"
+        yield from ((name, self.changed[name]) for name in ("seed", "parent") if name in self.changed)
+
+    def _repr_html_(self) -> str:
+        facts = {"recipe": self.recipe, "seed": self.seed, "digest": self.digest, **self.adapters, **self.datasets}
+        about = {"code": self.code, "environment": self.environment, "parent": self.parent}
+        tables = [
+            table_html((), [[escaped(str(name), 400), escaped(shown(value), 400)] for name, value in part.items()])
+            for part in (facts, self.config, about)
+        ]
+        return boxed(tables[0], folded(f"{len(self.config)} settings", tables[1]), folded("code and environment", tables[2]))
+
+
+def shown(value: Any) -> str:
+    "A value in a table: text as it is, anything else as JSON."
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

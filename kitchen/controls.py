@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUTTONS', 'UNITS', 'standing', 'Buttons', 'field_of', 'text_of', 'value_of', 'Form']
 
-# %% ../nbs/62_controls.ipynb #f0ff26e4
+# %% ../nbs/62_controls.ipynb #1d89cf14
 import html
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from .types import InvalidValue
 if TYPE_CHECKING:
     import ipywidgets
 
-# %% ../nbs/62_controls.ipynb #61357777
+# %% ../nbs/62_controls.ipynb #797927f6
 BUTTONS = {  # name -> icon, what it does, whether it can be pressed while the run goes on, while it stands, when it has ended
     "play": ("play", "go on to the end, or to where the last command was meant to go", "stands"),
     "pause": ("pause", "stop on the next boundary, where the state is whole", "goes"),
@@ -31,11 +31,9 @@ BUTTONS = {  # name -> icon, what it does, whether it can be pressed while the r
 UNITS = ("batch", "epoch", "stage")
 
 
-def standing(status: str, busy: bool) -> str:
+def standing(state: str) -> str:
     "How a run stands, for buttons: 'goes', 'stands', 'ended' or 'closed'."
-    if busy:
-        return "goes"
-    return {"completed": "ended", "stopped": "closed"}.get(status, "stands")
+    return {"running": "goes", "completed": "ended", "stopped": "closed"}.get(state, "stands")
 
 
 class Buttons:
@@ -67,15 +65,15 @@ class Buttons:
         about: dict[str, Any] = {"step": {"unit": self.unit.value}, "rewind": {"step": self.step.value}}.get(name, {})
         self.wheel().ask(name, **about)
 
-    def show(self, status: str, busy: bool) -> None:
+    def show(self, state: str) -> None:
         "Enable what can be pressed now."
-        now = standing(status, busy)
+        now = standing(state)
         if now != self.shown:
             self.shown = now
             for name, (_, _, when) in BUTTONS.items():
                 self.made[name].disabled = now not in when.split()
 
-# %% ../nbs/62_controls.ipynb #b16c3a26
+# %% ../nbs/62_controls.ipynb #02dd44d9
 def field_of(setting: Parameter, value: Any) -> Any:
     "The widget that suits a setting."
     import ipywidgets as widgets

@@ -14,6 +14,7 @@ __all__ = ['Row', 'Placed', 'PLAIN', 'SCHEMES', 'ENDINGS', 'ROWS_CHOSEN', 'SHARE
            'shuffled_stream', 'drawn', 'StreamBatches']
 
 # %% ../nbs/21_data.ipynb #3c05f800
+import copy
 import hashlib
 import json
 import math
@@ -709,6 +710,9 @@ class Steered(Generic[Item]):
             raise InvalidValue("a batch needs at least one item")
         self.instead = list(batch)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(next: epoch {self.cursor.epoch}, row {self.cursor.index})"
+
     def chosen(self, batch: list[Item]) -> list[Item]:
         "The batch, or what was put in its place."
         chosen, self.instead = batch if self.instead is None else self.instead, None
@@ -745,11 +749,12 @@ class Batches(Steered[Item]):
 
     def order(self, epoch: int) -> list[int]:
         "Indices of the rows in the order of one epoch."
-        if self.current[0] != epoch:
+        known = self.current
+        if known[0] != epoch:
             count = len(self.rows)
             shuffled = generator(self.seed, "data", epoch).permutation(count).tolist
-            self.current = (epoch, shuffled() if self.shuffle else list(range(count)))
-        return self.current[1]
+            self.current = known = (epoch, shuffled() if self.shuffle else list(range(count)))
+        return known[1]  # what was found here: somebody who peeks may have asked for another epoch since
 
     def end(self, cursor: Cursor) -> int:
         "The index after the last row of the batch that begins at the cursor."
@@ -954,7 +959,4 @@ class StreamBatches(Steered[Item]):
 
     def peek(self) -> list[Item]:
         "The next batch, without moving the cursor; empty at the end."
-        place, instead = self.cursor, self.instead
-        batch = next(iter(self), [])
-        self.cursor, self.instead = place, instead
-        return batch
+        return next(iter(copy.copy(self)), [])  # of a copy: this one may be read by a training that goes on

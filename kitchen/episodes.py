@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from .figures import View, aligned, visible
-from .inked import boxed, escaped, faint, show_trajectory
+from .inked import show_trajectory
 from .objectives import ADVANTAGES
 from .ports import Tokenizer
-from .reports import escaped_table
 from .store import Run
 from .train.episodes import Group
 from .types import Trajectory
+from .views import View, aligned, boxed, escaped, escaped_table, faint, visible
 from .workflows.rl import rollouts
 
 # %% ../nbs/62_episodes.ipynb #3867a252

@@ -6,20 +6,20 @@
 __all__ = ['MARKS', 'HEARD', 'LIGHTS', 'LIT', 'Story', 'tree_rows', 'tree_html', 'tree_text', 'alarms_html', 'event_line',
            'last_events', 'events_html', 'where_text']
 
-# %% ../nbs/62_glances.ipynb #3cce6690
+# %% ../nbs/62_glances.ipynb #fdb94a5f
 import html
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from .figures import visible
 from .progress import Position
 from .samples import Round, rounds
 from .symptoms import READ, Watch
 from .telemetry import Event
 from .trails import WATCHED, Curves
+from .views import visible
 from .workflow import Part, Scope, Stage
 
-# %% ../nbs/62_glances.ipynb #1ae1e6f4
+# %% ../nbs/62_glances.ipynb #0d9c9ed9
 MARKS = {"stage.start": "running", "stage.stop": "done", "stage.error": "failed"}
 HEARD = frozenset(
     {*WATCHED, *READ, *MARKS, "train.stop", "sample.answer", "run.rewind", "run.start", "run.stop", "run.pause"}
@@ -53,7 +53,7 @@ class Story:
         "What the model said, round by round."
         return rounds(self.answers)
 
-# %% ../nbs/62_glances.ipynb #286cb19c
+# %% ../nbs/62_glances.ipynb #364ff34c
 LIGHTS = {
     "done": ("✓", "#009e73"),
     "running": ("▶", "#0072b2"),
@@ -98,7 +98,7 @@ def tree_text(workflow: Part, status: Mapping[str, str]) -> str:
         lines.append("  " * depth + sign + words)
     return "\n".join(lines)
 
-# %% ../nbs/62_glances.ipynb #193b7fd8
+# %% ../nbs/62_glances.ipynb #ba25817b
 def alarms_html(said: Sequence[str]) -> str:
     "Sentences about what looks wrong; nothing if all is well."
     style = "border-left:3px solid #d55e00;padding:2px 8px;margin:2px 0;line-height:1.4"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Result', 'CustomLoss', 'PORTS', 'ADAPTERS', 'CHILDREN', 'CHANGING', 'Port', 'Future', 'Awaited', 'Tokenizer',
            'SamplingClient', 'TrainingClient', 'ServiceClient', 'Rows', 'DatasetStore', 'BlobStore', 'HubClient',
-           'ModelRegistry', 'Tracker', 'Completer', 'EmbeddingClient', 'VectorStore', 'adapter_names',
+           'ModelRegistry', 'Profiler', 'Tracker', 'Completer', 'EmbeddingClient', 'VectorStore', 'adapter_names',
            'adapter_address', 'adapter_class', 'connect', 'verbs', 'ObservedFuture', 'Observed', 'observe']
 
 # %% ../nbs/13_ports.ipynb #3709c656
@@ -24,6 +24,7 @@ from .telemetry import Event, Log, MemoryLog, event
 from kitchen.types import (
     AdamParams,
     Capabilities,
+    Cost,
     Datum,
     ForwardBackwardOutput,
     FutureTimeout,
@@ -273,6 +274,15 @@ class ModelRegistry(Protocol):
 
 
 @runtime_checkable
+class Profiler(Protocol):
+    "Tells what a piece of work spends its time on."
+
+    def profile(self, work: Callable[[], Any]) -> list[Cost]:
+        "Do the work, in whatever threads it uses; its costs, highest first."
+        ...
+
+
+@runtime_checkable
 class Tracker(Protocol):
     "Shows a run's events elsewhere: TensorBoard, W&B, MLflow, …"
 
@@ -323,6 +333,7 @@ PORTS: dict[str, type] = {
     "hub": HubClient,
     "registry": ModelRegistry,
     "tracker": Tracker,
+    "profiler": Profiler,
     "completer": Completer,
     "embeddings": EmbeddingClient,
     "vectors": VectorStore,
@@ -341,6 +352,10 @@ ADAPTERS: dict[str, dict[str, str]] = {
     "hub": {"huggingface": "kitchen.adapters.huggingface:HuggingFaceHub"},
     "registry": {"files": "kitchen.adapters.files:FileRegistry"},
     "tracker": {},
+    "profiler": {  # by the name of the service whose work they understand; "python" for any other
+        "python": "kitchen.adapters.profiling:PythonProfiler",
+        "torch": "kitchen.adapters.profiling:TorchProfiler",
+    },
     "completer": {"openai": "kitchen.adapters.completing:OpenAiCompleter"},
     "embeddings": {
         "hashed": "kitchen.retrieval:HashedEmbeddings",

@@ -28,6 +28,7 @@ from .stages import supervised
 from .types import Capabilities, InvalidValue, MissingCapability, UnknownName
 from .workflow import Chain
 from .workflows.distill import off_policy, on_policy
+from .workflows.feedback import FeedbackConfig, feedback
 from .workflows.preference import preference, reward
 from .workflows.rl import rl
 from .workflows.rlhf import rlhf
@@ -43,6 +44,12 @@ class Recipe:
     config: type[Config]
     adapters: Mapping[str, str] = field(default_factory=dict)  # port -> adapter
     results: frozenset[str] = frozenset()  # outputs of the workflow that are its point
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.description}\n{self.workflow.tree()}"
+
+    def _repr_html_(self) -> str:
+        return f"<b>{self.name}</b>: {self.description}{self.workflow._repr_html_()}"
 
     def adapters_for(self, config: Config) -> dict[str, str]:
         "Adapters of every port; the settings choose the backend."
@@ -89,6 +96,7 @@ RECIPES: dict[str, Recipe] = {
             "distill_off_policy", "a student learns the teacher's distributions", off_policy, OffPolicyConfig,
             ADAPTERS, RESULTS | {"teacher_answers"},
         ),
+        Recipe("feedback_loop", "look at traffic, train when it has changed", feedback, FeedbackConfig, ADAPTERS, RESULTS),
     )
 }  # fmt: skip
 

@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['MILESTONES', 'EDITS', 'Visit', 'milestones', 'edits_by_place', 'live_settings', 'Breakpoint', 'before_stage',
-           'beyond', 'Runner']
+           'beyond', 'Runner', 'shared']
 
 # %% ../nbs/56_runner.ipynb #81ec3382
 import contextlib
+import copy
 import json
 import math
+import secrets
+import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .config import Config, parameters
 from .history import History, Keeping, Snapshot, clients, is_client, moment, state_hash
+from .ports import Observed, observe
 from .snapshots import decoded, encoded
 from .store import Run
 from .telemetry import Event, event
@@ -337,6 +341,31 @@ class Runner:
         "SHA-256 of weights, optimizer, random streams, data cursors and position."
         return state_hash(self.flow)
 
+    def shared_with(self, run: Run) -> dict[str, Any]:
+        "The flow's own values, but for models in training, for another run beside this one."
+        mine = {name: value for name, value in self.flow.values.items() if name == "config" or name not in self.base}
+        return {name: shared(value, run) for name, value in mine.items() if not is_client(value)}
+
+    @contextlib.contextmanager
+    def aside(self) -> "Iterator[Runner]":
+        "The same run from this moment on, in a folder to be thrown away: what is done to it leaves this one as it is."
+        snapshot, folder = self.snapshot(), self.run.path / f"aside-{secrets.token_hex(4)}"
+        try:
+            self.history.copy(snapshot, folder, self.run.spec)
+            run = Run(folder).claim()
+            base = {name: shared(value, run) for name, value in self.base.items()} | {"run": run}
+            known, other = copy.copy(self.flow), Runner(run, self.workflow, base, Keeping(every=-1))
+            known.values = self.shared_with(run)
+            other.take_up(other.history.restore(snapshot, base, known))
+            other.flow.values.update(self.shared_with(run))  # once more: with the edits made since the snapshot
+            try:
+                yield other
+            finally:
+                other.leave()
+                run.close()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def leave(self) -> None:
         "Let go of the flow where it stands."
         self.flow.stopping.set()
@@ -348,3 +377,10 @@ class Runner:
             if name not in self.base:
                 with contextlib.suppress(AttributeError):
                     value.close()
+
+# %% ../nbs/56_runner.ipynb #4ffeae52
+def shared(value: Any, run: Run) -> Any:
+    "A value of a flow for another run beside it: places in the data are copied, and calls are logged there."
+    if isinstance(value, Observed):
+        return observe(value.wrapped, value.port, value.adapter, run.log)
+    return copy.copy(value) if hasattr(value, "load_state_dict") else value

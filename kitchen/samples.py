@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['Lookup', 'say_now', 'sample_events', 'Round', 'rounds', 'show_samples']
 
-# %% ../nbs/61_samples.ipynb #a7f42e6a
+# %% ../nbs/61_samples.ipynb #db740ee2
 import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .answers import answer_html
 from .evaluation import Answer, ask
-from .figures import View, aligned, answer_html, visible
 from .streams import derive
 from .telemetry import Event, event
 from .train.rollouts import Policy, play
 from .types import InvalidValue
+from .views import View, aligned, visible
 from .workflows.rl import graded, limits_of, params_of
 
-# %% ../nbs/61_samples.ipynb #0e1639aa
+# %% ../nbs/61_samples.ipynb #0c606b94
 Lookup = Callable[[str], Any]  # a value of the workflow by name; None if there is none
 
 
@@ -52,7 +53,7 @@ def sample_events(answers: Sequence[Answer], step: int) -> list[Event]:
         for number, one in enumerate(answers)
     ]  # fmt: skip
 
-# %% ../nbs/61_samples.ipynb #1b86c7bc
+# %% ../nbs/61_samples.ipynb #7e0b8bfc
 @dataclass(frozen=True)
 class Round:
     "What was said at one step."

@@ -36,6 +36,10 @@ class Splits:
     train: Sequence[Any]
     test: Sequence[Any]
 
+    def __repr__(self) -> str:
+        kind = type(self.train[0]).__name__ if len(self.train) else "nothing"
+        return f"Splits({len(self.train):,} to train on, {len(self.test):,} held out; each a {kind})"
+
 
 def read(
     datasets: DatasetStore, config: Any, reference: str, split: str, kind: type[Any] = Conversation

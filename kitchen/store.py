@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from .config import ExperimentSpec
 from .telemetry import Event, event
-from .types import DamagedData, InvalidValue, KitchenError, UnknownName
+from .types import DamagedData, InvalidValue, KitchenError, UnknownName, printable
 
 # %% ../nbs/14_store.ipynb #0ab9ee49
 GENESIS = "0" * 64
@@ -396,6 +396,9 @@ class Run:
             elif content_hash(made.path) != made.sha256:
                 problems.append(f"{made.path}: altered since it was saved")
         return problems
+
+    def __repr__(self) -> str:
+        return f"Run({printable(self.run_id)}: {self.status}, {len(self.log.events):,} events, {len(self.artifacts())} artifacts)"
 
     def claim(self) -> "Run":
         "Become the one who writes this run; RunBusy if somebody else does."

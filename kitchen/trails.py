@@ -6,7 +6,7 @@
 __all__ = ['LIMIT', 'SETTLED', 'BETA', 'LOSS', 'SPEED', 'MEMORY', 'BOARDS', 'SLOTS', 'SOURCES', 'WATCHED', 'Trail', 'Evened',
            'Slot', 'Board', 'beside', 'Drawn', 'Mark', 'Phase', 'sources', 'edit_text', 'Curves', 'agrees']
 
-# %% ../nbs/61_trails.ipynb #51f23d25
+# %% ../nbs/61_trails.ipynb #3f92ebe4
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ import numpy as np
 from .figures import PAIRS, POLICY, RATES, TEST, Panel, axis_title, smoothed
 from .telemetry import Event
 
-# %% ../nbs/61_trails.ipynb #f70bf798
+# %% ../nbs/61_trails.ipynb #de4ba7e8
 LIMIT = 1000  # points of one curve
 
 
@@ -65,7 +65,7 @@ class Trail:
         kept = np.concatenate([[True], np.diff(both[:, 0]) > 0]) if len(both) else np.zeros(0, bool)
         return both[kept, 0], both[kept, 1]
 
-# %% ../nbs/61_trails.ipynb #587a6c83
+# %% ../nbs/61_trails.ipynb #c3560046
 SETTLED, BETA = 500, 1 - 1 / 25
 
 
@@ -99,7 +99,7 @@ class Evened:
         both = np.array(self.early, dtype=float).reshape(-1, 2)
         return both[:, 0], smoothed(both[:, 1])
 
-# %% ../nbs/61_trails.ipynb #a0df4877
+# %% ../nbs/61_trails.ipynb #556befe9
 @dataclass(frozen=True, eq=False)
 class Slot:
     "One pair of axes: a measurement, and the same on held-out data."
@@ -139,7 +139,7 @@ BOARDS = {
 }
 SLOTS = tuple(dict.fromkeys(slot for board in BOARDS.values() for slot in board.slots))
 
-# %% ../nbs/61_trails.ipynb #418910f0
+# %% ../nbs/61_trails.ipynb #7d31f92a
 @dataclass
 class Drawn:
     "What one slot shows."
@@ -172,6 +172,7 @@ class Phase:
     drawn: dict[Slot, Drawn] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     step: int = 0
+    since: int = 0  # where this run left its parent
 
     @property
     def boards(self) -> list[str]:
@@ -179,7 +180,7 @@ class Phase:
         found = [board.name for board in BOARDS.values() if board.slots[0] in self.drawn]
         return found[::-1] or ["loss"]
 
-# %% ../nbs/61_trails.ipynb #595b57df
+# %% ../nbs/61_trails.ipynb #c8d4f0c5
 def sources() -> dict[str, list[tuple[Slot, Panel, bool]]]:
     "For each kind of event: slots, what they take of it, and whether that is held out."
     found: dict[str, list[tuple[Slot, Panel, bool]]] = {}
@@ -231,6 +232,8 @@ class Curves:
         elif item.name in SOURCES:
             self.measure(item)
         elif self.phases:
+            if item.name == "run.fork":
+                self.phase.since = self.phase.step
             text = "fork" if item.name == "run.fork" else edit_text(item)
             self.phase.marks.append(Mark(self.phase.step, text))
 

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['Role', 'ROLES', 'LOSS_INPUT_TYPES', 'KitchenError', 'InvalidValue', 'BackendError', 'MissingCapability',
-           'FutureTimeout', 'DamagedData', 'nearest', 'UnknownName', 'RowError', 'Message', 'checked_vector', 'Datum',
-           'AdamParams', 'LoraParams', 'SamplingParams', 'ForwardBackwardOutput', 'OptimStepOutput', 'SavedState',
-           'Completion', 'SampleOutput', 'TopK', 'Transition', 'Trajectory', 'Capabilities']
+           'FutureTimeout', 'DamagedData', 'nearest', 'UnknownName', 'RowError', 'Message', 'checked_vector',
+           'printable', 'Datum', 'AdamParams', 'LoraParams', 'SamplingParams', 'ForwardBackwardOutput',
+           'OptimStepOutput', 'SavedState', 'Completion', 'SampleOutput', 'TopK', 'Cost', 'Transition', 'Trajectory',
+           'Capabilities']
 
 # %% ../nbs/10_types.ipynb #8ca4f8b5
+import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -135,6 +137,12 @@ def checked_vector(name: str, values: Any, length: int | None, kind: Any) -> np.
     return vector
 
 
+def printable(text: str, limit: int = 300) -> str:
+    "The text with whatever cannot be seen, or would steer a terminal, written out."
+    shown = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text[:limit])
+    return shown + "…" * (len(text) > limit)
+
+
 @dataclass(frozen=True, eq=False)
 class Datum:
     "Token ids and the loss inputs beside them; all 1-D, all of the same length T."
@@ -181,7 +189,14 @@ class Datum:
 
     def __repr__(self) -> str:
         trained = int(np.count_nonzero(self.loss_fn_inputs.get("weights", ())))
-        return f"Datum({len(self)} tokens, {trained} trained{', ' + self.origin if self.origin else ''})"
+        return f"Datum({len(self)} tokens, {trained} trained{', ' + printable(self.origin) if self.origin else ''})"
+
+    def _repr_html_(self) -> str:
+        trained = self.loss_fn_inputs.get("weights", np.zeros(len(self)))[:64] != 0
+        targets = self.loss_fn_inputs.get("targets", self.tokens)[:64]
+        ids = " ".join(f"<b>{token}</b>" if marked else str(token) for token, marked in zip(targets, trained, strict=True))
+        rest = f" … {len(self) - 64:,} more" if len(self) > 64 else ""
+        return f"<div>{html.escape(repr(self))}<br><small>targets, trained ones bold: {ids}{rest}</small></div>"
 
 # %% ../nbs/10_types.ipynb #3eb80088
 @dataclass(frozen=True)
@@ -304,6 +319,15 @@ class TopK:
     tokens: np.ndarray  # int64 [T, K]
     logprobs: np.ndarray  # float32 [T, K]
 
+
+@dataclass(frozen=True)
+class Cost:
+    "What one function or operation took of a profiled piece of work."
+
+    name: str
+    calls: int
+    seconds: float  # its own, without what it called
+
 # %% ../nbs/10_types.ipynb #d5d6fa2a
 @dataclass(frozen=True)
 class Transition:
@@ -327,6 +351,15 @@ class Trajectory:
     def total_reward(self) -> float:
         "Rewards of all transitions, plus the final one."
         return sum(transition.reward for transition in self.transitions) + self.final_reward
+
+    def __repr__(self) -> str:
+        answered = sum(len(transition.completion.tokens) for transition in self.transitions)
+        return f"Trajectory({len(self.transitions)} turns, {answered} answer tokens, reward {self.total_reward:.4g})"
+
+    def _repr_html_(self) -> str:
+        said = [(str(one.get("role", "")), str(one.get("content", ""))) for one in self.metadata.get("messages", ())]
+        lines = (f"<b>{html.escape(printable(role))}</b>: {html.escape(printable(text))}" for role, text in said)
+        return f'<div>{html.escape(repr(self))}<div style="padding-left:1em">{"<br>".join(lines)}</div></div>'
 
 # %% ../nbs/10_types.ipynb #d73cfcf9
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['Values', 'Moment', 'START', 'STEP', 'WorkflowError', 'Position', 'Flow', 'name_found', 'Part', 'Settings', 'Policy',
-           'StageTimeout', 'RolledBack', 'Stage', 'within', 'stage', 'Composition', 'certain', 'Chain', 'Loop', 'When',
-           'Scope', 'chain', 'loop', 'when', 'scope', 'stages', 'located', 'tree_lines']
+           'StageTimeout', 'RolledBack', 'Stage', 'within', 'stage', 'Composition', 'line_html', 'certain', 'Chain',
+           'Loop', 'When', 'Scope', 'chain', 'loop', 'when', 'scope', 'stages', 'compositions', 'located', 'tree_lines',
+           'phases']
 
 # %% ../nbs/50_workflow.ipynb #31abb78e
-import html
 import inspect
 import threading
 import time
-from collections.abc import Callable, Container, Generator, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_field
@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, Self
 from .config import Config
 from .telemetry import Event, Log, MemoryLog, event
 from .types import InvalidValue, KitchenError
+from .views import boxed, escaped
 
 # %% ../nbs/50_workflow.ipynb #bc6c5021
 Values = MutableMapping[str, Any]
@@ -204,6 +205,9 @@ class Stage:
         "Whether it can be entered in the middle."
         return "progress" in inspect.signature(self.function).parameters
 
+    def __repr__(self) -> str:
+        return next(tree_lines(self))
+
     def named(self, name: str, **rename: str) -> "Stage":
         "The same function as another stage, giving its values under other names."
         return replace_field(
@@ -368,8 +372,18 @@ class Composition:
         "Names of the values it is sure to give."
         return {name for part in self.parts for name in certain(part)}  # pyright: ignore[reportAttributeAccessIssue]
 
+    def __repr__(self) -> str:
+        return self.tree()
+
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(self.tree())}</pre>"
+        return boxed(f'<pre style="line-height:1.5">{"<br>".join(map(line_html, self.tree().splitlines()))}</pre>')
+
+
+def line_html(line: str) -> str:
+    "A line of a tree, the name of the stage or composition bold."
+    indent, words = line[: len(line) - len(line.lstrip())], line.lstrip()
+    name = words.partition("(")[0].partition(" ")[0]
+    return f"{indent}<b>{escaped(name)}</b>{escaped(words[len(name) :])}"
 
 
 def certain(part: Part) -> set[str]:
@@ -377,7 +391,7 @@ def certain(part: Part) -> set[str]:
     return set(part.gives) if isinstance(part, Stage) else part.certain()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chain(Composition):
     "Parts in order."
 
@@ -392,7 +406,7 @@ class Chain(Composition):
                 yield from self.parts[index].run(flow, at.inner() if at.path and index == first else START)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Loop(Composition):
     "The body, several times."
 
@@ -424,7 +438,7 @@ class Loop(Composition):
                 yield from self.body.run(flow, at.inner() if at.path and count == first else START)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class When(Composition):
     "One part or another, as a named value says."
 
@@ -462,7 +476,7 @@ class When(Composition):
             yield from self.parts[chosen].run(flow, at.inner() if at.path else START)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scope(Composition):
     "A workflow inside another, with values of its own."
 
@@ -522,6 +536,18 @@ def stages(part: Part) -> Iterator[Stage]:
             yield replace_field(found, name=f"{part.name}/{found.name}") if isinstance(part, Scope) else found
 
 
+def compositions(part: Part) -> dict[str, list[str]]:
+    "The stages of every composition by its name, in a scope with that name before it; of equal names the first counts."
+    if isinstance(part, Stage):
+        return {}
+    found = {part.name: [one.name for one in stages(part)]}
+    before = f"{part.name}/" if isinstance(part, Scope) else ""
+    for inner in part.parts:
+        for name, inside in compositions(inner).items():
+            found.setdefault(before + name, [before + one for one in inside])
+    return found
+
+
 def located(part: Part, path: Sequence[int]) -> tuple[Stage, list[Scope]]:
     "The stage at the end of a path, and the scopes it lies in."
     scopes: list[Scope] = []
@@ -546,3 +572,14 @@ def tree_lines(part: Part, depth: int = 0) -> Iterator[str]:
     yield f"{indent}{part.name}{getattr(part, 'about', '')}"
     for inner in part.parts:
         yield from tree_lines(inner, depth + 1)
+
+# %% ../nbs/50_workflow.ipynb #5db40c27
+def phases(events: Iterable[Event]) -> dict[str, list[Event]]:
+    "The trainings of a run by the scope that each lies in, with their events; all events under no name if there is but one."
+    everything, found, scope = list(events), dict[str, list[Event]](), ""
+    for item in everything:
+        if item.name == "stage.start":
+            scope = item["stage"].rpartition("/")[0]
+        found.setdefault(scope, []).append(item)
+    trained = {name: part for name, part in found.items() if any(item.name == "train.step" for item in part)}
+    return trained if len(trained) > 1 else {"": everything}

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_notebook
 
 from kitchen.cli import main
+from kitchen.publish import browser
 from kitchen.reports import read_manifest
 from kitchen.reproduction import FINAL
 from kitchen.session import Kitchen
@@ -94,6 +95,48 @@ def test_a_cook_leaves_a_whole_run(cooked):
     assert kitchen("report", "latest", "--hide-code").exit_code == 0, "from the log alone"
     wrong = kitchen("cook", "sft", *PAIRS, "--out", path)
     assert wrong.exit_code == 2 and "holds a run already" in wrong.output
+
+
+def test_results_go_into_a_paper(runs, monkeypatch):
+    for name, rate in (("a_b", 2e-3), ("c", 1e-3)):
+        with Kitchen("sft", run_dir=runs / name, learning_rate=rate, **TINY) as k:
+            k.run()
+    alone = kitchen("report", "a_b", "--latex", "--caption", "50% & more")
+    assert alone.exit_code == 0 and r"\caption{50\% \& more}" in alone.output and r"\toprule" in alone.output
+    assert "exact\\_match" in alone.output and not (runs / "a_b" / "report.html").exists(), "only the table"
+    both = kitchen("report", "a_b", "c", "--markdown")
+    assert both.exit_code == 0 and r"| measure | a\_b | c |" in both.output and "**" in both.output
+    assert kitchen("report", "a_b", "c").exit_code == 2
+    assert "a_b" in kitchen("runs", "--find", "a_b").output and "c  " not in kitchen("runs", "--find", "a_b").output
+    assert kitchen("runs", "--status", "complet").exit_code == 2
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("KITCHEN_CHROMIUM", raising=False)
+    missing = kitchen("report", "c", "--pdf")
+    assert missing.exit_code == 1 and "install Chromium" in missing.output and (runs / "c" / "report.html").is_file()
+
+
+@pytest.mark.skipif(browser() is None, reason="no Chromium, Chrome or Edge here")
+def test_a_report_is_printed(runs):
+    with Kitchen("sft", run_dir=runs / "one", **TINY) as k:
+        k.run()
+    done = kitchen("report", "one", "--pdf")
+    assert done.exit_code == 0, done.output
+    printed = (runs / "one" / "report.pdf").read_bytes()
+    assert printed.startswith(b"%PDF") and len(printed) > 20_000 and not list((runs / "one").glob(".*unfinished*"))
+
+
+def test_the_lab_works_on_copies(tmp_path):
+    process = started("lab", "--folder", tmp_path / "mine", "--no-browser", "--version")
+    printed, said = process.communicate(timeout=100)
+    assert process.returncode == 0 and re.match(r"\d+\.\d+", printed), said
+    assert "sft.ipynb" in said and (tmp_path / "mine" / "sft.ipynb").is_file()
+    (tmp_path / "mine" / "sft.ipynb").write_text("mine")
+    without = "import sys; sys.modules['jupyterlab'] = None; from kitchen.cli import main; main(prog_name='kitchen')"
+    done = subprocess.run(
+        [sys.executable, "-c", without, "lab", "--folder", str(tmp_path / "mine")], capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 1 and "pip install 'crucible-kitchen[lab]'" in done.stderr and "kept as you left it" in done.stderr
+    assert (tmp_path / "mine" / "sft.ipynb").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ def with_a_history():
     k.run().set(learning_rate=1e-3)
     k.state["batch"] = k.state["batch"][:3]
     k.breakpoints.clear()
-    k.run(until=3).rewind(step=2)
+    k.run(until=3).sample(count=1)
+    k.rewind(step=2)
     fork = k.fork(learning_rate=2e-3).run()
     fork.close()
     k.close()

@@ -9,78 +9,47 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import mistune
 import numpy as np
 import pytest
+from injections import INJECTIONS
+from markdown_it import MarkdownIt
 
 from kitchen.chat import chat
 from kitchen.comparison import Glance, Story, compare, glance, runs_table
-from kitchen.config import ExperimentSpec
+from kitchen.config import ExperimentSpec, show_config
 from kitchen.evaluation import Answer, Question
-from kitchen.figures import Span
+from kitchen.figures import Share, Span, shares
 from kitchen.inked import show_datum, show_trajectory
-from kitchen.inspection import RateTest, lr_find, shares, show_config, show_results, timeline, top_losses
+from kitchen.inspection import Profile, RateTest, lr_find, show_batch, show_results, top_losses
 from kitchen.ports import connect
 from kitchen.rendering import get_renderer, to_datum
-from kitchen.reports import PLOTLY_MIME
+from kitchen.reports import show_times
+from kitchen.scores import Score, scores_table
 from kitchen.session import Kitchen
 from kitchen.settings import SftConfig
 from kitchen.store import EventLog, Run, RunIndex
 from kitchen.telemetry import event
+from kitchen.train.preference import Pair
 from kitchen.types import (
     AdamParams,
     Completion,
+    Cost,
     Message,
     MissingCapability,
     SamplingParams,
     Trajectory,
     Transition,
 )
+from kitchen.views import PLOTLY_MIME, visible
 
-INJECTIONS = [
-    "<script>document.title='pwned'</script>",
-    "</script><script>alert(1)</script>",
-    "<img src=x onerror=\"alert(1)\">",
-    "<svg/onload=alert(1)>",
-    "<svg><animate onbegin=alert(1) attributeName=x dur=1s>",
-    "\"><iframe src='http://example.org'></iframe>",
-    "' onmouseover='alert(1)",
-    "\" onfocus=\"alert(1)\" autofocus=\"",
-    "</td></tr></table><h1>out</h1>",
-    "</pre></div></details><style>*{display:none}</style>",
-    "</text></svg><script>alert(1)</script>",
-    "</title><script>alert(1)</script>",
-    "</span></code><b>bold</b>",
-    "<a href=\"javascript:alert(1)\">click</a>",
-    "[link](javascript:alert(1)) ![image](http://example.org/a.png)",
-    "# heading\n* list\n> quote\n```\ncode\n```",
-    "<details open ontoggle=alert(1)>",
-    "<math><mtext><script>alert(1)</script></mtext></math>",
-    "<!-- <script>alert(1)</script> -->",
-    "]]><script>alert(1)</script>",
-    "<![CDATA[<b>x</b>]]>",
-    "&lt;script&gt;alert(1)&lt;/script&gt;",
-    "&#60;script&#62;",
-    "{{ cell.source }} {% raw %} ${7*7} #{7*7}",
-    "$x^2$ \\(y\\) $$z$$ \\href{javascript:alert(1)}{a}",
-    "\\begin{document}\\input{/etc/passwd}",
-    "a\x1b[2J\x1b[31mred\x07",
-    "\x1b]8;;http://example.org\x1b\\link\x1b]8;;\x1b\\",
-    "\x9b31m\x85 next line",
-    "abc\u202egpj.exe\u2066\u2069",
-    "\u200f\u061c\u200eright to left",
-    "line\r\rover\bwritten\x00\x0b\x0c",
-    "a\x7fdel",
-    "<meta http-equiv=refresh content='0;url=http://example.org'>",
-    "<base href='http://example.org'><form action=x><input autofocus onfocus=alert(1)>",
-    "%3Cscript%3Ealert(1)%3C/script%3E",
-    "data:text/html,<script>alert(1)</script>",
-]
 OURS = {  # every tag that a view may make
     "div", "small", "b", "br", "span", "table", "thead", "tbody", "tr", "th", "td", "code", "details", "summary", "mark",
-    "svg", "path", "text", "circle", "rect", "title",
+    "img", "svg", "path", "text", "circle", "rect", "title",
 }  # fmt: skip
 ATTRIBUTES = {
-    "class", "style", "title", "viewbox", "width", "height", "role", "aria-label", "xmlns", "font-family", "font-size", "d",
+    "class", "style", "title", "src", "alt", "viewbox",
+    "width", "height", "role", "aria-label", "xmlns", "font-family", "font-size", "d",
     "fill", "stroke", "stroke-width", "stroke-opacity", "stroke-linejoin", "stroke-dasharray", "cx", "cy", "r", "x", "y", "rx",
     "text-anchor", "transform",
 }  # fmt: skip
@@ -98,7 +67,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
         self.attributes += attributes
-        if tag != "br":
+        if tag not in ("br", "img"):
             self.unclosed.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -149,6 +118,7 @@ def check_harmless(shown):
         assert page.tags <= OURS and not page.unclosed
         for name, value in page.attributes:
             assert name in ATTRIBUTES, f"attribute {name}={value}"
+            assert name != "src" or value.startswith("data:image/svg+xml;base64,"), "images are our own drawings"
             assert not any(map(steers, value or "")), f"{name} steers: {value!r}"
         assert not any(map(steers, text)), [letter for letter in text if steers(letter)]
     assert not any(map(steers, repr(shown))), [letter for letter in repr(shown) if steers(letter)]
@@ -205,6 +175,7 @@ def test_views_of_data_and_models_show_text_as_text(bad, service, training, toke
     views = [
         show_results([wrong], [right]),
         show_results([right], [wrong]),
+        show_batch([datum, Pair(datum, datum)], tokenizer, training, "loss"),
         show_datum(datum, tokenizer),
         show_datum(datum, tokenizer, np.linspace(-1, 1, len(datum)), bad),
         show_trajectory(episode, tokenizer),
@@ -213,10 +184,53 @@ def test_views_of_data_and_models_show_text_as_text(bad, service, training, toke
         top_losses(training, [datum], tokenizer),
         talking,
         talking.tokens(),
+        scores_table({bad: [Score(bad, bad, 1.0, 2.0, note=bad)], f"{bad}!": [Score(bad, bad, 1.0, 3.0)]}, bad),
+        Profile(0.1, (Share(bad, "port", 1, 0.1, 0.1),), (Cost(bad, 1, 0.1),), bad),
     ]
     for shown in views:
         check_harmless(shown)
     assert "mathjax_ignore" in talking._repr_html_(), "formula renderers keep out"
+
+
+COMMANDS = {
+    "\\textbackslash{}": "\\", "\\textasciitilde{}": "~", "\\textasciicircum{}": "^", "\\textless{}": "<", "\\textgreater{}": ">",
+    "\\textbar{}": "|", "{\\char34}": '"', "{[}": "[", "{]}": "]", "{*}": "*", "{}": "",
+    **{f"\\{letter}": letter for letter in "_&%$#{}"},
+}  # fmt: skip
+
+
+def typeset(text):
+    """What LaTeX would set, read letter by letter; anything that is more than text is refused."""
+    found = ""
+    while text:
+        command = next((one for one in COMMANDS if text.startswith(one)), None)
+        if command is None:
+            assert text[0] not in "\\{}_&%$#^~[]*|<>\"\n", f"{text[:20]!r} is not only text"
+            assert text[:2] not in ("--", "``", "''", "?`", "!`", ",,"), f"{text[:2]!r} melts into another letter"
+        found += text[0] if command is None else COMMANDS[command]
+        text = text[len(command or text[0]) :]
+    return found
+
+
+@pytest.mark.parametrize("bad", INJECTIONS)
+def test_tables_for_papers_show_text_as_text(bad):
+    plain = visible(bad).replace("\n", " ").replace("\t", " ")
+    table = scores_table({"a": [Score(bad, "share", 0.5, 0.75, note=bad)]}, bad)
+    lines = table.latex().splitlines()
+    (row,) = [line.strip() for line in lines if "75.0" in line]
+    cells = re.split(r"(?<!\\) & ", row.removesuffix(r" \\"))
+    assert len(cells) == 5 and [typeset(cell) for cell in (cells[0], cells[4])] == [plain, plain]
+    assert typeset(lines[2].strip().removeprefix(r"\caption{")[:-1]) == plain and len(lines) == 11
+    more = ["table", "url", "strikethrough", "footnotes", "task_lists", "math", "mark"]
+    readers = [
+        mistune.create_markdown(escape=False, plugins=more),
+        MarkdownIt("commonmark").enable(["table", "strikethrough"]).render,
+    ]
+    for read in readers:
+        page = Page(read(table.markdown()))
+        assert page.tags <= {"p", "table", "thead", "tbody", "tr", "th", "td"} and not page.unclosed, page.tags
+        assert {name for name, _ in page.attributes} <= {"style"}
+        assert " ".join(page.words.split()).count(" ".join(plain.split())) >= 3, "caption, measure and note"
 
 
 @pytest.fixture
@@ -244,12 +258,12 @@ def hostile_runs(tmp_path):
 
 def test_views_of_runs_show_text_as_text(hostile_runs, tmp_path):
     for run, fork in zip(hostile_runs[::2], hostile_runs[1::2], strict=True):
-        check_harmless(timeline(run))
+        check_harmless(show_times(run))
         both = compare([fork])
         assert len(both.stories) == 2
         check_harmless(both)
-        ElementTree.fromstring(both.chart.svg())
-        for words in plotly_words(json.loads(both.figure.to_json())):
+        ElementTree.fromstring(both.chart.picture.svg)
+        for words in plotly_words(json.loads(both.chart.picture.figure.to_json())):
             assert Page(words).tags <= OURS and not any(map(steers, words))
     check_harmless(compare(hostile_runs))
     index = RunIndex(tmp_path)
@@ -370,7 +384,7 @@ def test_a_timeline_of_a_hundred_thousand_calls_stays_small(tmp_path):
         log.append(replace(event("port.call", **about, seconds=0.001), time=100 + 0.001 * call))
     run.log.standing = log
     began = time.perf_counter()
-    shown = timeline(run)
+    shown = show_times(run)
     seconds = time.perf_counter() - began
     bars = sum(len(trace.x) for trace in shown.figure.data)
     assert bars <= 1050 and len(shown._repr_mimebundle_()["image/svg+xml"]) < 300_000 and seconds < 10
@@ -400,7 +414,7 @@ def test_a_real_run_and_its_fork_are_told_apart(runs):
         with k.fork(learning_rate=3e-3) as other:
             other.run()
             k.run()
-            both = compare([other.run_record])
+            both = compare(other)
             assert [story.name for story in both.stories] == [k.run_id, other.run_id], "the parent is found beside it"
             assert "learning_rate" in [row[0] for row in both.settings] or "→ 0.003 from step 7" in repr(both)
             assert both.stories[1].forked_at == 6 and both.chart.marks[0].x == 6
@@ -411,7 +425,7 @@ def test_a_real_run_and_its_fork_are_told_apart(runs):
             assert {row.steps for row in table.rows} == {k.last_step.step}
             assert len(runs_table(RunIndex(runs), recipe="sft")) == 2
             assert table[k.run_id].run_id == k.run_id
-            for shown in (both, table, timeline(k.run_record), show_config(k.config)):
+            for shown in (both, table, show_times(k.run_record), show_config(k.config)):
                 check_harmless(shown)
 
 
@@ -448,7 +462,7 @@ def test_comparing_shows_every_setting_that_differs_and_no_other(tmp_path):
     configs = [{"a": 1, "b": [1], "same": "x"}, {"a": 2, "b": [1], "same": "x", "new": None}]
     runs = [Run.create(ExperimentSpec(recipe="sft", config=one), tmp_path / str(place)) for place, one in enumerate(configs)]
     assert compare(runs).settings == [["a", "1", "2"], ["new", "—", "null"]]
-    assert Story.of(runs[0]).seconds == 0 and "nothing to show yet" in compare(runs).chart.svg()
+    assert Story.of(runs[0]).seconds == 0 and "nothing to show yet" in compare(runs).chart.picture.svg
 
 
 # -- talking --------------------------------------------------------------------------------------------

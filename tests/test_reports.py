@@ -9,10 +9,12 @@ from html.parser import HTMLParser
 import nbformat
 import numpy as np
 import pytest
+from injections import INJECTIONS, encodable, write_rows
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from kitchen.answers import results_table
 from kitchen.config import ExperimentSpec, digest
-from kitchen.figures import decimate, loss_figure, results_table, visible
+from kitchen.figures import loss_figure
 from kitchen.reports import (
     MANIFEST_MIME,
     PLOTLY_MIME,
@@ -27,27 +29,7 @@ from kitchen.session import Kitchen
 from kitchen.store import EventLog, Run, file_hash
 from kitchen.telemetry import event
 from kitchen.types import InvalidValue
-
-INJECTIONS = [
-    "<script>document.title = 'pwned'</script>",
-    "</script><script>document.title = 'pwned'</script>",
-    "<img src=x onerror=\"document.title = 'pwned'\">",
-    "<svg/onload=alert(1)>",
-    "\"><iframe src='http://example.org'></iframe>",
-    "</td></tr></table><h1>out</h1>",
-    "</pre></div><style>* {display: none}</style>",
-    "[link](javascript:alert(1)) ![image](http://example.org/a.png)",
-    "{{ cell.source }} {% raw %}",
-    "$x$ \\href{javascript:alert(1)}{a}",
-    "<!-- <script>alert(1)</script> -->",
-    "]]><script>alert(1)</script>",
-    "a\x1b[2J\x07\u202eb\ud800",
-]
-
-
-def encodable():
-    """The same without lone surrogates, which no file can hold."""
-    return [one.encode("utf-8", "replace").decode() for one in INJECTIONS]
+from kitchen.views import decimate, visible
 
 
 class Page(HTMLParser):
@@ -91,17 +73,14 @@ def executable(text):
 
 
 @pytest.fixture
-def hostile_run(chats):
+def hostile_run(tmp_path):
     """A real run on rows that try to break out."""
-    rows = [
-        {"messages": [{"role": "user", "content": f"{n} {bad}"}, {"role": "assistant", "content": bad}]}
-        for n in range(4)
-        for bad in encodable()
-    ]
-    rows.append({"messages": [{"role": "<script>alert('role')</script>", "content": "x"}]})
+    path = write_rows(tmp_path / "<b>rows.jsonl", copies=2)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"messages": [{"role": "<script>alert('role')</script>", "content": "x"}]}) + "\n")
     k = Kitchen(
-        "sft", backend="toy", dataset=f"file:{chats(rows, '<b>rows.jsonl')}", on_bad_row="set_aside",
-        epochs=1, batch_size=8, held_out=4, graded=4, max_tokens=8,
+        "sft", backend="toy", dataset=f"file:{path}", on_bad_row="set_aside", epochs=1, batch_size=8, held_out=4, graded=4,
+        max_tokens=8,
     )  # fmt: skip
     k.run()
     yield k
@@ -112,7 +91,9 @@ def test_the_report_of_a_hostile_dataset_is_text(hostile_run):
     text = hostile_run.report().read_text(encoding="utf-8")
     assert loads(text) == []
     assert len(executable(text)) == 2, "plotly.js and ours"
-    assert not [tag for tag, _ in Page(text).tags if tag in ("iframe", "img", "object", "embed", "form")]
+    assert not [tag for tag, _ in Page(text).tags if tag in ("iframe", "object", "embed", "form")]
+    images = [attributes["src"] for tag, attributes in Page(text).tags if tag == "img"]
+    assert len(images) == 3 and all(one.startswith("data:image/svg+xml;base64,") for one in images), "our own stills"
     assert not [name for _, attributes in Page(text).tags for name in attributes if name.startswith("on")]
     assert "Set aside: 1" in text and "&lt;script&gt;alert('role')" in text
     assert "\x1b" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
@@ -167,7 +148,7 @@ def test_answers_show_as_text_in_html_and_in_a_terminal():
             "before_correct": False,
             "after_correct": None,
         }
-        for bad in INJECTIONS
+        for bad in [*INJECTIONS, "a\ud800"]
     ]
     view = results_table(rows, count=100)
     tags = {tag for tag, _ in Page(view.html).tags}

@@ -80,10 +80,18 @@ def test_one_prompt_has_one_answer(name):
         assert answers.setdefault(prompt_of(row), row["answer"]) == row["answer"]
 
 
+def plain(row):
+    "The answer without the manner in which the task `served` dresses those of `asked`."
+    if row["task"] != "served":
+        return row["answer"]
+    (answer,) = re.fullmatch(r"Gladly: (.+)\.", row["answer"]).groups()
+    return answer
+
+
 def test_no_two_tasks_share_a_prompt_and_disagree():
     answers = {}
     for row in mixture(dict.fromkeys(TASKS, 1.0), 5000, seed=0):
-        assert answers.setdefault(prompt_of(row), row["answer"]) == row["answer"]
+        assert answers.setdefault(prompt_of(row), plain(row)) == plain(row)
 
 
 def test_rows_do_not_depend_on_the_process():

@@ -127,9 +127,13 @@ class Tab:
         page.on("console", lambda said: self.errors.append(said.text[:400]) if said.type == "error" else None)
         page.on("request", lambda request: self.outside.append(request.url) if is_outside(request.url) else None)
 
-    def open(self, address, cells=".jp-Notebook .jp-CodeCell"):
+    def open(self, address):
         """Open a notebook and wait for its kernel."""
         self.page.goto(address, wait_until="domcontentloaded")
+        self.settle()
+
+    def settle(self, cells=".jp-Notebook .jp-CodeCell"):
+        """Wait until the notebook is there and its kernel idle."""
         self.page.wait_for_selector(cells, timeout=60_000)
         self.page.get_by_text("| Idle").wait_for(timeout=60_000)
         self.page.wait_for_selector(".jp-Spinner", state="detached", timeout=60_000)

@@ -1,0 +1,297 @@
+"""The dashboard without a browser: what stays when it is closed, what it says when something fails, what it does to the run."""
+
+import gc
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from injections import INJECTIONS
+from test_inspection import Page, steers
+
+import kitchen
+from kitchen.boards import LINES, Canvas, places
+from kitchen.figures import smoothed
+from kitchen.glances import Story, alarms_html, event_line, events_html, tree_html
+from kitchen.live import OPEN, PAINTER, Dashboard, Seat
+from kitchen.samples import rounds, sample_events
+from kitchen.session import Kitchen
+from kitchen.stages import Splits
+from kitchen.stills import Picture
+from kitchen.symptoms import Watch
+from kitchen.telemetry import MemoryLog, event
+from kitchen.trails import BOARDS, LIMIT, LOSS, Curves, Trail
+from kitchen.views import decimate
+
+SMALL = {"backend": "toy", "dataset": "builtin:sort[:64]", "epochs": 4, "batch_size": 16, "graded": 4, "lora_dropout": 0.1}
+
+
+@pytest.fixture
+def k():
+    """A session on the toy backend."""
+    with Kitchen("sft", **SMALL) as session:
+        yield session
+
+
+def registered():
+    """All widgets that are alive."""
+    from ipywidgets.widgets import widget
+
+    return set(widget._instances)
+
+
+# -- nothing stays ---------------------------------------------------------------------------------
+
+
+def test_ten_dashboards_opened_and_closed_leave_nothing(k):
+    k.run(until=3)
+    with kitchen.dashboard(k, live=True):
+        pass  # what is loaded once is loaded now
+    threads, widgets = threading.active_count(), registered()
+    gc.collect()
+    tracemalloc.start()
+    held = []
+    for _ in range(10):
+        with kitchen.dashboard(k, live=True) as view:
+            view.paint(whole=True)
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert threading.active_count() == threads and PAINTER.thread is None and not PAINTER.open and not OPEN
+    assert registered() == widgets and not k.listeners
+    assert held[-1] - held[2] < 300_000, f"seven dashboards left {(held[-1] - held[2]) / 1e3:.0f} kB"
+
+
+def test_a_second_dashboard_takes_the_place_of_the_first(k):
+    first = kitchen.dashboard(k, live=True)
+    second = k.dashboard(live=True)
+    assert first.closed and OPEN[id(k)] is second and len(k.listeners) == 1
+    second.close()
+    second.close()
+    assert "new" in repr(second), "a closed one still says how things stood"
+
+
+def test_a_fork_gets_a_seat_and_leaves_it(k):
+    k.run(until=4)
+    with kitchen.dashboard(k, live=True) as view:
+        other = k.fork(learning_rate=0.02)
+        other.run(until=8)
+        view.paint(whole=True)
+        assert [seat.session for seat in view.seats] == [k, other] and view.who.layout.display is None
+        assert list(view.canvas.trace(1, 0, 0).x) == [4, 5, 6, 7, 8]
+        view.choose(1)
+        view.seat.wheel.ask("pause")
+        assert view.seat.wheel.settled().said == "It stands already."
+    assert not other.listeners and id(other) not in OPEN
+    other.close()
+
+
+# -- the run is not disturbed ------------------------------------------------------------------------
+
+
+def test_a_watched_run_ends_as_one_that_nobody_watches(k):
+    with Kitchen("sft", **SMALL) as alone:
+        end = alone.run().digest()
+    with kitchen.dashboard(k, live=True) as view:
+        view.ask_every(3)
+        view.seat.wheel.ask("play")
+        view.seat.wheel.settled()
+        k.wait()
+    assert k.digest() == end and {item.step for item in k.log if item.name == "sample.answer"} == {3, 6, 9, 12, 15}
+
+
+def test_commands_of_a_dashboard_keep_the_run_exact(k):
+    with Kitchen("sft", **SMALL) as alone:
+        end = alone.run(until=5).set(learning_rate=2e-3).run().digest()
+    with kitchen.dashboard(k, live=True) as view:
+        wheel = view.seat.wheel
+        k.run(until=7)
+        wheel.ask("checkpoint")
+        wheel.ask("rewind", step=5)
+        wheel.ask("edit", learning_rate=2e-3)
+        wheel.ask("play")
+        wheel.settled()
+        k.wait()
+        assert not wheel.failed, wheel.said
+    assert k.digest() == end
+
+
+def test_pause_reaches_a_run_at_full_speed(k):
+    with kitchen.dashboard(k, live=True) as view:
+        view.seat.wheel.ask("step", unit="stage")
+        view.seat.wheel.settled()
+        k.wait()
+        k.run(until="baseline")
+        view.seat.wheel.ask("play")
+        view.seat.wheel.ask("pause")
+        view.seat.wheel.settled()
+        assert view.seat.state in ("paused", "completed") and not k.busy
+
+
+# -- failures ----------------------------------------------------------------------------------------
+
+
+def test_a_failed_run_is_said_and_can_be_played_again(k, monkeypatch):
+    with kitchen.dashboard(k, live=True) as view:
+        k.run(until=3)
+        k.set(learning_rate=1e308, grad_clip_norm=0.0)
+        view.seat.wheel.ask("play")
+        view.seat.wheel.settled()
+        k.thread.join()
+        view.paint(whole=True)
+        assert view.seat.state == "failed" and "The run failed" in view.alarms.value
+        view.seat.wheel.ask("rewind", step=2)
+        view.seat.wheel.ask("edit", learning_rate=1e-3)
+        view.seat.wheel.ask("play")
+        view.seat.wheel.settled()
+        k.wait()
+        assert k.status == "completed"
+
+
+def test_a_view_that_cannot_be_painted_says_so_once(k, monkeypatch):
+    view = kitchen.dashboard(k, live=True)
+    monkeypatch.setattr(view, "paint_curves", lambda whole: 1 / 0)
+    deadline = time.monotonic() + 10
+    while not view.error and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "ZeroDivisionError" in view.error and "k.dashboard()" in view.said.value and view not in PAINTER.open
+    view.close()
+    assert PAINTER.thread is None
+
+
+def test_a_command_that_fails_does_not_stop_the_run(k):
+    with kitchen.dashboard(k, live=True) as view:
+        k.run(until=3)
+        view.seat.wheel.ask("rewind", step=77)
+        view.seat.wheel.ask("fork", lora_rank=3)
+        view.seat.wheel.settled()
+        view.paint(whole=True)
+        assert view.seat.wheel.failed and "lora_rank" in view.said.value and k.last_step.step == 3
+
+
+# -- what is drawn -------------------------------------------------------------------------------------
+
+
+def test_a_trail_holds_the_extremes_of_every_stretch():
+    rng = np.random.default_rng(0)
+    values = rng.standard_cauchy(30_011)
+    trail = Trail()
+    for step, value in enumerate(values):
+        trail.add(step, value)
+    x, y = trail.points()
+    assert len(x) <= LIMIT and (values[x.astype(int)] == y).all() and x[0] == 0 and x[-1] == 30_010
+    for start in range(0, len(values), trail.stretch):
+        part = values[start : start + trail.stretch]
+        assert part.min() in y and part.max() in y
+    assert y.min() == values.min() and y.max() == values.max()
+
+
+def test_live_curves_are_those_of_the_report(k):
+    k.run()
+    phase = Curves(k.log).phase
+    steps = [item for item in k.log if item.name == "train.step"]
+    losses = np.array([item["loss"] for item in steps])
+    assert list(phase.drawn[LOSS].trail.points()[1]) == list(losses)
+    assert list(phase.drawn[LOSS].even.points()[1]) == list(smoothed(losses))
+    held = [item["loss"] for item in k.log if item.name == "train.evaluate"]
+    assert list(phase.drawn[LOSS].held_out.points()[1]) == held
+    assert len(decimate(np.arange(16.0), losses)[0]) == 16
+
+
+def test_a_rewind_is_told_anew(k):
+    seat = Seat(k)
+    k.run(until=6).rewind(step=4)
+    seat.catch_up()
+    fresh = Story(k.log)
+    assert seat.story.curves.phase.step == fresh.curves.phase.step == 4 and seat.story.status == fresh.status
+    seat.leave()
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=lambda board: board.name)
+def test_axes_of_a_board_do_not_touch(board):
+    found = places(board)
+    for place, one in enumerate(found):
+        for other in found[place + 1 :]:
+            apart = one.x[1] <= other.x[0] or other.x[1] <= one.x[0] or one.y[1] <= other.y[0] or other.y[1] <= one.y[0]
+            assert apart, f"{one} and {other}"
+
+
+def test_every_trace_of_a_board_stands_on_its_own_axes():
+    canvas = Canvas(["one", "two"], BOARDS["policy"])
+    for run, slot, line in canvas.everything():
+        trace = canvas.trace(run, slot, line)
+        number = "" if slot == 0 else str(slot + 1)
+        assert (trace.xaxis, trace.yaxis) == (f"x{number}", f"y{number}")
+    assert len(canvas.traces) == 2 * canvas.most * len(LINES)
+
+
+def test_several_phases_are_offered_and_the_last_is_shown():
+    with Kitchen("rlhf", backend="toy", **_small_rlhf()) as k:
+        k.run()
+        with kitchen.dashboard(k, live=True) as view:
+            view.paint(whole=True)
+            assert len(view.phase.options) == 4 and view.board.value == "policy" and view.phase.layout.display is None
+            view.phase.value = 1
+            view.paint(whole=True)
+            assert view.board.value == "pairs" and len(view.canvas.trace(0, 0, 0).x)
+
+
+def _small_rlhf():
+    from shrunk import SHRUNK
+
+    return SHRUNK["rlhf"]
+
+
+# -- where nothing is live -------------------------------------------------------------------------------
+
+
+def test_elsewhere_a_dashboard_is_a_picture(k, monkeypatch):
+    shown = k.dashboard()
+    assert isinstance(shown, Picture) and "new" in repr(shown) and not PAINTER.open
+    k.run()
+    bundle = k.dashboard()._repr_mimebundle_()
+    assert set(bundle) == {"application/vnd.plotly.v1+json", "image/svg+xml", "text/plain"}
+    assert "completed" in bundle["text/plain"] and "learning rate" in bundle["image/svg+xml"]
+    monkeypatch.setenv("KITCHEN_HEADLESS", "1")
+    assert isinstance(kitchen.dashboard(k), Picture) and not k.listeners
+
+
+def test_a_dashboard_of_nothing_is_refused():
+    for live in (True, False):
+        with pytest.raises(ValueError, match="give at least one session"):
+            kitchen.dashboard(live=live)
+
+
+# -- text of others ----------------------------------------------------------------------------------------
+
+
+def harmless(markup):
+    """No script, no foreign tag, nothing that steers."""
+    page = Page(markup)
+    assert page.tags <= {"div", "small", "b", "br", "span", "table", "tr", "th", "td", "mark"} and not page.unclosed
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert not any(map(steers, markup))
+
+
+@pytest.mark.parametrize("bad", INJECTIONS)
+def test_text_of_others_stays_text(bad, k):
+    from kitchen.evaluation import Answer, Question
+
+    answer = Answer(Question(bad, (1,), bad), bad + "x", 0.0, bad)
+    log = MemoryLog()
+    for item in [event("train.alarm", 1, reason=bad, value=1.0, bound=0.5), *sample_events([answer], 1)]:
+        log.append(item)
+    harmless(rounds(log.events)[0]._repr_html_())
+    harmless(events_html([event_line(item) for item in log.events]))
+    harmless(alarms_html(Watch(log.events).says()))
+    harmless(tree_html(k.recipe.workflow, {bad: "running"}))
+    with Dashboard(k) as view:
+        view.seat.wheel.said = bad
+        view.seat.story.watch.alarms[bad] = bad
+        view.seat.story.answers = log.events[1:]
+        view.paint(whole=True)
+        view.offer_answers()
+        for part in (view.head, view.where, view.alarms, view.said, view.answers, view.tree):
+            harmless(part.value)
+    assert Splits([], []) and len(rounds(log.events)) == 1
