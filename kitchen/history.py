@@ -502,6 +502,7 @@ class History:
         for item in self.run.log.standing:
             if item.name == "artifact.save" and item.sequence < snapshot.sequence:
                 link(self.run.path / item["path"], path / item["path"])
+        link(self.run.path / "rollouts", path / "rollouts")  # later ones are written anew, or do not count
         for file in [*self.states(snapshot), self.folder / f"{snapshot.sequence}.json"]:
             link(file, path / "snapshots" / file.name)
         target = Objects(path / "snapshots" / "objects")

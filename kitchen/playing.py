@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .envs import Env, Problem, seats
-from .inked import View, boxed, escaped, faint, visible
 from .live import is_live
 from .patience import Patience
 from .rendering import split_tool_calls
@@ -20,6 +19,7 @@ from .rewards import get_rewards
 from .train.episodes import STOPS, Episode, Limits, RolloutFailed
 from .train.rollouts import Policy, heard, turn
 from .types import Completion, InvalidValue, Message
+from .views import boxed, escaped, faint, visible
 from .worlds import get_problems
 
 # %% ../nbs/64_playing.ipynb #d4ad4164

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from .evaluation import METRICS, Answer, Question, wilson_interval
-from .inked import View, boxed, faint, visible
-from .reports import aligned, escaped_table
 from .rewards import REWARDS, Reward, Row, scored
 from .store import Run
 from .train.rollouts import regraded
 from .types import InvalidValue, UnknownName
+from .views import View, aligned, boxed, escaped_table, faint, visible
 from .workflows.rl import rollouts
 
 # %% ../nbs/62_regrading.ipynb #5c40065a

@@ -282,6 +282,13 @@ class Runner:
         starts = [item.sequence for item in self.run.log.standing if item.name == "run.start"]
         return starts[0] + 1 if starts else 0
 
+    def replay(self, later: list[Event]) -> None:
+        "Go through what these events tell of, from here: the same edits at the same places."
+        count, self.again = milestones(later), edits_by_place(later)
+        self.make_edits()
+        if count:
+            self.advance(lambda item: self.passed >= count)
+
     def rewind(self, target: int, reason: str = "rewind", keep_edits: bool = False) -> None:
         "Return to the moment after so many events. Edits made there or later are taken back, or made again as the run goes on."
         breakpoints, self.breakpoints = self.breakpoints, []

@@ -22,7 +22,7 @@ from .plan import Plan, plan
 from .ports import adapter_address, adapter_names, connect
 from .recipes import Recipe, get_recipe
 from .reproduction import beginning
-from .runner import EDITS, Breakpoint, Runner, before_stage, beyond, live_settings
+from .runner import Breakpoint, Runner, before_stage, beyond, live_settings
 from .stepping import STEPS, Arrived, OnBoth, State, deferred_interrupt
 from .store import LogFailed, Run, RunIndex
 from .telemetry import Event, event, frame
@@ -368,7 +368,9 @@ class Kitchen:
         self.refuse_if_busy()
         runner, parent = self.ready, self.run_record
         self.check_changes(changes)
-        snapshot = runner.snapshot()
+        snapshot = runner.snapshot() if runner.flow.at_boundary else runner.history.newest()
+        if snapshot is None:
+            raise InvalidValue("there is no snapshot to fork from inside a batch; go on to the end of it, or set snapshot_every")
         origin = {"run": parent.run_id, "step": snapshot.step, "sequence": snapshot.sequence, "head": snapshot.head}
         name = f"{parent.run_id.partition('-fork-')[0]}-fork-{secrets.token_hex(2)}"
         path = Path(run_dir).absolute() if run_dir else parent.path.parent / name
@@ -377,10 +379,11 @@ class Kitchen:
         other.adopt(Run(path).claim())
         other.ready.go_back("fork")
         other.run_record.log.append(event("run.fork", snapshot.step, parent=parent.run_id, parent_head=snapshot.head))
-        for item in [item for item in self.log if item.name in EDITS and item.sequence >= snapshot.sequence]:
+        later = [item for item in self.log if item.sequence >= snapshot.sequence]
+        for item in later:
             if item.name == "state.edit":
                 other.ready.history.promise(runner.history.objects.get(item["object"]))
-            other.ready.ask(item)  # made at this very boundary, after what the snapshot holds
+        other.ready.replay(later)
         checked = self.config.replace(**changes)
         other.ready.ask(*(event("config.edit", setting=name, after=getattr(checked, name)) for name in changes))
         other.index()

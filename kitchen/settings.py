@@ -358,6 +358,7 @@ class TeacherConfig(Config):
 class OnPolicyConfig(PlayConfig, TeacherConfig):
     "Distillation on the student's own answers."
 
+    teachers: dict[str, str] = Field({}, description="a kind of problem to the model that teaches it; all others have `teacher`")
     env: str = Field("task:reworded", description="where prompts come from: any world that rl_math knows")
     problems: int = Field(960, ge=1, description="prompts to answer")
     group_size: int = Field(4, ge=1, description="answers to each prompt")

@@ -1,9 +1,9 @@
 """Kills a run with SIGKILL again and again, resumes it each time, and compares it with one that nobody disturbed.
 
 A program of its own, started by test_kills.py: it imports everything once and forks a child for each attempt, before any
-thread exists. It prints a JSON summary.
+thread exists. It prints a JSON summary of each variant, a line each.
 
-    python tests/killing.py FOLDER VARIANT KILLS SEED
+    python tests/killing.py FOLDER VARIANT[,VARIANT…] KILLS SEED
 """
 
 import json
@@ -49,6 +49,14 @@ def mixed(config, data: Splits) -> StreamBatches[Datum]:
 SFT = get_recipe("sft")
 PARTS = [mixed if part.name == "batch" else part for part in SFT.workflow.parts]
 STREAMING = replace(SFT, name="streaming", workflow=chain("streaming", *PARTS))
+PAIRS = {**SMALL, "backend": "toy", "dataset": "builtin:parity-pairs[:48]", "epochs": 2}
+GAMES = {
+    "backend": "toy", "env": "module:singing:songs", "problems": 16, "batch_size": 4, "group_size": 2, "graded": 2,
+    "max_tokens": 3, "epochs": 2, "substeps": 2, "objective": "grpo", "lora_dropout": 0.1, "snapshot_every": 1,
+    "snapshots_kept": 2,
+}  # fmt: skip
+TAUGHT = {name: value for name, value in GAMES.items() if name not in ("substeps", "objective")}
+TAUGHT |= {"teacher_dataset": "builtin:sort[:64]", "env": "task:sort"}
 VARIANTS = {
     "toy-lora": (SFT, {**SMALL, "backend": "toy", "epochs": 6}),
     "toy-full": (SFT, {**SMALL, "backend": "toy", "epochs": 6, "method": "full"}),
@@ -56,6 +64,21 @@ VARIANTS = {
     "torch-lora": (SFT, {**TORCH, "epochs": 2}),
     "torch-full": (SFT, {**TORCH, "epochs": 2, "method": "full"}),
     "torch-streaming": (STREAMING, {**TORCH, "epochs": 2}),
+    "toy-dpo": (get_recipe("dpo"), {**PAIRS, "preference_loss": "kto"}),
+    "toy-reward": (get_recipe("reward_model"), PAIRS),
+    "toy-rl": (get_recipe("rl_math"), GAMES),
+    "toy-rl-ahead": (get_recipe("rl_math"), {**GAMES, "lag": 2, "env": "nim"}),
+    "toy-rl-parts": (get_recipe("rl_math"), {**GAMES, "lag": 1, "minibatches": 2, "objective": "dr_grpo"}),
+    "toy-rl-critic": (get_recipe("rl_math"), {**GAMES, "baseline": "critic", "objective": "ppo"}),
+    "toy-on-policy": (get_recipe("distill_on_policy"), TAUGHT),
+    "toy-off-policy": (
+        get_recipe("distill_off_policy"),
+        {**SMALL, "dataset": "builtin:sort[:48]", "backend": "toy", "epochs": 2, "teacher_dataset": "builtin:sort[:64]"},
+    ),
+    "torch-rl": (
+        get_recipe("rl_math"),
+        {**GAMES, "backend": "torch", "device": "cpu", "lora_rank": 4, "problems": 12, "epochs": 1, "lag": 1},
+    ),
 }
 
 
@@ -143,13 +166,14 @@ def final(run: Run) -> list[str]:
 
 def main(folder: Path, variant: str, kills: int, seed: int) -> dict:
     """The summary."""
+    folder.mkdir()
     os.environ["KITCHEN_RUNS"] = str(folder)
-    if variant.startswith("torch"):
-        import torch
-
-        import kitchen.adapters.torch  # noqa: F401  # once, for all children
+    if variant not in ("toy-lora", "toy-full", "toy-streaming"):  # losses of our own are differentiated by torch, on any backend
+        import torch  # once, for all children
 
         torch.set_num_threads(1)
+    if variant.startswith("torch"):
+        import kitchen.adapters.torch  # noqa: F401
     hows = ("by the clock", "in a log write", "before a rename", "after a rename", "at a step")
     rng, hits, began = random.Random(seed), Counter(), time.monotonic()
     assert child(folder / "whole", variant, "", rng, 300.0) == 0
@@ -181,4 +205,5 @@ def main(folder: Path, variant: str, kills: int, seed: int) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+    for name in sys.argv[2].split(","):
+        print(json.dumps(main(Path(sys.argv[1]) / name, name, int(sys.argv[3]), int(sys.argv[4]))), flush=True)

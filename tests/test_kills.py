@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+METHODS = "toy-dpo,toy-reward,toy-rl,toy-rl-ahead,toy-rl-parts,toy-rl-critic,toy-on-policy,toy-off-policy"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
         ("torch-lora", 10),
         ("torch-full", 10),
         ("torch-streaming", 5),
+        (METHODS, 5),  # one after the other: what they import is imported once
+        ("torch-rl", 5),
     ],
 )
 def test_killed_and_resumed_equals_undisturbed(tmp_path, variant, kills):
@@ -29,8 +32,10 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, variant, kills):
         words, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(found)
-    assert sum(found["kills"].values()) == kills and len(found["kills"]) == 5, "every kind of moment was hit"
-    assert found["resumed"] > 0 and found["mended"] > 0, "runs were resumed, and torn lines mended"
-    assert found["equal metrics"] and found["equal digests"] and found["verified"], found
+    summaries = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"variant"')]
+    assert [found["variant"] for found in summaries] == variant.split(",")
+    for found in summaries:
+        print(found)
+        assert sum(found["kills"].values()) == kills and len(found["kills"]) == 5, "every kind of moment was hit"
+        assert found["resumed"] > 0 and found["mended"] > 0, "runs were resumed, and torn lines mended"
+        assert found["equal metrics"] and found["equal digests"] and found["verified"], found

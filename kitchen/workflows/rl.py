@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['play_and_learn', 'rl', 'pose', 'rounds_of', 'dealt', 'updates_behind', 'judges_of', 'local_completer', 'reward_model',
            'Rolled', 'params_of', 'limits_of', 'freeze', 'roll', 'objective_of', 'refer', 'open_critic', 'learn_from',
-           'adam_at', 'keep_rollouts', 'rollouts', 'count_steps', 'contest', 'graded', 'baseline', 'evaluate', 'begin']
+           'adam_at', 'keep_rollouts', 'rollouts', 'count_steps', 'contest', 'answers_to', 'graded', 'baseline',
+           'evaluate', 'begin']
 
 # %% ../../nbs/53_workflows.rl.ipynb #7495f115
 import json
@@ -212,8 +213,9 @@ def keep_rollouts(run: Run, rolled: Rolled) -> Path:
 
 def rollouts(run: Run, least: float = -1e300, most: float = 1e300) -> list[tuple[int, Group]]:
     "Round and group of all trajectories in a run whose reward lies in the bounds, in the order they were played."
-    found = []
-    for path in sorted((run.path / "rollouts").glob("*.json")):
+    played, standing = (sum(item.name == "rollout.batch" for item in log) for log in (run.log.events, run.log.standing))
+    found, files = [], sorted((run.path / "rollouts").glob("*.json"))
+    for path in files[:standing] if played else files:  # what a rewind took back does not count
         for group in decoded(json.loads(path.read_text("utf-8"))):
             kept = tuple(one for one in group.trajectories if least <= one.total_reward <= most)
             found += [(int(path.stem), replace(group, trajectories=kept))] if kept else []
@@ -229,12 +231,17 @@ def count_steps(config: Any, played: int) -> int:
 def contest(sampler: SamplingClient, renderer: Renderer, problems: Splits, config: Any, label: str) -> Account[list[Answer]]:
     "Play the held-out problems; the answers, graded by reward (what is above 0 counts up to 1)."
     started = time.perf_counter()
-    policy = Policy(sampler, renderer, params_of(config, renderer, 0.0))
-    sides = 2 if "nim" in config.env.split("+") else 1
-    groups = play(policy, list(problems.test), sides, derive(config.seed, "contest"), limits_of(config))
-    answers = [graded(group) for group in groups]
+    answers = answers_to(problems.test, sampler, renderer, config)
     yield summarize(answers, label, config.metric, seconds=time.perf_counter() - started)
     return answers
+
+
+def answers_to(problems: Sequence[Problem], sampler: SamplingClient, renderer: Renderer, config: Any) -> list[Answer]:
+    "What a policy does at its best with each problem."
+    policy = Policy(sampler, renderer, params_of(config, renderer, 0.0))
+    sides = 2 if "nim" in config.env.split("+") else 1
+    groups = play(policy, list(problems), sides, derive(config.seed, "contest"), limits_of(config))
+    return [graded(group) for group in groups]
 
 
 def graded(group: Group) -> Answer:
