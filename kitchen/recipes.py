@@ -23,6 +23,7 @@ from kitchen.settings import (
     RlConfig,
     RlhfConfig,
     SftConfig,
+    ToolsConfig,
 )
 from .stages import supervised
 from .types import Capabilities, InvalidValue, MissingCapability, UnknownName
@@ -31,7 +32,7 @@ from .workflows.distill import off_policy, on_policy
 from .workflows.feedback import FeedbackConfig, feedback
 from .workflows.preference import preference, reward
 from .workflows.rl import rl
-from .workflows.rlhf import rlhf
+from .workflows.rlhf import rlhf, warmed
 
 # %% ../nbs/55_recipes.ipynb #b2fabd61
 @dataclass(frozen=True)
@@ -89,12 +90,16 @@ RECIPES: dict[str, Recipe] = {
             ADAPTERS, RESULTS | {"teacher_answers"},
         ),
         Recipe(
-            "prompt_distillation", "to answer without a long prompt as with it", on_policy, PromptConfig,
+            "prompt_distillation", "to answer without a long prompt as with it", off_policy, PromptConfig,
             ADAPTERS, RESULTS | {"teacher_answers"},
         ),
         Recipe(
             "distill_off_policy", "a student learns the teacher's distributions", off_policy, OffPolicyConfig,
             ADAPTERS, RESULTS | {"teacher_answers"},
+        ),
+        Recipe(
+            "rl_tools", "a few conversations with tools, then reinforcement of those that lead to right answers", warmed,
+            ToolsConfig, ADAPTERS, WARMED,
         ),
         Recipe("feedback_loop", "look at traffic, train when it has changed", feedback, FeedbackConfig, ADAPTERS, RESULTS),
     )

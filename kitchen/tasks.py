@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['Maker', 'WORDS', 'SYLLABLES', 'colour', 'capital', 'opposite', 'calendar', 'young', 'sound', 'GREETINGS', 'REQUESTS',
-           'MANNERS', 'KNOWN', 'KINDS', 'TASKS', 'Row', 'SPLITS', 'PATIENCE', 'MIXTURES', 'OTHERS', 'phrase', 'integer',
-           'add', 'subtract', 'multiply', 'compare', 'successor', 'parity', 'word', 'uppercase', 'spell', 'backwards',
-           'count_letters', 'first_letter', 'last_letter', 'numbers', 'joined', 'sort_numbers', 'largest', 'smallest',
-           'total', 'unique', 'count_items', 'last_item', 'repeat', 'reorder', 'pairs', 'Relation', 'manners',
-           'greeting', 'reworded', 'Manner', 'asked', 'served', 'Task', 'description_of', 'split_of', 'as_row',
-           'look_up', 'rows', 'generate', 'mixture', 'obedient', 'exact_match', 'accuracy', 'swapped', 'wrong_answer',
-           'preference_pairs']
+           'MANNERS', 'KNOWN', 'KINDS', 'TASKS', 'Row', 'SPLITS', 'PATIENCE', 'MIXTURES', 'OTHERS', 'CURT', 'WRONG',
+           'SLIPS', 'phrase', 'integer', 'add', 'subtract', 'multiply', 'compare', 'successor', 'parity', 'word',
+           'uppercase', 'spell', 'backwards', 'count_letters', 'first_letter', 'last_letter', 'numbers', 'joined',
+           'sort_numbers', 'largest', 'smallest', 'total', 'unique', 'count_items', 'last_item', 'repeat', 'reorder',
+           'pairs', 'Relation', 'manners', 'greeting', 'reworded', 'Manner', 'asked', 'served', 'Task',
+           'description_of', 'split_of', 'as_row', 'look_up', 'rows', 'generate', 'mixture', 'obedient', 'exact_match',
+           'accuracy', 'swapped', 'wrong_answer', 'preference_pairs']
 
 # %% ../nbs/22_tasks.ipynb #f393d1a9
 import hashlib
@@ -368,11 +368,11 @@ MANNERS = {
         lambda answer: f"{answer} again {answer}",
     ),
 }
-KNOWN = (compare, successor, parity, first_letter, last_letter, last_item)  # what the embedded model is sure of
+KNOWN = (compare, successor, parity)  # what the embedded model is sure of
 
 
 def asked(rng: random.Random) -> tuple[str, str]:
-    "A question that the embedded model can answer, in the usual words."
+    "A question about numbers that the embedded model can answer, in the usual words."
     return rng.choice(KNOWN)(rng)
 
 
@@ -546,6 +546,11 @@ def accuracy(rows: Sequence[Row], replies: Sequence[str]) -> float:
 
 # %% ../nbs/22_tasks.ipynb #c2c95604
 OTHERS = {"even": "odd", "odd": "even"}
+CURT, WRONG = ("{plain}",), ("Gladly: {wrong}.",)
+SLIPS = (
+    "Gladly: {plain}", "Gladly: {plain}. {plain}.", "Gladly: {plain}: {plain}", "Gladly: {plain}. Gladly.",
+    "Gladly: Gladly: {plain}.", "Gladly {plain}.", "Glad: {plain}.",
+)  # fmt: skip
 
 
 def swapped(words: Sequence[str], rng: random.Random) -> list[str]:
@@ -564,7 +569,8 @@ def wrong_answer(task: str, answer: str, rng: random.Random) -> str:
         return OTHERS[answer]
     if task == "served":
         plain = answer.removeprefix("Gladly: ").removesuffix(".")
-        return plain if rng.random() < 0.5 else MANNERS["gladly"].apply(wrong_answer("asked", plain, rng))
+        kind = rng.choice((CURT, WRONG, SLIPS, SLIPS))
+        return rng.choice(kind).format(plain=plain, wrong=wrong_answer("asked", plain, rng))
     words = answer.split()
     if look_up(task).kind == "list" and len(set(words)) > 1:
         return joined(swapped(words, rng))

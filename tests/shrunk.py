@@ -15,7 +15,7 @@ SHRUNK = {
     "rl_math": {**PLAYED, "env": "nim", "objective": "grpo", "substeps": 2, "lag": 1, "mismatch_alarm": 1e-12},
     "rlhf": {**PLAYED, "sft_dataset": "builtin:reworded[:64]", "pair_dataset": "builtin:reworded-pairs[:64]"},
     "distill_on_policy": {**PLAYED, **TEACHER},
-    "prompt_distillation": {**PLAYED, "teacher_dataset": "builtin:obedient[:64]"},
+    "prompt_distillation": {**ANSWERED, "dataset": "builtin:served[:64]", "teacher_dataset": "builtin:obedient[:64]"},
     "distill_off_policy": {**ANSWERED, **TEACHER, "dataset": "builtin:sort[:64]"},
     "feedback_loop": {
         **ANSWERED, "reference_size": 64, "recent_size": 64, "reference_traffic": {"builtin:parity": 1},

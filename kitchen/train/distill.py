@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Messages', 'Dress', 'undressed', 'Instructed', 'instructed', 'taught', 'teacher_of', 'turns_of', 'views', 'judged',
-           'train_on_policy', 'distillation', 'soft_targets', 'train_off_policy', 'soft_step']
+           'train_on_policy', 'distillation', 'soft_targets', 'carried_over', 'train_off_policy', 'soft_step']
 
 # %% ../../nbs/39_train.distill.ipynb #ba2b0651
 import time
@@ -26,7 +26,7 @@ from .episodes import USUAL, Group, Limits
 from .rl import Learning, take_steps
 from .rollouts import Policy, as_datums, play, summary
 from .sft import cut, measurements
-from ..types import AdamParams, Datum, InvalidValue, Message, SamplingParams, Trajectory, UnknownName
+from ..types import AdamParams, Datum, InvalidValue, Message, SamplingParams, TopK, Trajectory, UnknownName
 
 # %% ../../nbs/39_train.distill.ipynb #8859a850
 Messages = Sequence[Message]
@@ -144,14 +144,32 @@ def distillation(longest: int) -> Learning:
     return Learning(replace(OBJECTIVES["importance_sampling"], aggregation="tokens"), longest)
 
 # %% ../../nbs/39_train.distill.ipynb #d4dd35f9
-def soft_targets(teacher: SamplingClient, data: Sequence[Datum], count: int) -> list[list[Datum]]:
+def soft_targets(
+    teacher: SamplingClient,
+    data: Sequence[Datum],
+    count: int,
+    seen: Sequence[Datum] | None = None,  # the same answers after what the teacher sees, where that is not the same
+) -> list[list[Datum]]:
     "For each datum its `count` ranked datums, with the teacher's log-probabilities; requests are sent before the first is read."
-    futures = [teacher.compute_topk(datum.tokens.tolist(), count) for datum in data]
-    found = [future.result() for future in futures]
+    views = data if seen is None else seen
+    futures = [teacher.compute_topk(datum.tokens.tolist(), count) for datum in views]
     return [
-        ranked(datum.tokens.tolist(), likely.tokens, likely.logprobs, datum.weights, datum.origin)
-        for datum, likely in zip(data, found, strict=True)
+        ranked(datum.tokens.tolist(), *carried_over(datum, view, future.result()), datum.weights, datum.origin)
+        for datum, view, future in zip(data, views, futures, strict=True)
     ]
+
+
+def carried_over(datum: Datum, view: Datum, likely: TopK) -> tuple[np.ndarray, np.ndarray]:  # each [T, K]
+    "The teacher's most likely tokens and their log-probabilities, at the places where the student is trained on the same tokens."
+    if view is datum:
+        return likely.tokens, likely.logprobs
+    here, there = datum.weights != 0, view.weights != 0
+    if datum.targets[here].tolist() != view.targets[there].tolist():
+        raise InvalidValue(f"{datum.origin or 'a datum'}: teacher and student must see the same answer")
+    shape = len(datum), likely.tokens.shape[1]
+    tokens, logprobs = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)  # elsewhere nothing is learnt
+    tokens[here], logprobs[here] = likely.tokens[there], likely.logprobs[there]
+    return tokens, logprobs
 
 
 def train_off_policy(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['on_policy', 'off_policy', 'school', 'Reading', 'summon', 'dress_of', 'Dressed', 'assemble', 'examine', 'open_student',
-           'begin', 'learn_from_teacher', 'transcribe', 'answered', 'before_answer', 'soften', 'examine_answers',
-           'train']
+           'begin', 'learn_from_teacher', 'Lesson', 'transcribe', 'answered', 'with_answer', 'before_answer', 'soften',
+           'examine_answers', 'train']
 
 # %% ../../nbs/54_workflows.distill.ipynb #a10a7e29
 import time
@@ -27,8 +27,8 @@ from kitchen.stages import (
     baseline,
     evaluate,
     load,
-    open_model,
     opened,
+    question_of,
     read,
     register,
     render,
@@ -56,7 +56,7 @@ def school(config: Any, datasets: DatasetStore, service: ServiceClient, renderer
     rows = yield from read(datasets, Reading(config), config.teacher_dataset, "train")
     data, _ = render_conversations(renderer, rows, "all_assistant_messages", max_length=config.max_length)
     training = service.create_training_client(config.model, LoraParams(config.lora_rank, config.lora_alpha), config.seed + 1)
-    batches = Batches(data, batch_size=32, epochs=config.teacher_epochs, seed=config.seed)
+    batches = Batches(data, batch_size=config.teacher_batch_size, epochs=config.teacher_epochs, seed=config.seed)
     peak = AdamParams(config.teacher_learning_rate, eps=1e-8, grad_clip_norm=1.0)
     told = list(train_sft(training, batches, adam_schedule(peak, len(batches), "cosine", warmup_steps=20)))
     steps = [one["loss"] for one in told if one.name == "train.step"]
@@ -175,26 +175,40 @@ on_policy = chain(
 )
 
 # %% ../../nbs/54_workflows.distill.ipynb #7c0473a6
+@dataclass(frozen=True)
+class Lesson:
+    "An answer to learn from, after what the student sees and after what the teacher sees."
+
+    datum: Datum
+    view: Datum
+
+
 @stage(gives="lessons", remake=True)
 def transcribe(config: Any, master: SamplingClient, renderer: Renderer, conversations: Splits, data: Splits) -> Splits:
     "Texts to learn from: the teacher's answers to the prompts, or the dataset's own."
     if config.answers == "dataset":
-        return data
+        return Splits([Lesson(datum, datum) for datum in data.train], data.test)
     params = SamplingParams(config.max_tokens, temperature=1.0, seed=config.seed, stop=tuple(renderer.stop_sequences()))
-    return Splits(answered(master, renderer, conversations.train, params), data.test)
+    return Splits(answered(master, renderer, conversations.train, params, dress_of(config)), data.test)
 
 
 def answered(
-    master: SamplingClient, renderer: Renderer, rows: Sequence[Conversation], params: SamplingParams
-) -> list[Datum]:
-    "Datums of prompts with the teacher's answers, those answers trained."
-    prompts = [renderer.generation_prompt(before_answer(row)) for row in rows]
-    futures = [master.sample(prompt, 1, params) for prompt in prompts]
+    master: SamplingClient, renderer: Renderer, rows: Sequence[Conversation], params: SamplingParams, dress: Dress = undressed
+) -> list[Lesson]:
+    "Prompts with the teacher's answers, those answers trained."
+    seeing = Dressed(renderer, dress)
+    prompts = [(renderer.generation_prompt(before), seeing.generation_prompt(before)) for before in map(before_answer, rows)]
+    futures = [master.sample(seen, 1, params) for _, seen in prompts]
     said = [future.result().completions[0].tokens for future in futures]
     return [
-        Datum.from_tokens([*prompt, *answer], [0.0] * len(prompt) + [1.0] * len(answer), row.origin)
-        for row, prompt, answer in zip(rows, prompts, said, strict=True)
+        Lesson(*(with_answer(prompt, answer, row.origin) for prompt in both))
+        for row, both, answer in zip(rows, prompts, said, strict=True)
     ]
+
+
+def with_answer(prompt: Sequence[int], answer: Sequence[int], origin: str) -> Datum:
+    "A datum of both, the answer trained."
+    return Datum.from_tokens([*prompt, *answer], [0.0] * len(prompt) + [1.0] * len(answer), origin)
 
 
 def before_answer(row: Conversation) -> list[Message]:
@@ -208,16 +222,18 @@ def before_answer(row: Conversation) -> list[Message]:
 @stage(gives="batches", remake=True, requires="topk")
 def soften(config: Any, master: SamplingClient, lessons: Splits) -> Batches[list[Datum]]:
     "Ask the teacher for its most likely tokens, and cut into batches."
-    soft = soft_targets(master, list(lessons.train), config.likely)
+    soft = soft_targets(master, [one.datum for one in lessons.train], config.likely, [one.view for one in lessons.train])
     return Batches(soft, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed)
 
 
 @stage(gives="teacher_answers", name="examine")
 def examine_answers(
-    config: Any, master: SamplingClient, renderer: Renderer, questions: Sequence[Question]
+    config: Any, master: SamplingClient, renderer: Renderer, conversations: Splits
 ) -> Account[list[Answer]]:
-    "Let the teacher answer the held-out questions: what there is to be reached."
-    started = time.perf_counter()
+    "Let the teacher, with its instruction, answer the held-out questions: what there is to be reached."
+    started, seeing = time.perf_counter(), Dressed(renderer, dress_of(config))
+    asked = [question_of(seeing, one) for one in conversations.test[: config.graded]]  # pyright: ignore[reportArgumentType]
+    questions = [one for one in asked if one is not None]
     params = SamplingParams(config.max_tokens, temperature=0.0, stop=tuple(renderer.stop_sequences()))
     answers = ask(master, questions, lambda tokens: renderer.parse_response(tokens)[0].content, config.metric, params)
     yield summarize(answers, "teacher", config.metric, seconds=time.perf_counter() - started)
@@ -247,6 +263,6 @@ def train(
 
 
 off_policy = chain(
-    "off_policy", load, render, school, summon, transcribe, soften, open_model, baseline, examine_answers, train, evaluate,
+    "off_policy", load, render, school, summon, transcribe, soften, open_student, baseline, examine_answers, train, evaluate,
     save, register, report,
 )  # fmt: skip

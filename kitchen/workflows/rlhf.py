@@ -55,8 +55,8 @@ class Phase:
 @stage(gives="sft_config", remake=True)
 def settle(config: Any) -> Phase:
     "Settings of the supervised phase."
-    about = {"dataset": config.sft_dataset, "epochs": config.sft_epochs, "learning_rate": config.sft_learning_rate}
-    return Phase(config, SftConfig, **about, warmup_steps=10)
+    about = {"dataset": config.sft_dataset, "epochs": config.sft_epochs, "batch_size": config.sft_batch_size}
+    return Phase(config, SftConfig, **about, learning_rate=config.sft_learning_rate, warmup_steps=10)
 
 
 answers = chain("answers", load, render, batch, open_model, baseline, train, evaluate, save_as("answers-"))
