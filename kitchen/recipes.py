@@ -14,6 +14,8 @@ from pathlib import Path
 from .config import Config
 from .contracts import check
 from kitchen.settings import (
+    ChatConfig,
+    CodeConfig,
     OffPolicyConfig,
     OnPolicyConfig,
     PreferenceConfig,
@@ -76,6 +78,9 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("sft", "supervised fine-tuning: show a model how to answer", supervised, SftConfig, ADAPTERS, RESULTS),
+        Recipe(
+            "chat_sft", "conversations whose later questions lean on earlier ones", supervised, ChatConfig, ADAPTERS, RESULTS
+        ),
         Recipe("pretrain", "make the embedded chat model from nothing", supervised, PretrainConfig, ADAPTERS, RESULTS),
         Recipe(
             "dpo", "preference optimisation: better answers against worse ones", preference, PreferenceConfig, ADAPTERS, RESULTS
@@ -100,6 +105,9 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "rl_tools", "a few conversations with tools, then reinforcement of those that lead to right answers", warmed,
             ToolsConfig, ADAPTERS, WARMED,
+        ),
+        Recipe(
+            "rl_code", "a few programs, then reinforcement of those that pass their tests", warmed, CodeConfig, ADAPTERS, WARMED
         ),
         Recipe("feedback_loop", "look at traffic, train when it has changed", feedback, FeedbackConfig, ADAPTERS, RESULTS),
     )

@@ -527,8 +527,8 @@ class Kitchen:
 
     def show_batch(self, count: int = 2, by: str = "") -> Any:
         "Rows of the next batch, tokens coloured by weight or advantage; by='loss' or 'log-probability': by the model as it is."
-        if any("rolled" in part.gives for part in stages(self.recipe.workflow)):
-            return self.show_rollouts()
+        if self.found("rounds") is not None or not any("batches" in part.gives for part in stages(self.recipe.workflow)):
+            return self.show_rollouts()  # the policy plays, or will
         from kitchen.inspection import show_batch
         from kitchen.rates import coming
 

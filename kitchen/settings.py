@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED_MODELS', 'PRESETS', 'PAIR_PRESETS', 'BETAS', 'PLAY_PRESETS', 'TOOL_PRESETS', 'live', 'known_name',
-           'TrainingConfig', 'DataConfig', 'AnswerConfig', 'SftConfig', 'PretrainConfig', 'PairConfig',
-           'PreferenceConfig', 'RewardConfig', 'PlayConfig', 'RlConfig', 'WarmConfig', 'ToolsConfig', 'RlhfConfig',
-           'TeacherConfig', 'OnPolicyConfig', 'OffPolicyConfig', 'PromptConfig']
+           'TrainingConfig', 'DataConfig', 'AnswerConfig', 'SftConfig', 'ChatConfig', 'PretrainConfig', 'PairConfig',
+           'PreferenceConfig', 'RewardConfig', 'PlayConfig', 'RlConfig', 'WarmConfig', 'ToolsConfig', 'CodeConfig',
+           'RlhfConfig', 'TeacherConfig', 'OnPolicyConfig', 'OffPolicyConfig', 'PromptConfig']
 
 # %% ../nbs/50_settings.ipynb #f1b95254
 from collections.abc import Collection
@@ -171,6 +171,13 @@ class SftConfig(AnswerConfig):
     def loss_is_known(cls, value: str) -> str:
         "A loss that is not in its table is answered with the nearest."
         return known_name("loss", value, SFT_LOSSES)
+
+
+class ChatConfig(SftConfig):
+    "Supervised fine-tuning on conversations of several turns."
+
+    dataset: str = Field("builtin:talks[:3000]", description="conversations: builtin:NAME, file:PATH or hf:ORG/NAME")
+    epochs: int = Field(1, ge=1, description="passes over the training data")
 
 # %% ../nbs/50_settings.ipynb #62abcf6a
 class PretrainConfig(SftConfig):
@@ -356,6 +363,22 @@ class ToolsConfig(WarmConfig):
 
 
 TOOL_PRESETS: dict[str, dict[str, Any]] = {"builtin:tiny-chat": {"learning_rate": 3e-4, "sft_learning_rate": 4e-3}}
+
+
+class CodeConfig(WarmConfig):
+    "Reinforcement learning of a policy that writes programs."
+
+    env: str = Field("code", description="any world that rl_math knows")
+    method: Literal["lora", "full"] = Field("full", description="low-rank adapters, or all weights")
+    problems: int = Field(480, ge=1, description="problems to train on")
+    max_tokens: int = Field(48, ge=1, description="longest answer, in tokens")
+    sft_dataset: str = Field("builtin:code[:2000]", description="programs to begin with")
+    sft_batch_size: int = Field(16, ge=1, description="conversations for each optimizer step there")
+
+    @classmethod
+    def presets(cls, model: str) -> dict[str, Any]:
+        "The embedded model has never seen a program: all weights learn what one looks like."
+        return TOOL_PRESETS.get(model, super().presets(model))
 
 
 class RlhfConfig(WarmConfig):

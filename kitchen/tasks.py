@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['Maker', 'WORDS', 'SYLLABLES', 'colour', 'capital', 'opposite', 'calendar', 'young', 'sound', 'GREETINGS', 'REQUESTS',
-           'MANNERS', 'KNOWN', 'KINDS', 'TASKS', 'Row', 'SPLITS', 'PATIENCE', 'MIXTURES', 'OTHERS', 'CURT', 'WRONG',
-           'SLIPS', 'phrase', 'integer', 'add', 'subtract', 'multiply', 'compare', 'successor', 'parity', 'word',
-           'uppercase', 'spell', 'backwards', 'count_letters', 'first_letter', 'last_letter', 'numbers', 'joined',
-           'sort_numbers', 'largest', 'smallest', 'total', 'unique', 'count_items', 'last_item', 'repeat', 'reorder',
-           'pairs', 'Relation', 'manners', 'greeting', 'reworded', 'Manner', 'asked', 'served', 'Task',
-           'description_of', 'split_of', 'as_row', 'look_up', 'rows', 'generate', 'mixture', 'obedient', 'exact_match',
-           'accuracy', 'swapped', 'wrong_answer', 'preference_pairs']
+           'MANNERS', 'KNOWN', 'KINDS', 'TASKS', 'Row', 'SPLITS', 'PATIENCE', 'MIXTURES', 'RELATIONS', 'FOLLOW_UPS',
+           'OTHERS', 'CURT', 'WRONG', 'SLIPS', 'phrase', 'integer', 'add', 'subtract', 'multiply', 'compare',
+           'successor', 'parity', 'word', 'uppercase', 'spell', 'backwards', 'count_letters', 'first_letter',
+           'last_letter', 'numbers', 'joined', 'sort_numbers', 'largest', 'smallest', 'total', 'unique', 'count_items',
+           'last_item', 'repeat', 'reorder', 'pairs', 'Relation', 'manners', 'greeting', 'reworded', 'Manner', 'asked',
+           'served', 'Task', 'description_of', 'split_of', 'as_row', 'look_up', 'rows', 'generate', 'mixture',
+           'obedient', 'talk', 'talks', 'exact_match', 'accuracy', 'swapped', 'wrong_answer', 'preference_pairs']
 
 # %% ../nbs/22_tasks.ipynb #f393d1a9
 import hashlib
@@ -529,6 +529,33 @@ def obedient(size: int, seed: int, split: str = "train") -> list[Row]:
         under = [{"role": "system", "content": manner.rule}] if manner else []
         messages = [*under, row["messages"][0], {"role": "assistant", "content": answer}]
         made.append({**row, "messages": messages, "task": "obedient", "answer": answer})
+    return made
+
+# %% ../nbs/22_tasks.ipynb #7a1e0c02
+RELATIONS = (colour, capital, opposite, calendar, young, sound)
+FOLLOW_UPS = ("And {this}?", "What about {this}?", "Now {this}.")
+
+
+def talk(rng: random.Random) -> list[dict[str, str]]:
+    "A question about one relation, and one to three more that do not say which."
+    relation = rng.choice(RELATIONS)
+    messages = []
+    for this, that in rng.sample(pairs(relation.table), rng.randint(2, 4)):
+        prompt = phrase(rng, FOLLOW_UPS if messages else relation.wordings, this=this)
+        answer = relation.reply.format(this=this, that=that)
+        messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return messages
+
+
+def talks(size: int, seed: int, split: str = "train") -> list[Row]:
+    "So many conversations; the answer of a row is the last one."
+    if split not in SPLITS:
+        raise UnknownName("split", split, SPLITS)
+    rng, made = random.Random(f"talks/{split}/{seed}"), []
+    while len(made) < size:
+        messages = talk(rng)
+        if split_of(" ".join(message["content"] for message in messages[::2])) == split:
+            made.append({"messages": messages, "task": "talks", "answer": messages[-1]["content"]})
     return made
 
 # %% ../nbs/22_tasks.ipynb #969e052b

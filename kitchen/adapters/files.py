@@ -25,7 +25,7 @@ from ..data import ENDINGS, Placed, Reference, Stream, Table, package_file, pars
 from ..ports import BlobStore, DatasetStore, ModelRegistry
 from ..searching import search_rows
 from ..store import write_whole
-from ..tasks import MIXTURES, SPLITS, TASKS, mixture, obedient, preference_pairs, rows
+from ..tasks import MIXTURES, SPLITS, TASKS, mixture, obedient, preference_pairs, rows, talks
 from ..types import DamagedData, InvalidValue, RowError, UnknownName, nearest
 from ..worlds import tool_rows
 
@@ -140,7 +140,7 @@ BUILTIN_SIZES = {
 PAIRS = "-pairs"  # sort-pairs: right and wrong answers of the task sort
 
 
-OTHER_ROWS = {"obedient": obedient, "tools": tool_rows, "search": search_rows, "code": code_rows}
+OTHER_ROWS = {"obedient": obedient, "talks": talks, "tools": tool_rows, "search": search_rows, "code": code_rows}
 
 
 def builtin_rows(name: str, split: str, size: int | None = None) -> list[dict[str, Any]]:
