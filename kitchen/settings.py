@@ -362,17 +362,17 @@ class ToolsConfig(WarmConfig):
         return TOOL_PRESETS.get(model, super().presets(model))
 
 
-TOOL_PRESETS: dict[str, dict[str, Any]] = {"builtin:tiny-chat": {"learning_rate": 3e-4, "sft_learning_rate": 4e-3}}
+TOOL_PRESETS: dict[str, dict[str, Any]] = {"builtin:tiny-chat": {"learning_rate": 5e-4, "sft_learning_rate": 4e-3}}
 
 
 class CodeConfig(WarmConfig):
     "Reinforcement learning of a policy that writes programs."
 
-    env: str = Field("code", description="any world that rl_math knows")
+    env: str = Field("code:brief", description="any world that rl_math knows")
     method: Literal["lora", "full"] = Field("full", description="low-rank adapters, or all weights")
     problems: int = Field(480, ge=1, description="problems to train on")
-    max_tokens: int = Field(48, ge=1, description="longest answer, in tokens")
-    sft_dataset: str = Field("builtin:code[:2000]", description="programs to begin with")
+    max_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
+    sft_dataset: str = Field("builtin:drafts[:2000]", description="programs to begin with")
     sft_batch_size: int = Field(16, ge=1, description="conversations for each optimizer step there")
 
     @classmethod

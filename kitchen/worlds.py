@@ -170,7 +170,7 @@ def get_problems(
     worlds: dict[str, Callable[[], list[Problem]]] = {
         "task": lambda: task_problems(rest, count, seed, split, rewards),
         "gym": lambda: gym_problems(rest, count, seed, split),
-        "code": lambda: code_world(count, seed, split),
+        "code": lambda: code_world(count, seed, split, brief=rest == "brief"),
         "tools": lambda: tool_problems(count, seed, split, rewards, rest == "brief"),
         "search": lambda: search_problems(count, seed, split, rewards, rest == "brief", others.embeddings, others.vectors),
         "guess": lambda: guess_problems(count, seed, split),
@@ -179,7 +179,7 @@ def get_problems(
         "rubric": lambda: graded_problems(rest, count, seed, split, others.grader),
         "module": lambda: own_problems(rest, count, seed, split, rewards),
     }
-    variants = {"tools": ("", "brief"), "search": ("", "brief"), "code": ("",), "guess": ("",), "nim": ("",)}
+    variants = {"tools": ("", "brief"), "search": ("", "brief"), "code": ("", "brief"), "guess": ("",), "nim": ("",)}
     if kind not in worlds:
         raise UnknownName("environment", kind, worlds)
     if rest not in variants.get(kind, (rest,)):

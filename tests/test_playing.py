@@ -14,7 +14,10 @@ from kitchen.session import Kitchen
 from kitchen.types import InvalidValue, Message
 from kitchen.worlds import get_problems
 
-WORLDS = ["task:sort", "gym:chain_sum", "code", "tools", "tools:brief", "search", "search:brief", "guess", "nim", "task:sort+nim"]
+WORLDS = [
+    "task:sort", "gym:chain_sum", "code", "code:brief", "tools", "tools:brief", "search", "search:brief", "guess", "nim",
+    "task:sort+nim",
+]  # fmt: skip
 INJECTIONS = [
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</div><b>", "$\\href{javascript:alert(1)}{x}$", "\x1b[31m",
 ]  # fmt: skip
@@ -22,7 +25,7 @@ INJECTIONS = [
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_every_world_can_be_played(name):
-    if name == "code" and missing():
+    if name.startswith("code") and missing():
         pytest.skip(missing())
     game = play(name, count=2, rewards="contains")
     for _ in range(70):

@@ -20,7 +20,7 @@ from itertools import count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..coding import code_rows
+from ..coding import code_rows, draft_rows
 from ..data import ENDINGS, Placed, Reference, Stream, Table, package_file, parse_reference
 from ..ports import BlobStore, DatasetStore, ModelRegistry
 from ..searching import search_rows
@@ -140,7 +140,9 @@ BUILTIN_SIZES = {
 PAIRS = "-pairs"  # sort-pairs: right and wrong answers of the task sort
 
 
-OTHER_ROWS = {"obedient": obedient, "talks": talks, "tools": tool_rows, "search": search_rows, "code": code_rows}
+OTHER_ROWS = {
+    "obedient": obedient, "talks": talks, "tools": tool_rows, "search": search_rows, "code": code_rows, "drafts": draft_rows,
+}  # fmt: skip
 
 
 def builtin_rows(name: str, split: str, size: int | None = None) -> list[dict[str, Any]]:
