@@ -40,26 +40,34 @@ class RateTest:
     losses: np.ndarray  # [N] nats/token
     ended: str  # why the test ended
     unit: str = "nats/token"
+    untouched: np.ndarray | None = None  # [N] losses of the same batches before the first step
+
+    @cached_property
+    def paired(self) -> np.ndarray:
+        "The losses without what only tells hard batches from easy ones: differences to the untouched model, from its mean."
+        if self.untouched is None:
+            return self.losses
+        return self.losses - self.untouched + self.untouched.mean()
 
     @cached_property
     def smoothed(self) -> np.ndarray:
         "The losses under a bell curve three hundredths of the test wide, centred: the curve does not lag behind the rate."
         places = np.arange(len(self.losses))
-        finite = np.isfinite(self.losses)
+        finite = np.isfinite(self.paired)
         if not finite.any():
             return np.full(len(places), np.nan)
         width = max(0.03 * len(places), 1.0)
         bell = np.exp(-0.5 * ((places[:, None] - places[None, finite]) / width) ** 2)
-        return bell @ self.losses[finite] / bell.sum(axis=1)
+        return bell @ self.paired[finite] / bell.sum(axis=1)
 
     @cached_property
     def lowest(self) -> int | None:
         "Where the smoothed loss is lowest; None if it never fell by more than it scatters."
-        if np.isfinite(self.losses).sum() < 5:
+        if np.isfinite(self.paired).sum() < 5:
             return None
         place = int(np.argmin(self.smoothed))
         calm = slice(0, place + 1)
-        scatter = float(np.std((self.losses - self.smoothed)[calm]))
+        scatter = float(np.std((self.paired - self.smoothed)[calm]))
         return place if place >= 2 and self.smoothed[0] - self.smoothed[place] > 2 * scatter else None
 
     @property
@@ -93,7 +101,7 @@ class RateTest:
     @property
     def bounds(self) -> tuple[float, float]:
         "Losses worth drawing: what comes after divergence would press the curve flat."
-        if not np.isfinite(self.losses).any():
+        if not np.isfinite(self.paired).any():
             return 0.0, 1.0
         last = len(self.smoothed) - 1 if self.lowest is None else self.lowest
         high, low = float(self.smoothed[: last + 1].max()), float(self.smoothed.min())
@@ -103,7 +111,7 @@ class RateTest:
     @cached_property
     def picture(self) -> Picture:
         "The curve with the suggestion marked."
-        raw = Curve("loss", self.rates, self.losses, COLORS[5], 1.2, 0.8)
+        raw = Curve("loss", self.rates, self.paired, COLORS[5], 1.2, 0.8)
         even = Curve("loss, smoothed", self.rates, self.smoothed, COLORS[0], 2.5)
         short = "nothing to suggest" if self.suggestion is None else f"suggestion: {number_text(self.suggestion)}"
         chart = Chart((raw, even), "learning rate", f"loss ({self.unit})", self.marks, True, self.bounds, short)
@@ -122,8 +130,8 @@ class RateTest:
         "The same in words."
         first, last = number_text(self.rates[0]), number_text(float(f"{self.rates[-1]:.2g}"))
         run = f"{len(self.rates)} steps, learning rate {first} to {last}; {self.ended}"
-        drawn = spark_text(np.minimum(self.losses, self.bounds[1]), 40)
-        curve = f"loss {drawn} {number_text(self.losses[0])} to {number_text(self.losses[-1])} {self.unit}"
+        drawn = spark_text(np.minimum(self.paired, self.bounds[1]), 40)
+        curve = f"loss {drawn} {number_text(self.paired[0])} to {number_text(self.paired[-1])} {self.unit}"
         return f"{run}\n{curve}\n{self.said}"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
@@ -211,13 +219,14 @@ def lr_find(
     if not some:
         raise InvalidValue("a range test needs at least one batch")
     training, losses, ended = open_client(), [], "the highest rate was reached"
+    untouched = [learn(training, batch, replace(adam, learning_rate=0.0)) for batch in some]
     rates = np.geomspace(lowest, highest, steps)
     for rate, batch in zip(rates, cycle(some), strict=False):
         losses.append(learn(training, batch, replace(adam, learning_rate=float(rate))))
         if diverged(losses):
             ended = f"stopped at {number_text(float(f'{rate:.2g}'))}, where training diverged"
             break
-    return RateTest(rates[: len(losses)], np.array(losses), ended, unit)
+    return RateTest(rates[: len(losses)], np.array(losses), ended, unit, np.resize(untouched, len(losses)))
 
 
 def find_rate(values: Mapping[str, Any], lowest: float, highest: float, steps: int) -> RateTest:
