@@ -201,7 +201,7 @@ CELLS = [
     "from kitchen import Kitchen, compare, runs\nk = Kitchen('sft', **SMALL)\nk.run(until=3)",
     "k", "k.config", "k.run_record.spec", "k.recipe.workflow", "k.peek('batch')", "k.show_batch(by='loss')", "k.show_results()",
     "k.top_losses(2)", "k.lr_find(1e-5, 1.0, steps=10)", "k.chat(max_tokens=4).talk('Sort: 3 1 2')",
-    "k.timeline()", "k.profile(5)", "compare(k)", "runs()",
+    "k.timeline()", "k.profile(5)", "k.dashboard()", "compare(k)", "runs()",
     "from kitchen.reports import show_losses\nshow_losses(k.run_record)", "k.close()",
 ]  # fmt: skip
 
@@ -236,7 +236,7 @@ def test_an_executed_notebook_holds_a_still_view_of_everything(executed):
         assert ("image/svg+xml" in data) == (PLOTLY_MIME in data) and ({"text/html", PLOTLY_MIME} & set(data)), source
         words = data["text/plain"]
         assert not re.search(r"<[\w.]+ (object|at) ", words) and len(words) < 8000, f"{source}: {words[:80]}"
-    assert sum(PLOTLY_MIME in data for _, data in shown) == 4 and "widgets" not in notebook.metadata
+    assert sum(PLOTLY_MIME in data for _, data in shown) == 5 and "widgets" not in notebook.metadata
     assert os.path.getsize(executed) < 300_000
 
 

@@ -12,7 +12,7 @@ from shrunk import SHRUNK
 
 from kitchen.cli import main
 from kitchen.config import parameters
-from kitchen.recipes import RECIPES, get_recipe
+from kitchen.recipes import RECIPES, get_recipe, notebook_path
 from kitchen.reports import read_manifest, recorded
 from kitchen.store import Run
 
@@ -73,3 +73,19 @@ def test_the_embedded_model_is_small_and_safe():
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= names
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5_000_000
     assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}
+
+
+def test_the_tutorial_is_a_report_too(tmp_path, monkeypatch):
+    import papermill
+
+    for name, value in {"KITCHEN_HEADLESS": "1", "KITCHEN_RUNS": str(tmp_path / "runs")}.items():
+        monkeypatch.setenv(name, value)
+    small = {"backend": "toy", "dataset": "builtin:sort[:3200]"}
+    done = tmp_path / "done.ipynb"
+    papermill.execute_notebook(notebook_path("tutorial"), done, small, kernel_name="python3", progress_bar=False)
+    shown = [(cell.source, output) for cell in nbformat.read(done, 4).cells for output in cell.get("outputs", [])]
+    assert done.stat().st_size < 500_000
+    assert not [source for source, output in shown if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
+    assert not [source for source, output in shown if output.output_type == "error" or output.get("name") == "stderr"]
+    drawn = {source.splitlines()[-1] for source, output in shown if "image/svg+xml" in output.get("data", {})}
+    assert {"k.lr_find(steps=60)", "k.dashboard()", "kitchen.compare([k, bold])", "k.timeline()"} <= drawn
