@@ -179,7 +179,8 @@ def show_trajectory(
     peak = peak_of(token for _, tokens in turns for token in tokens)
     count = sum(len(turn.completion.tokens) for turn in trajectory.transitions)
     label = "log-probability" if advantages is None else "advantage"
-    head = f"{len(turns)} turn{'s' * (len(turns) != 1)}, {count:,} answer tokens, reward {trajectory.total_reward:.4g} · colour: {label}"
+    many = "1 turn" if len(turns) == 1 else f"{len(turns)} turns"
+    head = f"{many}, {count:,} answer tokens, reward {trajectory.total_reward:.4g} · colour: {label}"
     parts, lines = [faint(head)], [head]
     for number, (turn, (seen, tokens)) in enumerate(zip(trajectory.transitions, turns, strict=True), start=1):
         told = [f"turn {number}", f"reward {turn.reward:.4g}", f"ended by {turn.completion.stop_reason}"]
