@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kitchen.tasks import TASKS, generate, mixture, preference_pairs, split_of
+from kitchen.tasks import TASKS, generate, mixture, preference_pairs, split_of, talks
 
 INTEGER = re.compile(r"\d+")
 
@@ -111,3 +111,18 @@ def test_the_rejected_answer_of_a_number_differs_in_one_digit():
     for pair in preference_pairs("add", 50, seed=0):
         right, wrong = pair["chosen"][0]["content"], pair["rejected"][0]["content"]
         assert len(right) == len(wrong) and sum(map(str.__ne__, right, wrong)) == 1
+
+
+def test_a_later_question_is_answered_as_the_first_one_was_meant():
+    "The same facts, asked on their own in full words, give each answer; what the first question is about is read off its answer."
+    alone = {}
+    for name in ("colour", "capital", "opposite", "calendar", "young", "sound"):
+        for row in generate(name, 3000, seed=7):
+            alone[name, row["answer"]] = prompt_of(row)
+    for row in talks(300, seed=5):
+        said = [message["content"] for message in row["messages"][1::2]]
+        about = {name for name, answer in alone if answer == said[0]}
+        assert about and len(set(said)) == len(said) and row["answer"] == said[-1]
+        for question, answer in zip(row["messages"][2::2], said[1:], strict=True):
+            subject = re.fullmatch("(?:And |What about |Now )(.+)[?.]", question["content"])[1]
+            assert any(subject in alone.get((name, answer), "") for name in about), (question, answer)
