@@ -14,6 +14,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to Ctrl-C
 
 
+def pytest_collection_modifyitems(items):
+    """Tests in a browser come last: while one is open, Playwright keeps an event loop in this thread."""
+    items.sort(key=lambda item: "browser" in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
     """Every test keeps its runs in a folder of its own."""

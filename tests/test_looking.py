@@ -269,7 +269,7 @@ class Shapes(HTMLParser):
 
 def test_drawings_survive_what_code_hosts_do_to_them(executed):
     drawings = [data["image/svg+xml"] for _, data in outputs(nbformat.read(executed, 4)) if "image/svg+xml" in data]
-    assert len(drawings) == 4
+    assert len(drawings) == 5
     for drawn in drawings:
         cleaned = bleach.clean(drawn, tags=SVG, attributes={tag: sorted(KEPT) for tag in SVG})
         before, after = Shapes(drawn), Shapes(cleaned)

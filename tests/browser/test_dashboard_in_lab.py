@@ -137,6 +137,7 @@ def test_a_reloaded_page_finds_the_dashboard_again(board, tab):
     tab.errors.clear()  # what plotly says of a figure that it cannot bring back
     tab.run(2)
     tab.until(lambda: max((plot["last"] for plot in tab.page.evaluate(PLOTS)), default=0) > 60, 40)
+    tab.errors[:] = [said for said in tab.errors if said != "no comm channel defined"]  # and says late
     before = max(plot["last"] for plot in tab.page.evaluate(PLOTS))
     tab.until(lambda: max(plot["last"] for plot in tab.page.evaluate(PLOTS)) > before)
     tab.shot("dashboard-reloaded")
