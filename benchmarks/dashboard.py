@@ -22,7 +22,7 @@ import json, statistics, threading, time
 import kitchen
 from kitchen.session import Kitchen
 backend, block, turns = {backend!r}, {block}, {turns}
-settings = {{"dataset": "builtin:sort[:6000]", "epochs": 20, "graded": 4, "device": "cpu"}}
+settings = {{"dataset": "builtin:sort[:6000]", "epochs": 200, "graded": 4, "device": "cpu"}}
 k = Kitchen("sft", backend=backend, snapshot_every=-1, evaluate_every=10**6, **settings)
 k.run("baseline")
 k.run(until=block)

@@ -267,10 +267,11 @@ class Canvas:
             self.figure.layout.margin.r = (
                 33 - self.figure.layout.margin.r
             )  # 16 or 17: a change that makes it look at its width
-        self.turn = self.turn % max(count - 1, 1) + 1
+        self.turn += 1
+        slot = 0 if self.turn % 2 or count == 1 else 1 + self.turn // 2 % (count - 1)  # the first every other time
         with self.figure.batch_update():
-            for slot in range(count) if whole else (0, self.turn):
-                sent += self.paint_slot(slot, phases)
+            for number in range(count) if whole else (slot,):
+                sent += self.paint_slot(number, phases)
             steered = phases[chosen] if phases else None
             self.paint_marks(steered.marks if steered else [])
         return sent
