@@ -26,7 +26,7 @@ settings = {{"dataset": "builtin:sort[:6000]", "epochs": 200, "graded": 4, "devi
 k = Kitchen("sft", backend=backend, snapshot_every=-1, evaluate_every=10**6, **settings)
 k.run("baseline")
 k.run(until=block)
-spent, repaints = {{False: [], True: []}}, []
+spent, repaints, shares = {{False: [], True: []}}, [], []
 for turn in range(2 * turns):
     shown = bool(turn % 2)
     view = kitchen.dashboard(k, live=True) if shown else None
@@ -40,14 +40,17 @@ for turn in range(2 * turns):
             return found
         view.paint = timed
         time.sleep(0.5)
-    began, first = time.perf_counter(), k.last_step.step
+    began, first, known = time.perf_counter(), k.last_step.step, len(repaints)
     k.run(until=first + block)
-    spent[shown].append((time.perf_counter() - began) / block)
+    took = time.perf_counter() - began
+    spent[shown].append(took / block)
+    if shown:
+        shares.append(sum(repaints[known:]) / took)
     if view:
         view.close()
 k.close()
 print(json.dumps({{"without": statistics.median(spent[False]), "with": statistics.median(spent[True]),
-                  "ratios": [b / a for a, b in zip(spent[False], spent[True])], "repaints": repaints}}))
+                  "ratios": [b / a for a, b in zip(spent[False], spent[True])], "repaints": repaints, "shares": shares}}))
 """
 
 WATCH = """
@@ -84,10 +87,12 @@ def in_kernel(code: str) -> dict:
 def cost(backend: str, block: int, turns: int) -> str:
     """A line about one backend."""
     found = in_kernel(COST.format(backend=backend, block=block, turns=turns))
-    ratio, repaints = statistics.median(found["ratios"]), [1000 * one for one in found["repaints"]]
+    ratio, share = statistics.median(found["ratios"]), statistics.median(found["shares"])
+    repaints = [1000 * one for one in found["repaints"]]
     return (
         f"{backend:6} step {1000 * found['without']:.2f} ms without, {1000 * found['with']:.2f} ms with a dashboard: "
-        f"{100 * (ratio - 1):+.1f} % (median of {len(found['ratios'])} pairs of blocks of {block} steps)\n"
+        f"{100 * (ratio - 1):+.1f} % (median of {len(found['ratios'])} pairs of blocks of {block} steps); "
+        f"painting takes {100 * share:.2f} % of the time\n"
         f"       repaint: median {statistics.median(repaints):.2f} ms of kernel time, 90th percentile "
         f"{sorted(repaints)[int(0.9 * len(repaints))]:.2f} ms, {len(repaints)} repaints"
     )
