@@ -330,11 +330,11 @@ def test_many_runs_leave_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     box = Sandbox(replace(SHORT, seconds=0.3))
     box.run("pass")
-    files, threads, processes = len(os.listdir("/proc/self/fd")), threading.active_count(), children()
+    files, threads, processes = len(os.listdir("/proc/self/fd")), set(threading.enumerate()), children()
     programs = ["print(1)", "while True: pass", "while True: print(1)", "import os; os.abort()"] * 6
     stopped = [outcome.stopped for outcome in box.run_all(programs)]
     assert stopped[1::4] == ["time"] * 6 and set(stopped) == {"", "time", "output", "killed"}
-    assert len(os.listdir("/proc/self/fd")) == files and threading.active_count() == threads and children() == processes
+    assert len(os.listdir("/proc/self/fd")) <= files and set(threading.enumerate()) <= threads and children() == processes
     assert not list(tmp_path.iterdir())
 
 
