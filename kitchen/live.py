@@ -290,9 +290,9 @@ class Dashboard:
                 seat.catch_up()
             sent, self.count = self.paint_curves(whole), self.count + 1
             self.buttons.show(self.seat.state)
-            if whole or self.count % 2 == 0:  # words need not change oftener than they are read
+            if whole or self.count % 3 == 0:  # words need not change oftener than they are read
                 self.paint_words()
-            if whole or self.count % 4 == 1:
+            if whole or self.count % 6 == 1:
                 self.paint_rest()
             return sent
 
