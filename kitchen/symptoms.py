@@ -37,7 +37,8 @@ class Reading:
         self.recent.append(value)
         if len(self.early) < EARLY:
             self.early.append(value)
-        self.lowest = min(self.lowest, (value, step))
+        if value < self.lowest[0]:
+            self.lowest = value, step
 
     @property
     def began(self) -> float:
@@ -162,12 +163,12 @@ RULES: dict[Rule, tuple[str, ...]] = {  # rule -> what it reads: event.measureme
 OF_POLICIES = (rising_loss,)  # rules that mean nothing where the loss is that of a policy
 
 
-def measurements_read() -> dict[str, list[str]]:
-    "Measurements that some rule reads, by event."
-    found: dict[str, list[str]] = {}
+def measurements_read() -> dict[str, dict[str, str]]:
+    "Measurements that some rule reads, by event, with their full names."
+    found: dict[str, dict[str, str]] = {}
     for name in dict.fromkeys(name for names in RULES.values() for name in names):
         kind, _, measurement = name.rpartition(".")
-        found.setdefault(kind, []).append(measurement)
+        found.setdefault(kind, {})[measurement] = name
     return found
 
 
@@ -192,9 +193,9 @@ class Watch:
                 f"Step {item.step}: {item['reason']} ({item['value']:.3g}, bound {item['bound']:.3g})."
             )
         elif item.name in READ and item.metadata.get("split", "") in ("", "train", self.held_out(item)):
-            for name in READ[item.name]:
+            for name, full in READ[item.name].items():
                 if name in item.measurements:
-                    reading = self.readings.setdefault(f"{item.name}.{name}", Reading())
+                    reading = self.readings.get(full) or self.readings.setdefault(full, Reading())
                     reading.add(item.measurements[name], item.step or 0)
 
     @staticmethod
