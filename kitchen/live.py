@@ -159,11 +159,7 @@ class Dashboard:
     def __init__(self, *sessions: Any):
         if not sessions:
             raise InvalidValue("a dashboard of what? give at least one session")
-        for session in sessions:
-            if (
-                id(session) in OPEN
-            ):  # after a reload of the page, or in a second cell: the new view replaces the old one
-                OPEN[id(session)].close()
+        before = {id(one): one for session in sessions if (one := OPEN.get(id(session)))}
         self.seats = [Seat(session) for session in sessions]
         self.sessions = list(sessions)
         self.chosen = 0  # which of them the buttons steer
@@ -173,6 +169,8 @@ class Dashboard:
         self.handle: Any = None  # of the output that shows it
         self.forms: dict[int, Form] = {}
         self.build()
+        for view in before.values():  # after a reload of the page, or in a second cell: only now, for while a page has
+            view.close()  # no widget at all, JupyterLab takes down what carries their messages, and complains of some
         OPEN.update({id(session): self for session in sessions})
         PAINTER.add(self)
 

@@ -140,6 +140,7 @@ def test_a_reloaded_page_finds_the_dashboard_again(board, tab):
     tab.errors[:] = [said for said in tab.errors if said != "no comm channel defined"]  # and says late
     before = max(plot["last"] for plot in tab.page.evaluate(PLOTS))
     tab.until(lambda: max(plot["last"] for plot in tab.page.evaluate(PLOTS)) > before)
+    assert not tab.page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count()
     tab.shot("dashboard-reloaded")
     board.click("pause")
     tab.until(lambda: board.has("run.pause", reason="asked to"))
