@@ -425,6 +425,7 @@ def test_a_full_disk_during_logging_costs_the_event_in_hand(straight, monkeypatc
             return plain(descriptor, content[: len(content) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    k.runner.history.settle(wait=True)
     before = len(k.run_record.log.events)
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", nearly_full)

@@ -48,6 +48,7 @@ def test_the_session_offers_its_own_problems(runs):
     assert game.say(game.problem.gold).reward == 1
     assert k.play("guess", count=3).problem.tag == "guess"
     assert k.play(ToolEnv(QuestionEnv({"question": "?"}, ()), [add])).say("x").over
+    k.runner.history.settle(wait=True)
     events = len(k.log)
     game.again().say("odd")
     assert len(k.log) == events, "playing leaves no trace in the run"
