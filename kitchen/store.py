@@ -269,9 +269,17 @@ def sync_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
-    "Let `write` fill a temporary path beside, then rename it to `path`: whole, or absent."
+def write_whole(
+    path: Path,
+    write: Callable[[Path], Any],
+    replace_folder: bool = False,  # whether a folder at `path` is the caller's own and may go
+) -> Path:
+    "Let `write` fill a temporary path beside, then rename it to `path`: whole, or absent. A folder there is refused, before any work."
     path = Path(path)
+    if path.is_symlink():
+        raise InvalidValue(f"{path} is a link; kitchen does not write through or over links: name the file itself")
+    if path.is_dir() and not replace_folder:  # somebody's work may be in it
+        raise InvalidValue(f"{path} is a folder, and would be lost; name a path that does not exist yet")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
     try:
@@ -348,7 +356,7 @@ class Run:
     def save_artifact(self, name: str, kind: str, write: Callable[[Path], Any]) -> Artifact:
         "Write an artifact, whole or not at all, and log it with its hash."
         started = time.perf_counter()
-        path = write_whole(self.path / "artifacts" / name, write)
+        path = write_whole(self.path / "artifacts" / name, write, replace_folder=True)  # the run's own: a rewound run saves again
         made = Artifact(name, kind, path, content_hash(path), folder_size(path))
         place = path.relative_to(self.path).as_posix()
         seconds = time.perf_counter() - started

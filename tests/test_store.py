@@ -11,7 +11,7 @@ import pytest
 from kitchen.config import ExperimentSpec
 from kitchen.store import EventLog, Run, RunIndex, write_whole
 from kitchen.telemetry import event
-from kitchen.types import DamagedData
+from kitchen.types import DamagedData, InvalidValue
 
 
 def write_for_ever(path):
@@ -104,3 +104,32 @@ def test_a_missing_artifact_is_named(tmp_path):
     made = run.save_artifact("a.json", "table", lambda path: path.write_text("1"))
     made.path.unlink()
     assert run.verify() == [f"{made.path}: missing"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "link to a file", "link to a folder", "link to nothing"])
+def test_what_kitchen_did_not_make_is_never_replaced(tmp_path, kind):
+    mine, path = tmp_path / "mine", tmp_path / "thesis"
+    (mine / "chapters").mkdir(parents=True)
+    (mine / "chapters" / "one.txt").write_text("years of work")
+    if kind == "folder":
+        mine.rename(path)
+    elif kind == "empty folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"file": mine / "chapters" / "one.txt", "folder": mine, "nothing": tmp_path / "no"}[kind.split()[-1]])
+    with pytest.raises(InvalidValue, match="is a (folder|link)"):
+        write_whole(path, lambda file: pytest.fail("refused before any work"))
+    assert path.is_dir() if "folder" in kind else path.is_symlink()
+    assert [item.read_text() for item in tmp_path.rglob("one.txt")] == ["years of work"]
+
+
+def test_a_report_written_onto_a_folder_leaves_the_folder(tmp_path):
+    from kitchen import Kitchen
+
+    with Kitchen("sft", backend="toy", dataset="builtin:sort[:32]", batch_size=8, held_out=2, graded=2, max_tokens=4) as k:
+        k.step()
+        (folder := tmp_path / "thesis").mkdir()
+        (folder / "one.txt").write_text("years of work")
+        with pytest.raises(InvalidValue, match="is a folder"):
+            k.report(folder)
+    assert (folder / "one.txt").read_text() == "years of work"
