@@ -34,6 +34,7 @@ prepare: $(VENV)/developed  ## after editing a page: export, clean, README
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_clean --fname recipes_nb
+	$(BIN)/python .ci/packages.py
 	$(BIN)/python .ci/readme.py
 
 clean:  ## remove what was built (runs stay)

@@ -28,7 +28,7 @@ setup(
     keywords=settings["keywords"].split(),
     packages=[*find_packages(include=["kitchen", "kitchen.*"]), "kitchen.recipes_nb"],
     package_dir={"kitchen.recipes_nb": "recipes_nb"},
-    package_data={"kitchen": ["assets/**/*", "py.typed"], "kitchen.recipes_nb": ["*.ipynb"]},
+    package_data={"kitchen": ["assets/**/*", "py.typed", "**/*.pyi"], "kitchen.recipes_nb": ["*.ipynb"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=extras,

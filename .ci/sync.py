@@ -26,12 +26,13 @@ def export_anew(copy: Path) -> None:
         path.unlink(missing_ok=True)
     for command in (["nbdev_export"], ["nbdev_clean"], ["nbdev_clean", "--fname", "recipes_nb"]):
         subprocess.run(command, cwd=copy, check=True)
+    subprocess.run([sys.executable, ROOT / ".ci" / "packages.py", copy], check=True)
     subprocess.run([sys.executable, ROOT / ".ci" / "readme.py", copy / "README.md"], check=True)
 
 
 def differences(copy: Path) -> list[str]:
     """Files that differ between the tree and its regenerated copy."""
-    patterns = ("kitchen/**/*.py", "nbs/**/*.ipynb", "recipes_nb/**/*.ipynb", "README.md")
+    patterns = ("kitchen/**/*.py", "kitchen/**/*.pyi", "nbs/**/*.ipynb", "recipes_nb/**/*.ipynb", "README.md")
     names = {
         path.relative_to(base) for base in (ROOT, copy) for pattern in patterns for path in base.glob(pattern)
     }

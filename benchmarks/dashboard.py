@@ -24,7 +24,7 @@ COST = """
 import json, statistics, threading, time
 import psutil
 import kitchen
-from kitchen.session import Kitchen
+from kitchen.session.kitchen import Kitchen
 backend, block, turns = {backend!r}, {block}, {turns}
 settings = {{"dataset": "builtin:sort[:6000]", "epochs": 200, "graded": 4, "device": "cpu"}}
 k = Kitchen("sft", backend=backend, snapshot_every=-1, evaluate_every=10**6, **settings)

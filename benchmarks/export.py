@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from kitchen.adapters.models import find, open_model
-from kitchen.adapters.tokenizers import HuggingFaceTokenizer
-from kitchen.adapters.torch import TorchService
-from kitchen.store import Run
+from kitchen.adapters.torch.client import TorchService
+from kitchen.adapters.torch.loading import find, open_model
+from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer
+from kitchen.store.run import Run
 
 
 def difference(run: Run, text: str) -> tuple[float, int]:

@@ -9,9 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from kitchen.recipes import RECIPES
-from kitchen.reports import scores
-from kitchen.session import Kitchen
+from kitchen.recipes.registry import RECIPES
+from kitchen.reports.build import scores
+from kitchen.session.kitchen import Kitchen
 
 SKIPPED = {"pretrain"}  # makes the embedded model: minutes
 

@@ -2,30 +2,7 @@
 
 __version__ = "0.1.0"
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from kitchen.comparison import compare as compare
-    from kitchen.ledger import runs as runs
-    from kitchen.live import dashboard as dashboard
-    from kitchen.session import Kitchen as Kitchen
-
-# names people type, and where they live; loaded when first used, so that `import kitchen` stays light
-PUBLIC = {
-    "Kitchen": "kitchen.session",
-    "compare": "kitchen.comparison",
-    "dashboard": "kitchen.live",
-    "runs": "kitchen.ledger",
-}
-__all__ = ["Kitchen", "compare", "dashboard", "runs"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in PUBLIC:
-        return getattr(import_module(PUBLIC[name]), name)
-    raise AttributeError(f"module 'kitchen' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *PUBLIC])
+# names and modules come when first used, so that `import kitchen` stays light; the stub beside this file lists them
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

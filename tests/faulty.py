@@ -6,8 +6,8 @@ import threading
 from dataclasses import dataclass, field
 from functools import partial
 
-from kitchen.envs import Problem, QuestionEnv, Step, several
-from kitchen.rewards import Reward
+from kitchen.envs.base import Problem, QuestionEnv, Step, several
+from kitchen.envs.rewards import Reward
 from kitchen.types import Message
 
 NEVER = threading.Event()  # nobody sets it

@@ -17,15 +17,15 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from kitchen.data import Stream, StreamBatches, mix
-from kitchen.recipes import get_recipe
-from kitchen.reproduction import FINAL
-from kitchen.session import Kitchen
-from kitchen.stages import Splits
-from kitchen.store import EventLog, Run
+from kitchen.data.formats import Stream, StreamBatches, mix
+from kitchen.engine.workflow import chain, stage
+from kitchen.recipes.registry import get_recipe
+from kitchen.recipes.reproduce import FINAL
+from kitchen.session.kitchen import Kitchen
+from kitchen.store.run import EventLog, Run
 from kitchen.telemetry import content
 from kitchen.types import Datum
-from kitchen.workflow import chain, stage
+from kitchen.workflows.sft import Splits
 
 SMALL = {
     "dataset": "builtin:sort[:96]", "batch_size": 8, "held_out": 8, "graded": 4, "max_tokens": 8, "lora_dropout": 0.1,
@@ -173,7 +173,7 @@ def main(folder: Path, variant: str, kills: int, seed: int) -> dict:
 
         torch.set_num_threads(1)
     if variant.startswith("torch"):
-        import kitchen.adapters.torch  # noqa: F401
+        import kitchen.adapters.torch.client  # noqa: F401
     hows = ("by the clock", "in a log write", "before a rename", "after a rename", "at a step")
     rng, hits, began = random.Random(seed), Counter(), time.monotonic()
     assert child(folder / "whole", variant, "", rng, 300.0) == 0

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from kitchen.envs import Problem, Step, several
+from kitchen.envs.base import Problem, Step, several
 from kitchen.types import Message
 
 

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kitchen.divergences import get_distill_loss
-from kitchen.losses import as_custom, dft, normalize_weights
-from kitchen.objectives import ADVANTAGES, AGGREGATIONS, OBJECTIVES, get_objective, submit
-from kitchen.pairwise import PAIR_LOSSES, Pairs, get_pair_loss, preference
+from kitchen.losses.distillation import get_distill_loss
+from kitchen.losses.policy import ADVANTAGES, AGGREGATIONS, OBJECTIVES, get_objective, submit
+from kitchen.losses.preference import PAIR_LOSSES, Pairs, get_pair_loss, preference
+from kitchen.losses.token import as_custom, dft, normalize_weights
+from kitchen.losses.value import bradley_terry
 from kitchen.train.preference import Pair, drift
 from kitchen.types import AdamParams, Datum
-from kitchen.values import bradley_terry
 
 torch = pytest.importorskip("torch")
 trl = pytest.importorskip("trl")
@@ -24,7 +24,7 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
 )
 
-from kitchen.adapters.torch import TorchService  # noqa: E402
+from kitchen.adapters.torch.client import TorchService  # noqa: E402
 
 torch.set_num_threads(1)
 LOSS, GRADIENT = 1e-5, 1e-4  # largest relative differences; that of a gradient in norm

@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_notebook
 
-from kitchen.cli import main
-from kitchen.publish import browser
-from kitchen.reports import read_manifest
-from kitchen.reproduction import FINAL
-from kitchen.session import Kitchen
-from kitchen.store import EventLog, Run, RunIndex
+from kitchen.cli.main import main
+from kitchen.recipes.reproduce import FINAL
+from kitchen.reports.build import read_manifest
+from kitchen.reports.export import browser
+from kitchen.session.kitchen import Kitchen
+from kitchen.store.run import EventLog, Run, RunIndex
 from kitchen.telemetry import content
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ def kitchen(*words):
 
 def started(*words, **options):
     """`kitchen` as a process of its own, as a person starts it."""
-    code = "from kitchen.cli import main; main(prog_name='kitchen')"
+    code = "from kitchen.cli.main import main; main(prog_name='kitchen')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)], env=environment, text=True,
@@ -131,7 +131,7 @@ def test_the_lab_works_on_copies(tmp_path):
     assert process.returncode == 0 and re.match(r"\d+\.\d+", printed), said
     assert "sft.ipynb" in said and (tmp_path / "mine" / "sft.ipynb").is_file()
     (tmp_path / "mine" / "sft.ipynb").write_text("mine")
-    without = "import sys; sys.modules['jupyterlab'] = None; from kitchen.cli import main; main(prog_name='kitchen')"
+    without = "import sys; sys.modules['jupyterlab'] = None; from kitchen.cli.main import main; main(prog_name='kitchen')"
     done = subprocess.run(
         [sys.executable, "-c", without, "lab", "--folder", str(tmp_path / "mine")], capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
@@ -282,7 +282,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path):
 
 
 def test_help_is_instant():
-    code = "import sys; from kitchen.cli import main; print(*sys.modules)"
+    code = "import sys; from kitchen.cli.main import main; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     ).stdout.split()

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from kitchen.concurrency import PartFailed, parallel, produce, stream
 from kitchen.config import Config, ExperimentSpec
-from kitchen.contracts import check
-from kitchen.snapshots import decoded, encoded
-from kitchen.store import EventLog, Run
+from kitchen.engine.produce import PartFailed, parallel, produce, stream
+from kitchen.engine.validation import check
+from kitchen.engine.workflow import Flow, Position, RolledBack, WorkflowError, chain, loop, scope, stage, when
+from kitchen.store.objects import decoded, encoded
+from kitchen.store.run import EventLog, Run
 from kitchen.telemetry import MemoryLog, content, event
 from kitchen.types import AdamParams, Datum, SamplingParams
-from kitchen.workflow import Flow, Position, RolledBack, WorkflowError, chain, loop, scope, stage, when
 
 # -- stages, at the top level of a module so that a process finds them ---------------------------------
 
@@ -205,7 +205,7 @@ def test_a_killed_process_is_a_failure_that_names_its_part():
 def test_processes_end_when_their_caller_is_killed(tmp_path):
     text = (
         "import pathlib\nimport test_concurrency as stages\n"
-        "from kitchen.concurrency import parallel\nfrom kitchen.workflow import Flow\n"
+        "from kitchen.engine.produce import parallel\nfrom kitchen.engine.workflow import Flow\n"
         f"list(Flow(parallel('all', stages.deaf, processes=True), {{'folder': pathlib.Path({str(tmp_path)!r})}}))"
     )
     path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
@@ -679,10 +679,10 @@ def train(training, rollout):
 
 def runner(folder):
     # imported here, because the processes above import this module and need none of it
-    from kitchen.adapters.toy import ToyService
-    from kitchen.history import Keeping
-    from kitchen.ports import observe
-    from kitchen.runner import Runner
+    from kitchen.adapters.toy.client import ToyService
+    from kitchen.engine.checkpoints import Keeping
+    from kitchen.engine.runner import Runner
+    from kitchen.ports.protocols import observe
 
     there = (folder / "spec.json").exists()
     run = Run(folder).claim() if there else Run.create(ExperimentSpec(recipe="lesson"), folder)

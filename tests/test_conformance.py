@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kitchen.adapters.toy import Queue, ToySamplingClient, ToyService, ToyTokenizer, ToyTrainingClient
-from kitchen.ports import connect
+from kitchen.adapters.toy.client import Queue, ToySamplingClient, ToyService, ToyTokenizer, ToyTrainingClient
+from kitchen.ports.protocols import connect
 from kitchen.testing import CHECKS, Bench, ConformanceError, Report, conformance
 from kitchen.types import Datum, ForwardBackwardOutput, LoraParams, TopK, UnknownName
 
@@ -70,7 +70,7 @@ def tiny_llama(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def torch_service():
-    pytest.importorskip("kitchen.adapters.torch")
+    pytest.importorskip("kitchen.adapters.torch.client")
     return connect("service", "torch")
 
 

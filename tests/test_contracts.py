@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from kitchen.contracts import check
-from kitchen.recipes import ADAPTERS, RECIPES, get_recipe
-from kitchen.session import Kitchen
-from kitchen.stages import supervised
+from kitchen.engine.validation import check
+from kitchen.engine.workflow import Chain, Stage, WorkflowError, chain, scope, stage
+from kitchen.recipes.registry import ADAPTERS, RECIPES, get_recipe
+from kitchen.session.kitchen import Kitchen
 from kitchen.types import Capabilities, MissingCapability
-from kitchen.workflow import Chain, Stage, WorkflowError, chain, scope, stage
+from kitchen.workflows.sft import supervised
 
 START = {"config", "run", *ADAPTERS}
 LOAD, RENDER, BATCH, OPEN, BASELINE, TRAIN, *REST = supervised.parts

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from kitchen.adapters.toy import ToyService
-from kitchen.envs import guess_problems, question_problems
-from kitchen.objectives import OBJECTIVES, get_objective
-from kitchen.rendering import get_renderer
-from kitchen.rewards import Reward
-from kitchen.session import Kitchen
-from kitchen.train.critic import Critic, learn_with_critic, valued
-from kitchen.train.episodes import Limits
+from kitchen.adapters.toy.client import ToyService
+from kitchen.envs.base import guess_problems, question_problems
+from kitchen.envs.rewards import Reward
+from kitchen.losses.policy import OBJECTIVES, get_objective
+from kitchen.losses.value import ScalarHead
+from kitchen.rendering.base import get_renderer
+from kitchen.session.kitchen import Kitchen
+from kitchen.train.ppo import Critic, learn_with_critic, valued
 from kitchen.train.rl import Learning
 from kitchen.train.rollouts import Policy, play
+from kitchen.train.trajectories import Limits
 from kitchen.types import AdamParams, SamplingParams
-from kitchen.values import ScalarHead
 
 
 @pytest.fixture(scope="module")

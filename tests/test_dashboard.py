@@ -11,18 +11,18 @@ from injections import INJECTIONS
 from test_inspection import Page, steers
 
 import kitchen
-from kitchen.boards import LINES, Canvas, places
-from kitchen.figures import smoothed
-from kitchen.glances import Story, alarms_html, event_line, events_html, tree_html
-from kitchen.live import OPEN, PAINTER, Dashboard, Seat
-from kitchen.samples import rounds, sample_events
-from kitchen.session import Kitchen
-from kitchen.stages import Splits
-from kitchen.stills import Picture
-from kitchen.symptoms import Watch
+from kitchen.diagnostics import Watch
+from kitchen.display.figures import smoothed
+from kitchen.display.svg import Picture
+from kitchen.formatting import decimate
+from kitchen.session.kitchen import Kitchen
 from kitchen.telemetry import MemoryLog, event
-from kitchen.trails import BOARDS, LIMIT, LOSS, Curves, Trail
-from kitchen.views import decimate
+from kitchen.widgets.dashboard import OPEN, PAINTER, Dashboard, Seat
+from kitchen.widgets.figure import LINES, Canvas, places
+from kitchen.widgets.panels import Story, alarms_html, event_line, events_html, tree_html
+from kitchen.widgets.samples import rounds, sample_events
+from kitchen.widgets.series import BOARDS, LIMIT, LOSS, Curves, Trail
+from kitchen.workflows.sft import Splits
 
 SMALL = {"backend": "toy", "dataset": "builtin:sort[:64]", "epochs": 4, "batch_size": 16, "graded": 4, "lora_dropout": 0.1}
 

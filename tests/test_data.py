@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kitchen.data import (
+from kitchen.data.formats import (
     FORMATS,
     Batches,
     Conversation,

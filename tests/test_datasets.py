@@ -13,8 +13,8 @@ import pytest
 
 from kitchen.adapters.files import FileBlobs, FileDatasets, FileRegistry
 from kitchen.adapters.huggingface import HuggingFaceDatasets, HuggingFaceHub, hub_error
-from kitchen.data import Batches, Cursor, StreamBatches, parse_rows, parse_stream
-from kitchen.ports import connect
+from kitchen.data.formats import Batches, Cursor, StreamBatches, parse_rows, parse_stream
+from kitchen.ports.protocols import connect
 from kitchen.types import BackendError, DamagedData, InvalidValue, RowError, UnknownName
 
 ROWS = [{"question": f"{number} + 1, \"quoted\"?\nä", "answer": str(number + 1)} for number in range(30)]  # fmt: skip

@@ -9,11 +9,11 @@ import nbformat
 import pytest
 from shrunk import SHRUNK
 
-from kitchen.concurrency import parallel, produce, stream
-from kitchen.session import Kitchen
-from kitchen.store import EventLog
+from kitchen.engine.produce import parallel, produce, stream
+from kitchen.engine.workflow import Flow, Stage, stages
+from kitchen.session.kitchen import Kitchen
+from kitchen.store.run import EventLog
 from kitchen.telemetry import EVENTS, MemoryLog, event, event_table
-from kitchen.workflow import Flow, Stage, stages
 
 FAULTY = {"env": "module:faulty:raises", "on_failure": "drop", "baseline": "critic"}
 SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded": 4, "max_tokens": 8}
@@ -152,5 +152,5 @@ def test_the_failed_run_says_so(logs):
 
 
 def test_the_page_shows_the_table(logs):
-    page = nbformat.read(Path(__file__).parents[1] / "nbs" / "12_telemetry.ipynb", 4)
+    page = nbformat.read(Path(__file__).parents[1] / "nbs" / "10_core" / "3_telemetry.ipynb", 4)
     assert page.cells[-1].source.endswith("event_table()")

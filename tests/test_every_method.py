@@ -3,8 +3,8 @@
 import pytest
 from killing import VARIANTS, final, story
 
-from kitchen.reproduction import manifest, reproduce
-from kitchen.session import Kitchen
+from kitchen.recipes.reproduce import manifest, reproduce
+from kitchen.session.kitchen import Kitchen
 from kitchen.workflows.rl import rollouts
 
 METHODS = [name for name, (recipe, _) in VARIANTS.items() if recipe.name not in ("sft", "streaming") and "toy" in name]

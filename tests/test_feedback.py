@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kitchen.adapters.files import FileDatasets, FileRegistry
-from kitchen.adapters.toy import ToyService
+from kitchen.adapters.toy.client import ToyService
 from kitchen.config import ExperimentSpec
-from kitchen.contracts import check
-from kitchen.data import parse_rows
-from kitchen.feedback import (
+from kitchen.data.formats import parse_rows
+from kitchen.drift import (
     Drift,
     Interaction,
     Quality,
@@ -36,12 +35,13 @@ from kitchen.feedback import (
     read_window,
     write_interactions,
 )
-from kitchen.recipes import get_recipe
-from kitchen.session import Kitchen
-from kitchen.store import Run
+from kitchen.engine.validation import check
+from kitchen.engine.workflow import Flow
+from kitchen.recipes.registry import get_recipe
+from kitchen.session.kitchen import Kitchen
+from kitchen.store.run import Run
 from kitchen.types import InvalidValue, Message, RowError
-from kitchen.workflow import Flow
-from kitchen.workflows.feedback import LABELS, Examination, FeedbackConfig, feedback, hand_over
+from kitchen.workflows.feedback_loop import LABELS, Examination, FeedbackConfig, feedback, hand_over
 
 # -- the tests behind the triggers ---------------------------------------------------------------
 

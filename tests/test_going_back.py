@@ -16,17 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from kitchen.history import History, Snapshot
-from kitchen.recipes import get_recipe
-from kitchen.reproduction import FINAL, manifest, reproduce
-from kitchen.session import Kitchen
-from kitchen.snapshots import States
-from kitchen.stages import supervised
-from kitchen.store import EventLog, LogFailed, Run, RunBusy
+from kitchen.engine.checkpoints import History, Snapshot
+from kitchen.engine.workflow import chain, stage
+from kitchen.recipes.registry import get_recipe
+from kitchen.recipes.reproduce import FINAL, manifest, reproduce
+from kitchen.session.kitchen import Kitchen
+from kitchen.store.objects import States
+from kitchen.store.run import EventLog, LogFailed, Run, RunBusy
 from kitchen.telemetry import content
 from kitchen.train.sft import TrainingDiverged
 from kitchen.types import InvalidValue, KitchenError, UnknownName
-from kitchen.workflow import chain, stage
+from kitchen.workflows.sft import supervised
 
 SMALL = {
     "backend": "toy", "dataset": "builtin:sort[:64]", "epochs": 2, "batch_size": 16, "held_out": 8, "graded": 4,
@@ -286,7 +286,7 @@ def test_a_second_writer_is_refused_and_readers_are_not(runs):
     k = Kitchen("sft", **SMALL).run(until=2)
     with pytest.raises(RunBusy, match="is being written by another session"):
         Kitchen.resume(k.run_dir)
-    code = f"from kitchen.session import Kitchen; Kitchen.resume({str(k.run_dir)!r})"
+    code = f"from kitchen.session.kitchen import Kitchen; Kitchen.resume({str(k.run_dir)!r})"
     words = [sys.executable, "-c", code]
     other = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert other.returncode and "RunBusy" in other.stderr
@@ -404,7 +404,7 @@ def test_a_full_disk_during_a_snapshot_does_not_stop_training(straight, monkeypa
     k = Kitchen("sft", **SMALL, snapshot_every=1).run(until=2)
     k.runner.history.settle(wait=True)
     with monkeypatch.context() as patched:
-        patched.setattr("kitchen.snapshots.write_whole", full)
+        patched.setattr("kitchen.store.objects.write_whole", full)
         k.run(until=4)
     failed = [item["reason"] for item in k.run_record.log.events if item.name == "snapshot.error"]
     assert failed and "No space left on device" in failed[0] and "earlier ones are intact" in failed[0]
@@ -510,7 +510,7 @@ def test_killed_mid_run_and_resumed_here(straight, tmp_path):
 @stage(gives="noise")
 def another_consumer(config):
     """Draws random numbers of its own."""
-    from kitchen.streams import generator
+    from kitchen.seeding import generator
 
     return generator(config.seed, "environment").random(1000).tolist()
 

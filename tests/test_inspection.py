@@ -15,23 +15,23 @@ import pytest
 from injections import INJECTIONS
 from markdown_it import MarkdownIt
 
-from kitchen.chat import chat
-from kitchen.comparison import Story, compare
 from kitchen.config import ExperimentSpec, show_config
-from kitchen.costs import Profile
+from kitchen.display.figures import Share, Span, shares
+from kitchen.display.tokens import show_datum, show_trajectory
 from kitchen.evaluation import Answer, Question
-from kitchen.figures import Share, Span, shares
-from kitchen.inked import show_datum, show_trajectory
-from kitchen.inspection import show_batch, show_results, top_losses
-from kitchen.ledger import Glance, glance, runs_table
-from kitchen.ports import connect
-from kitchen.rates import RateTest, lr_find
-from kitchen.rendering import get_renderer, to_datum
-from kitchen.reports import show_times
-from kitchen.scores import Score, scores_table
-from kitchen.session import Kitchen
-from kitchen.settings import SftConfig
-from kitchen.store import EventLog, Run, RunIndex
+from kitchen.formatting import PLOTLY_MIME, visible
+from kitchen.ports.protocols import connect
+from kitchen.rendering.base import get_renderer, to_datum
+from kitchen.reports.build import show_times
+from kitchen.reports.compare import Story, compare
+from kitchen.reports.runs_table import Glance, glance, runs_table
+from kitchen.reports.scores import Score, scores_table
+from kitchen.session.chat import chat
+from kitchen.session.inspection import show_batch, show_results, top_losses
+from kitchen.session.kitchen import Kitchen
+from kitchen.session.lr_finder import RateTest, lr_find
+from kitchen.session.profile import Profile
+from kitchen.store.run import EventLog, Run, RunIndex
 from kitchen.telemetry import event
 from kitchen.train.preference import Pair
 from kitchen.types import (
@@ -44,7 +44,7 @@ from kitchen.types import (
     Trajectory,
     Transition,
 )
-from kitchen.views import PLOTLY_MIME, visible
+from kitchen.workflows.settings import SftConfig
 
 OURS = {  # every tag that a view may make
     "div", "small", "b", "br", "span", "table", "thead", "tbody", "tr", "th", "td", "code", "details", "summary", "mark",

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from shrunk import SHRUNK
 
-from kitchen.adapters.toy import ToyService
-from kitchen.data import Batches
-from kitchen.judging import by_scores, wins
-from kitchen.rendering import get_renderer, to_datum
-from kitchen.session import Kitchen
-from kitchen.tasks import generate
+from kitchen.adapters.toy.client import ToyService
+from kitchen.data.formats import Batches
+from kitchen.data.synthetic import generate
+from kitchen.envs.judge import by_scores, wins
+from kitchen.losses.value import ScalarHead
+from kitchen.rendering.base import get_renderer, to_datum
+from kitchen.session.kitchen import Kitchen
 from kitchen.train.preference import RewardModel
 from kitchen.train.sft import adam_schedule, train_sft
 from kitchen.types import AdamParams, InvalidValue, Message
-from kitchen.values import ScalarHead
 from kitchen.workflows.rl import reward_model, rollouts
 
 SMALL = {"backend": "toy", "problems": 8, "batch_size": 4, "group_size": 4, "graded": 4, "max_tokens": 6}

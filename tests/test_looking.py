@@ -15,12 +15,12 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook
 
 import kitchen
-from kitchen.data import Batches, Stream, StreamBatches
-from kitchen.session import Kitchen
-from kitchen.stills import still
-from kitchen.store import Run
+from kitchen.data.formats import Batches, Stream, StreamBatches
+from kitchen.display.svg import still
+from kitchen.formatting import PLOTLY_MIME
+from kitchen.session.kitchen import Kitchen
+from kitchen.store.run import Run
 from kitchen.types import InvalidValue, UnknownName
-from kitchen.views import PLOTLY_MIME
 
 SMALL = {
     "backend": "toy", "dataset": "builtin:sort[:64]", "epochs": 2, "batch_size": 16, "held_out": 8, "graded": 4,
@@ -202,7 +202,7 @@ CELLS = [
     "k", "k.config", "k.run_record.spec", "k.recipe.workflow", "k.peek('batch')", "k.show_batch(by='loss')", "k.show_results()",
     "k.top_losses(2)", "k.lr_find(1e-5, 1.0, steps=10)", "k.chat(max_tokens=4).talk('Sort: 3 1 2')",
     "k.timeline()", "k.profile(5)", "k.dashboard()", "compare(k)", "runs()",
-    "from kitchen.reports import show_losses\nshow_losses(k.run_record)", "k.close()",
+    "from kitchen.reports.build import show_losses\nshow_losses(k.run_record)", "k.close()",
 ]  # fmt: skip
 
 

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kitchen
-from kitchen.adapters.toy import ToyService, open_model, windows
-from kitchen.divergences import DISTILL_LOSSES, distilled, get_distill_loss, ranked, renormalised
-from kitchen.losses import LOSSES, as_custom, bits_per_byte, dft, mean_nll, normalize_weights
-from kitchen.objectives import (
+from kitchen.adapters.toy.client import ToyService, open_model, windows
+from kitchen.losses.distillation import DISTILL_LOSSES, distilled, get_distill_loss, ranked, renormalised
+from kitchen.losses.policy import (
     ADVANTAGES,
     AGGREGATIONS,
     ESTIMATORS,
@@ -23,10 +22,11 @@ from kitchen.objectives import (
     native,
     submit,
 )
-from kitchen.pairwise import PAIR_LOSSES, Pairs, get_pair_loss, preference
+from kitchen.losses.preference import PAIR_LOSSES, Pairs, get_pair_loss, preference
+from kitchen.losses.token import LOSSES, as_custom, bits_per_byte, dft, mean_nll, normalize_weights
+from kitchen.losses.value import ScalarHead, bradley_terry, discounted, gae, reward_model, value_loss
 from kitchen.train.rl import pulled
 from kitchen.types import AdamParams, Datum
-from kitchen.values import ScalarHead, bradley_terry, discounted, gae, reward_model, value_loss
 
 torch = pytest.importorskip("torch")
 from torch.nn.functional import logsigmoid  # noqa: E402
@@ -698,7 +698,7 @@ class Torch:
     def __init__(self):
         from transformers import AutoModelForCausalLM
 
-        from kitchen.adapters.torch import TorchService
+        from kitchen.adapters.torch.client import TorchService
 
         service = TorchService(device="cpu")
         self.losses = service.capabilities().losses
@@ -846,7 +846,7 @@ def test_on_the_policy_backends_give_the_gradient_of_cross_entropy(backend, name
 @pytest.mark.parametrize("limit", [0, 20])
 def test_a_custom_loss_sees_datums_in_their_order(limit):
     "Chosen and rejected answers are told apart by their place: no backend may sort them, in one pass or in several."
-    from kitchen.adapters.torch import TorchService
+    from kitchen.adapters.torch.client import TorchService
 
     data, seen = conversations(), []
 

@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from kitchen.envs import Problem, QuestionEnv, ToolEnv, add
-from kitchen.judging import by_scores, tournament
-from kitchen.live import is_live
-from kitchen.playing import Table, play
-from kitchen.rewards import get_rewards
-from kitchen.sandbox import missing
-from kitchen.session import Kitchen
+from kitchen.envs.base import Problem, QuestionEnv, ToolEnv, add
+from kitchen.envs.judge import by_scores, tournament
+from kitchen.envs.registry import get_problems
+from kitchen.envs.rewards import get_rewards
+from kitchen.envs.sandbox import missing
+from kitchen.session.kitchen import Kitchen
+from kitchen.session.play import Table, play
 from kitchen.types import InvalidValue, Message
-from kitchen.worlds import get_problems
+from kitchen.widgets.dashboard import is_live
 
 WORLDS = [
     "task:sort", "gym:chain_sum", "code", "code:brief", "tools", "tools:brief", "search", "search:brief", "guess", "nim",

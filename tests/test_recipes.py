@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from shrunk import SHRUNK
 
-from kitchen.cli import main
+from kitchen.cli.main import main
 from kitchen.config import parameters
-from kitchen.recipes import RECIPES, get_recipe, notebook_path
-from kitchen.reports import read_manifest, recorded
-from kitchen.store import Run
+from kitchen.recipes.registry import RECIPES, get_recipe, notebook_path
+from kitchen.reports.build import read_manifest, recorded
+from kitchen.store.run import Run
 
 
 def cooked(name, out, **settings):

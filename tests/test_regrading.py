@@ -4,8 +4,8 @@ import pytest
 from shrunk import SHRUNK
 
 from kitchen.evaluation import token_f1
-from kitchen.regrading import regrade, regrade_rollouts, stored_answers
-from kitchen.session import Kitchen
+from kitchen.session.kitchen import Kitchen
+from kitchen.session.regrade import regrade, regrade_rollouts, stored_answers
 from kitchen.types import InvalidValue, UnknownName
 from kitchen.workflows.rl import rollouts
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kitchen.adapters.tokenizers import HuggingFaceTokenizer
-from kitchen.adapters.toy import ToyTokenizer
-from kitchen.coloring import show_tokens, visible
-from kitchen.rendering import (
+from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer
+from kitchen.adapters.toy.client import ToyTokenizer
+from kitchen.display.tokens import show_tokens, show_white_space
+from kitchen.rendering.base import (
     RENDERERS,
     TRAIN_ON,
     TemplateRenderer,
@@ -476,4 +476,4 @@ def test_what_stands_beside_tokens_is_shown():
     view = show_tokens(datum, tokenizer(), [float("nan")] * (len(datum) - 1) + [-0.25], "logprob")
     assert view.hover(len(datum)).endswith("weight 1, logprob -0.25") and "nan" in view.hover(1)
     assert view._repr_html_().count("background:rgba(213,94,0") == 1
-    assert visible("a  b \u200b") == "a··b ⟨200B⟩"
+    assert show_white_space("a  b \u200b") == "a··b ⟨200B⟩"

@@ -12,10 +12,11 @@ import pytest
 from injections import INJECTIONS, encodable, write_rows
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from kitchen.answers import results_table
 from kitchen.config import ExperimentSpec, digest
-from kitchen.figures import loss_figure
-from kitchen.reports import (
+from kitchen.display.diff import results_table
+from kitchen.display.figures import loss_figure
+from kitchen.formatting import decimate, visible
+from kitchen.reports.build import (
     MANIFEST_MIME,
     PLOTLY_MIME,
     RESULT_MIME,
@@ -25,11 +26,10 @@ from kitchen.reports import (
     run_report,
     to_html,
 )
-from kitchen.session import Kitchen
-from kitchen.store import EventLog, Run, file_hash
+from kitchen.session.kitchen import Kitchen
+from kitchen.store.run import EventLog, Run, file_hash
 from kitchen.telemetry import event
 from kitchen.types import InvalidValue
-from kitchen.views import decimate, visible
 
 
 class Page(HTMLParser):
@@ -207,7 +207,7 @@ def test_record_and_read_back(tmp_path):
     import papermill
 
     cells = [
-        new_code_cell("from kitchen.reports import record\nimport numpy as np"),
+        new_code_cell("from kitchen.reports.build import record\nimport numpy as np"),
         new_code_cell("record(loss=np.float32(0.5), curve=(1, 2), nested={'a': [None, True]})"),
         new_code_cell("record(loss=0.25)"),
         new_code_cell("1 / 0"),

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from kitchen.ports import ADAPTERS, PORTS, adapter_class, connect, observe, verbs
-from kitchen.retrieval import HashedEmbeddings, Index, MemoryVectors, Passage, pieces
-from kitchen.searching import atlas, atlas_index, search_problems
+from kitchen.envs.retrieval import HashedEmbeddings, Index, MemoryVectors, Passage, pieces
+from kitchen.envs.search import atlas, atlas_index, search_problems
+from kitchen.ports.protocols import ADAPTERS, PORTS, adapter_class, connect, observe, verbs
 from kitchen.telemetry import MemoryLog
 from kitchen.types import Message
 
@@ -67,8 +67,8 @@ def test_calls_of_the_ports_are_spans():
 
 
 def test_a_policy_that_searches_as_shown_is_right_and_one_that_guesses_is_not():
-    from kitchen.rewards import get_rewards
-    from kitchen.searching import search_rows
+    from kitchen.envs.rewards import get_rewards
+    from kitchen.envs.search import search_rows
 
     problems = search_problems(60, 3, "test", get_rewards("exact_match"), brief=True)
     assert len({one.text for one in problems}) == 60

@@ -7,15 +7,15 @@ import time
 import faulty
 import pytest
 
-from kitchen.adapters.toy import ToyService
-from kitchen.data import Batches
-from kitchen.envs import nim_problems
-from kitchen.objectives import get_objective
-from kitchen.rendering import get_renderer
-from kitchen.session import Kitchen
-from kitchen.train.episodes import STOPS, Limits, RolloutFailed
+from kitchen.adapters.toy.client import ToyService
+from kitchen.data.formats import Batches
+from kitchen.envs.base import nim_problems
+from kitchen.losses.policy import get_objective
+from kitchen.rendering.base import get_renderer
+from kitchen.session.kitchen import Kitchen
 from kitchen.train.rl import Learning, train_rl
 from kitchen.train.rollouts import Policy, play
+from kitchen.train.trajectories import STOPS, Limits, RolloutFailed
 from kitchen.types import AdamParams, SamplingParams
 from kitchen.workflows.rl import rollouts
 

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from kitchen.coding import Examiner, check_of, code_problems, code_rows, same
-from kitchen.envs import question
-from kitchen.rewards import check_gold
-from kitchen.sandbox import Limits, Sandbox, found, missing
+from kitchen.envs.base import question
+from kitchen.envs.code import Examiner, check_of, code_problems, code_rows, same
+from kitchen.envs.rewards import check_gold
+from kitchen.envs.sandbox import Limits, Sandbox, found, missing
 from kitchen.train.rollouts import play
 from kitchen.types import Completion, InvalidValue, Message, MissingCapability
 
@@ -340,7 +340,7 @@ def test_many_runs_leave_nothing_behind(tmp_path, monkeypatch):
 
 @walled
 def test_a_run_dies_with_us():
-    parent = "from kitchen.sandbox import Sandbox\nSandbox().run('import time; time.sleep(60)', 'x')"
+    parent = "from kitchen.envs.sandbox import Sandbox\nSandbox().run('import time; time.sleep(60)', 'x')"
     with subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT) as process:
         for _ in range(200):
             time.sleep(0.02)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import kitchen
-from kitchen.session import Kitchen
-from kitchen.store import RunIndex
+from kitchen.session.kitchen import Kitchen
+from kitchen.store.run import RunIndex
 from kitchen.types import InvalidValue, KitchenError
 
 SMALL = {

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from kitchen.config import ExperimentSpec
-from kitchen.store import EventLog, Run, RunIndex, write_whole
+from kitchen.store.run import EventLog, Run, RunIndex, write_whole
 from kitchen.telemetry import event
 from kitchen.types import DamagedData, InvalidValue
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kitchen.tasks import TASKS, generate, mixture, preference_pairs, split_of, talks
+from kitchen.data.synthetic import TASKS, generate, mixture, preference_pairs, split_of, talks
 
 INTEGER = re.compile(r"\d+")
 
@@ -96,7 +96,7 @@ def test_no_two_tasks_share_a_prompt_and_disagree():
 
 def test_rows_do_not_depend_on_the_process():
     code = (
-        "import json; from kitchen.tasks import TASKS, mixture;"
+        "import json; from kitchen.data.synthetic import TASKS, mixture;"
         "print(json.dumps(mixture(dict.fromkeys(TASKS, 1.0), 50, seed=4)))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

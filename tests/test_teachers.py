@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from kitchen.adapters.toy import ToyService
-from kitchen.data import Batches
-from kitchen.envs import question_problems
-from kitchen.rendering import get_renderer, to_datum
-from kitchen.session import Kitchen
-from kitchen.train.distill import instructed, train_on_policy
+from kitchen.adapters.toy.client import ToyService
+from kitchen.data.formats import Batches
+from kitchen.envs.base import question_problems
+from kitchen.rendering.base import get_renderer, to_datum
+from kitchen.session.kitchen import Kitchen
+from kitchen.train.distillation import instructed, train_on_policy
 from kitchen.train.sft import adam_schedule, train_sft
 from kitchen.types import AdamParams, Message, SamplingParams
 

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from kitchen.adapters.tokenizers import HuggingFaceTokenizer, disguise
+from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer, disguise
 from kitchen.types import BackendError, InvalidValue
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -21,10 +21,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from kitchen.adapters.lora import lora_layers
-from kitchen.adapters.scoring import Traits
-from kitchen.adapters.torch import TorchService
-from kitchen.snapshots import Objects, States
+from kitchen.adapters.torch.client import TorchService
+from kitchen.adapters.torch.logprobs import Traits
+from kitchen.adapters.torch.lora import lora_layers
+from kitchen.store.objects import Objects, States
 from kitchen.types import (
     AdamParams,
     BackendError,
@@ -762,8 +762,8 @@ def test_disk_full_leaves_nothing_half_written(llama, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("kitchen.snapshots.write_whole", full)
-        patched.setattr("kitchen.adapters.lora.save_file", full)
+        patched.setattr("kitchen.store.objects.write_whole", full)
+        patched.setattr("kitchen.adapters.torch.lora.save_file", full)
         for failing in (client.save_state("state"), client.save_weights(tmp_path / "export")):
             with pytest.raises(OSError, match="No space left"):
                 failing.result(60)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kitchen.adapters.toy import (
+from kitchen.adapters.toy.client import (
     Learned,
     Masks,
     Network,
@@ -27,7 +27,7 @@ from kitchen.adapters.toy import (
     pick,
     windows,
 )
-from kitchen.ports import connect, observe
+from kitchen.ports.protocols import connect, observe
 from kitchen.telemetry import MemoryLog
 from kitchen.types import (
     AdamParams,
@@ -185,7 +185,7 @@ def test_blocks_do_not_change_results(monkeypatch):
     assert [len(group) for group in blocks(data, 20)] == [3, 2, 2, 1, 1]
     whole, parted = (ToyService().create_training_client(SMALL, None, 0) for _ in range(2))
     first = whole.forward_backward(data, "cross_entropy").result()
-    monkeypatch.setattr("kitchen.adapters.toy.BLOCK", 20)
+    monkeypatch.setattr("kitchen.adapters.toy.client.BLOCK", 20)
     second = parted.forward_backward(data, "cross_entropy").result()
     assert first.loss_sum == pytest.approx(second.loss_sum, rel=1e-12)
     np.testing.assert_allclose(whole.gradient, parted.gradient, rtol=1e-9, atol=1e-12)
@@ -413,7 +413,7 @@ def test_a_step_needs_a_gradient():
 
 
 def test_torch_is_not_imported():
-    code = "import sys, kitchen.adapters.toy as toy; toy.ToyService().capabilities(); print('torch' in sys.modules)"
+    code = "import sys, kitchen.adapters.toy.client as toy; toy.ToyService().capabilities(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
 

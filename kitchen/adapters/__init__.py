@@ -1,0 +1,6 @@
+"""What fills the ports: backends, data sets, registries, profilers. Nobody imports an adapter; a recipe names one."""
+
+import lazy_loader
+
+# names and modules come when first used; the stub beside this file lists them
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

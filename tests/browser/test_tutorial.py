@@ -2,7 +2,7 @@
 
 import nbformat
 
-from kitchen.recipes import notebook_path
+from kitchen.recipes.registry import notebook_path
 
 
 def test_the_tutorial_runs_and_shows_something_at_each_step(lab, tab):

@@ -1,0 +1,31 @@
+# made from the modules' __all__ by `make prepare`
+__version__: str
+from . import adapters as adapters
+from . import cli as cli
+from . import config as config
+from . import data as data
+from . import diagnostics as diagnostics
+from . import display as display
+from . import drift as drift
+from . import engine as engine
+from . import envs as envs
+from . import evaluation as evaluation
+from . import formatting as formatting
+from . import losses as losses
+from . import ports as ports
+from . import recipes as recipes
+from . import rendering as rendering
+from . import reports as reports
+from . import seeding as seeding
+from . import session as session
+from . import store as store
+from . import telemetry as telemetry
+from . import testing as testing
+from . import train as train
+from . import types as types
+from . import widgets as widgets
+from . import workflows as workflows
+from .reports.compare import compare as compare
+from .reports.runs_table import runs as runs
+from .session.kitchen import Kitchen as Kitchen
+from .widgets.dashboard import dashboard as dashboard

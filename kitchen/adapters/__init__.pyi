@@ -1,0 +1,8 @@
+# made from the modules' __all__ by `make prepare`
+from . import embeddings as embeddings
+from . import files as files
+from . import huggingface as huggingface
+from . import openai as openai
+from . import profilers as profilers
+from . import torch as torch
+from . import toy as toy

@@ -1,0 +1,6 @@
+"""The command `kitchen`: options from settings, cooking of recipe notebooks, and the commands around runs."""
+
+import lazy_loader
+
+# names and modules come when first used; the stub beside this file lists them
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
