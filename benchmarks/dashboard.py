@@ -149,7 +149,9 @@ def browser(points: int, clicks: int) -> None:
                 tab.until(lambda began=began: paused(board, began) is not None)
                 took.append(paused(board, began) - began)
             median, longest = statistics.median(took), max(took)
-            print(f"click on pause to its event in the log: median {median:.2f} s, longest {longest:.2f} s ({clicks} clicks)")
+            print(
+                f"click on pause to its event in the log: median {median:.2f} s, longest {longest:.2f} s ({clicks} clicks)"
+            )
             board.click("play")
             tab.page.wait_for_timeout(3000)
             behind = []

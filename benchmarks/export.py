@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from kitchen.adapters.torch.client import TorchService
-from kitchen.adapters.torch.loading import find, open_model
+from kitchen.adapters.torch.loading import find_model, load_model
 from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer
 from kitchen.store.run import Run
 
@@ -24,9 +24,9 @@ def difference(run: Run, text: str) -> tuple[float, int]:
     tokenizer = service.get_tokenizer(run.spec.config["model"])
     tokens = tokenizer.encode(text)
     ours = service.create_sampling_client(str(adapter)).compute_logprobs(tokens).result()[1:]
-    source = find(run.spec.config["model"])
+    source = find_model(run.spec.config["model"])
     assert isinstance(tokenizer, HuggingFaceTokenizer)
-    base = open_model(source, tokenizer, torch.float32, torch.device("cpu")).model
+    base = load_model(source, tokenizer, torch.float32, torch.device("cpu")).model
     with torch.no_grad():
         logits = PeftModel.from_pretrained(base, adapter).eval()(torch.tensor([tokens])).logits[0]
     theirs = logits.log_softmax(-1)[:-1].gather(-1, torch.tensor(tokens[1:])[:, None])[:, 0]

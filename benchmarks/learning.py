@@ -22,8 +22,10 @@ def line(recipe: str, seed: int, folder: Path) -> str:
     k = Kitchen(recipe, run_dir=folder / f"{recipe}-{seed}", seed=seed, device="cpu")
     k.run().close()
     seconds = time.perf_counter() - started
-    found = [one for one in scores(k.run_record.log.standing) if one.unit == "share"]
-    told = [f"{one.name} {one.value_text(False)} → {one.value_text(True)} {one.change_text} [{one.note}]" for one in found]
+    found = [one for one in scores(k.run_record.log.active_events) if one.unit == "share"]
+    told = [
+        f"{one.name} {one.value_text(False)} → {one.value_text(True)} {one.change_text} [{one.note}]" for one in found
+    ]
     return f"{recipe:20} seed {seed}  {seconds:5.0f} s  " + "; ".join(told)
 
 

@@ -69,10 +69,10 @@ def snapshots_in_turns(epochs: int) -> tuple[float, float]:
     with Kitchen("sft", **TORCH, epochs=epochs, snapshot_every=10) as k:
         k.run(until=5)  # a block is ten steps with the one that is kept in its middle
         history, total = k.ready.history, len(k.values["batches"])
-        keeping = history.keeping
+        keeping = history.snapshot_policy
         for block, first in enumerate(range(5, total - 10, 10)):
             taken = bool(block % 2)
-            history.keeping = keeping if taken else replace(keeping, every=-1)
+            history.snapshot_policy = keeping if taken else replace(keeping, every=-1)
             began = time.perf_counter()
             k.run(until=first + 10)
             blocks[taken].append((time.perf_counter() - began) / 10)

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['Role', 'ROLES', 'LOSS_INPUT_TYPES', 'KitchenError', 'InvalidValue', 'BackendError', 'MissingCapability',
-           'FutureTimeout', 'DamagedData', 'nearest', 'UnknownName', 'RowError', 'Message', 'checked_vector',
-           'printable', 'Datum', 'AdamParams', 'LoraParams', 'SamplingParams', 'ForwardBackwardOutput',
-           'OptimStepOutput', 'SavedState', 'Completion', 'SampleOutput', 'TopK', 'Cost', 'Transition', 'Trajectory',
-           'Capabilities']
+           'FutureTimeout', 'DamagedData', 'nearest', 'UnknownName', 'RowError', 'Message', 'printable_text', 'Datum',
+           'AdamParams', 'LoraParams', 'SamplingParams', 'ForwardBackwardOutput', 'OptimStepOutput', 'SavedState',
+           'Completion', 'SampleOutput', 'TopK', 'Cost', 'Transition', 'Trajectory', 'Capabilities']
 
 # %% ../nbs/10_core/0_types.ipynb #8ca4f8b5
 import html
@@ -126,7 +125,7 @@ LOSS_INPUT_TYPES = {
 }
 
 
-def checked_vector(name: str, values: Any, length: int | None, kind: Any) -> np.ndarray:
+def _read_only_vector(name: str, values: Any, length: int | None, kind: Any) -> np.ndarray:
     "`values` as a read-only 1-D array of `kind`, of the given length."
     vector = np.array(values, dtype=kind)
     if vector.ndim != 1:
@@ -137,7 +136,7 @@ def checked_vector(name: str, values: Any, length: int | None, kind: Any) -> np.
     return vector
 
 
-def printable(text: str, limit: int = 300) -> str:
+def printable_text(text: str, limit: int = 300) -> str:
     "The text with whatever cannot be seen, or would steer a terminal, written out."
     shown = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text[:limit])
     return shown + "…" * (len(text) > limit)
@@ -152,11 +151,11 @@ class Datum:
     origin: str = ""  # where it came from: file and row; error messages quote it
 
     def __post_init__(self) -> None:
-        tokens = checked_vector("tokens", self.tokens, None, np.int64)
+        tokens = _read_only_vector("tokens", self.tokens, None, np.int64)
         if not len(tokens):
             raise InvalidValue(f"{self.origin or 'datum'}: a datum needs at least one token")
         inputs = {
-            name: checked_vector(name, values, len(tokens), LOSS_INPUT_TYPES.get(name, np.float32))
+            name: _read_only_vector(name, values, len(tokens), LOSS_INPUT_TYPES.get(name, np.float32))
             for name, values in self.loss_fn_inputs.items()
         }
         object.__setattr__(self, "tokens", tokens)
@@ -189,7 +188,7 @@ class Datum:
 
     def __repr__(self) -> str:
         trained = int(np.count_nonzero(self.loss_fn_inputs.get("weights", ())))
-        return f"Datum({len(self)} tokens, {trained} trained{', ' + printable(self.origin) if self.origin else ''})"
+        return f"Datum({len(self)} tokens, {trained} trained{', ' + printable_text(self.origin) if self.origin else ''})"
 
     def _repr_html_(self) -> str:
         trained = self.loss_fn_inputs.get("weights", np.zeros(len(self)))[:64] != 0
@@ -358,7 +357,7 @@ class Trajectory:
 
     def _repr_html_(self) -> str:
         said = [(str(one.get("role", "")), str(one.get("content", ""))) for one in self.metadata.get("messages", ())]
-        lines = (f"<b>{html.escape(printable(role))}</b>: {html.escape(printable(text))}" for role, text in said)
+        lines = (f"<b>{html.escape(printable_text(role))}</b>: {html.escape(printable_text(text))}" for role, text in said)
         return f'<div>{html.escape(repr(self))}<div style="padding-left:1em">{"<br>".join(lines)}</div></div>'
 
 # %% ../nbs/10_core/0_types.ipynb #d73cfcf9

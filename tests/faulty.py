@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from functools import partial
 
-from kitchen.envs.base import Problem, QuestionEnv, Step, several
+from kitchen.envs.base import Problem, QuestionEnv, Step, independent_envs
 from kitchen.envs.rewards import Reward
 from kitchen.types import Message
 
@@ -100,7 +100,7 @@ class Endless:
 
 
 def endless(count, seed, split, rewards):
-    return [Problem("endless", "on and on", partial(several, Endless)) for _ in range(count)]
+    return [Problem("endless", "on and on", partial(independent_envs, Endless)) for _ in range(count)]
 
 
 def bad_reward(score):
@@ -108,7 +108,7 @@ def bad_reward(score):
 
     def problems(count, seed, split, rewards):
         row, reward = {"question": "Letter?", "answer": "a"}, Reward("mine", score, gold=None)
-        return [Problem("question", "Letter?", partial(several, partial(QuestionEnv, row, [reward]))) for _ in range(count)]
+        return [Problem("question", "Letter?", partial(independent_envs, partial(QuestionEnv, row, [reward]))) for _ in range(count)]
 
     return problems
 
@@ -135,7 +135,7 @@ def make_too_few(count, seed, split, rewards):
 
 def judge_world(judge):
     def problems(count, seed, split, rewards):
-        return [Problem("judged", "letters", partial(several, partial(Odd, raised, 9, 0)), judge=judge) for _ in range(count)]
+        return [Problem("judged", "letters", partial(independent_envs, partial(Odd, raised, 9, 0)), judge=judge) for _ in range(count)]
 
     return problems
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from kitchen.data.formats import Stream, StreamBatches, mix
 from kitchen.engine.workflow import chain, stage
 from kitchen.recipes.registry import get_recipe
-from kitchen.recipes.reproduce import FINAL
+from kitchen.recipes.reproduce import _RESULT_EVENTS
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import EventLog, Run
-from kitchen.telemetry import content
+from kitchen.telemetry import event_content
 from kitchen.types import Datum
 from kitchen.workflows.sft import Splits
 
@@ -43,7 +43,9 @@ def mixed(config, data: Splits) -> StreamBatches[Datum]:
         "long": [one for one in data.train if len(one) >= middle],
     }
     rows = mix(parts, {"short": 1.0, "long": 3.0}, size=len(data.train), seed=config.seed)
-    return StreamBatches(Stream(lambda: rows, size=len(rows)), config.batch_size, config.epochs, config.seed, buffer=16)
+    return StreamBatches(
+        Stream(lambda: rows, size=len(rows)), config.batch_size, config.epochs, config.seed, buffer=16
+    )
 
 
 SFT = get_recipe("sft")
@@ -73,7 +75,13 @@ VARIANTS = {
     "toy-on-policy": (get_recipe("distill_on_policy"), TAUGHT),
     "toy-off-policy": (
         get_recipe("distill_off_policy"),
-        {**SMALL, "dataset": "builtin:sort[:48]", "backend": "toy", "epochs": 2, "teacher_dataset": "builtin:sort[:64]"},
+        {
+            **SMALL,
+            "dataset": "builtin:sort[:48]",
+            "backend": "toy",
+            "epochs": 2,
+            "teacher_dataset": "builtin:sort[:64]",
+        },
     ),
     "torch-rl": (
         get_recipe("rl_math"),
@@ -89,7 +97,7 @@ def die() -> None:
 
 def in_a_log_write(number: int) -> None:
     """Die when a part of a line is on disk."""
-    plain, calls = EventLog.write, Counter()
+    plain, calls = EventLog._write_line, Counter()
 
     def write(log, line, item):
         calls["n"] += 1
@@ -98,7 +106,7 @@ def in_a_log_write(number: int) -> None:
             die()
         plain(log, line, item)
 
-    EventLog.write = write
+    EventLog._write_line = write
 
 
 def at_a_rename(number: int, after: bool) -> None:
@@ -156,19 +164,23 @@ def child(folder: Path, variant: str, how: str, rng: random.Random, limit: float
 def story(run: Run) -> list:
     """The metric stream, and what was made."""
     made = [(one.name, one.sha256) for one in run.artifacts()]
-    return [content(item) for item in run.log.standing if item.name in FINAL] + made
+    return [event_content(item) for item in run.log.active_events if item.name in _RESULT_EVENTS] + made
 
 
 def final(run: Run) -> list[str]:
     """The digest of the state the run ended with."""
-    return [item["digest"] for item in run.log.standing if item.name == "run.digest"]
+    return [item["digest"] for item in run.log.active_events if item.name == "run.digest"]
 
 
 def main(folder: Path, variant: str, kills: int, seed: int) -> dict:
     """The summary."""
     folder.mkdir()
     os.environ["KITCHEN_RUNS"] = str(folder)
-    if variant not in ("toy-lora", "toy-full", "toy-streaming"):  # losses of our own are differentiated by torch, on any backend
+    if variant not in (
+        "toy-lora",
+        "toy-full",
+        "toy-streaming",
+    ):  # losses of our own are differentiated by torch, on any backend
         import torch  # once, for all children
 
         torch.set_num_threads(1)
@@ -194,7 +206,7 @@ def main(folder: Path, variant: str, kills: int, seed: int) -> dict:
         "variant": variant,
         "kills": hits,
         "runs": len(killed),
-        "steps": sum(item.name == "train.step" for item in whole.log.standing),
+        "steps": sum(item.name == "train.step" for item in whole.log.active_events),
         "equal metrics": all(story(run) == story(whole) for run in killed),
         "equal digests": all(final(run) == final(whole) != [] for run in killed),
         "verified": all(run.verify() == [] for run in killed),

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from kitchen.envs.base import Problem, Step, several
+from kitchen.envs.base import Problem, Step, independent_envs
 from kitchen.types import Message
 
 
@@ -24,4 +24,4 @@ class Song:
 def songs(count, seed, split, rewards):
     """So many problems."""
     lines = [f"Sing {place}!" for place in range(count)]
-    return [Problem("song", words, partial(several, partial(Song, words))) for words in lines]
+    return [Problem("song", words, partial(independent_envs, partial(Song, words))) for words in lines]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from kitchen.losses.distillation import get_distill_loss
-from kitchen.losses.policy import ADVANTAGES, AGGREGATIONS, OBJECTIVES, get_objective, submit
-from kitchen.losses.preference import PAIR_LOSSES, Pairs, get_pair_loss, preference
-from kitchen.losses.token import as_custom, dft, normalize_weights
+from kitchen.losses.policy import ADVANTAGES, AGGREGATIONS, OBJECTIVES, get_objective, submit_objective
+from kitchen.losses.preference import PAIR_LOSSES, PairLogprobs, get_pair_loss, pairwise_loss
+from kitchen.losses.token import as_custom_loss, dft, normalize_weights
 from kitchen.losses.value import bradley_terry
-from kitchen.train.preference import Pair, drift
+from kitchen.train.preference import Pair, _estimate_kto_drift
 from kitchen.types import AdamParams, Datum
 
 torch = pytest.importorskip("torch")
@@ -118,7 +118,7 @@ def theirs_of(trainer, *batches, **others):
 def ours_of(client, *requests):
     """Kitchen's loss and gradients by name; the weights stay as they are."""
     loss = sum(request.result(60).loss_sum for request in requests)
-    gradients = {name: one.clone() for name, one in client.learner.accumulated().items()}
+    gradients = {name: one.clone() for name, one in client.learner.accumulated_gradient().items()}
     client.optim_step(AdamParams(learning_rate=0.0)).result(60)
     return loss, gradients
 
@@ -127,9 +127,7 @@ def agree(ours, theirs, share=1.0, value=True):
     """Assert equal losses and gradients; ours is `share` times theirs where a convention differs by a factor."""
     (loss, gradients), (wanted, others) = ours, theirs
     assert gradients.keys() == others.keys()
-    apart = sum(
-        float((one - share * others[name]).double().square().sum()) for name, one in gradients.items()
-    )
+    apart = sum(float((one - share * others[name]).double().square().sum()) for name, one in gradients.items())
     size = share**2 * sum(float(one.double().square().sum()) for one in others.values())
     assert size > 0 and (apart / size) ** 0.5 <= GRADIENT, f"gradients are {(apart / size) ** 0.5:.3g} apart"
     if value:
@@ -181,13 +179,11 @@ def test_sft(home, client, examples, name):
     def request(part):
         if name == "nll":
             return client.forward_backward(part, "cross_entropy")
-        return client.forward_backward_custom(part, as_custom(dft))
+        return client.forward_backward_custom(part, as_custom_loss(dft))
 
     ours = ours_of(client, request(data))
     agree(ours, theirs_of(trainer, batch))
-    halves = [
-        {name: values[part] for name, values in batch.items()} for part in (slice(0, 2), slice(2, None))
-    ]
+    halves = [{name: values[part] for name, values in batch.items()} for part in (slice(0, 2), slice(2, None))]
     apart = theirs_of(trainer, *halves, num_items_in_batch=answers[:, 1:].sum())
     agree(ours, apart)
     agree(ours_of(client, request(data[:2]), request(data[2:])), apart)
@@ -237,7 +233,7 @@ def test_dpo_and_its_variants(home, client, reference, pairs, dpo_batch, name):
     mine, settings = DPO_CASES[name]
     trainer = trainer_of(home, "DPO", pairs, settings, ref_model=opened(home / "reference"))
     theirs, data = theirs_of(trainer, dpo_batch), by_turns(dpo_batch, reference)
-    loss = preference(get_pair_loss(name, **mine), len(pairs))
+    loss = pairwise_loss(get_pair_loss(name, **mine), len(pairs))
     agree(ours_of(client, client.forward_backward_custom(data, loss)), theirs)
     parts = [client.forward_backward_custom(data[:4], loss), client.forward_backward_custom(data[4:], loss)]
     agree(ours_of(client, *parts), theirs)
@@ -246,7 +242,7 @@ def test_dpo_and_its_variants(home, client, reference, pairs, dpo_batch, name):
 def test_what_is_logged_about_preferences(home, client, reference, pairs, dpo_batch):
     trainer = trainer_of(home, "DPO", pairs, {"beta": 0.3}, ref_model=opened(home / "reference"))
     theirs_of(trainer, dpo_batch)
-    loss = preference(get_pair_loss("dpo", beta=0.3), len(pairs))
+    loss = pairwise_loss(get_pair_loss("dpo", beta=0.3), len(pairs))
     found = client.forward_backward_custom(by_turns(dpo_batch, reference), loss).result(60).metrics
     client.optim_step(AdamParams(learning_rate=0.0)).result(60)
     names = {
@@ -263,13 +259,11 @@ def test_label_smoothing(home, client, reference, pairs, dpo_batch):
 
     def theirs(kind, batch):
         settings = {"loss_type": [kind], "label_smoothing": 0.1}
-        return theirs_of(
-            trainer_of(home, "DPO", pairs, settings, ref_model=opened(home / "reference")), batch
-        )
+        return theirs_of(trainer_of(home, "DPO", pairs, settings, ref_model=opened(home / "reference")), batch)
 
     def ours(batch, **given):
         data = by_turns(batch, reference)
-        loss = preference(get_pair_loss("cdpo", **given), len(data) // 2)
+        loss = pairwise_loss(get_pair_loss("cdpo", **given), len(data) // 2)
         return ours_of(client, client.forward_backward_custom(data, loss))
 
     agree(ours(dpo_batch, label_smoothing=0.0), theirs("sigmoid", dpo_batch))
@@ -286,7 +280,7 @@ def test_simpo_and_the_odds_of_orpo(pairs):
     lengths = [torch.tensor(rng.integers(1, 9, 4)) for _ in range(2)]
     sums = [torch.tensor(-rng.uniform(0.2, 3, 4) * one.numpy(), requires_grad=True) for one in lengths]
     means = [one / length for one, length in zip(sums, lengths, strict=True)]
-    given = Pairs(*sums, torch.zeros(4), torch.zeros(4), *lengths)
+    given = PairLogprobs(*sums, torch.zeros(4), torch.zeros(4), *lengths)
     about = SimpleNamespace(
         alpha=0.0, beta=2.0, simpo_gamma=1.0, label_smoothing=0.0, loss_type="simpo", accelerator=place
     )
@@ -305,18 +299,14 @@ def test_simpo_and_the_odds_of_orpo(pairs):
 def test_kto(home, client, reference):
     "Pairs of as many wanted and unwanted answers: ours is a mean over pairs, TRL's one over answers, which is half of it."
     rng = np.random.default_rng(3)
-    rows = [
-        {"prompt": text(rng) + " ", "completion": text(rng), "label": place % 2 == 0} for place in range(6)
-    ]
+    rows = [{"prompt": text(rng) + " ", "completion": text(rng), "label": place % 2 == 0} for place in range(6)]
     weights = {"desirable_weight": 1.3, "undesirable_weight": 0.7, "beta": 0.4}
     trainer = trainer_of(home, "KTO", rows, weights, ref_model=opened(home / "reference"))
     batch = next(iter(trainer.get_train_dataloader()))
     names = ("input_ids", "attention_mask", "completion_mask")
     data = [as_datum(*row) for row in zip(*(batch[name] for name in names), strict=True)]
     wanted = [beside(datum, reference) for datum, label in zip(data, batch["label"], strict=True) if label]
-    unwanted = [
-        beside(datum, reference) for datum, label in zip(data, batch["label"], strict=True) if not label
-    ]
+    unwanted = [beside(datum, reference) for datum, label in zip(data, batch["label"], strict=True) if not label]
     others = [as_datum(*row) for row in zip(*(batch[f"KL_{name}"] for name in names), strict=True)]
     found = client.forward(others, "cross_entropy").result(60).loss_fn_outputs
     away = [
@@ -327,7 +317,7 @@ def test_kto(home, client, reference):
     assert z > 0 and z == pytest.approx(trainer._metrics["train"]["kl"][0], rel=1e-5)
     loss = get_pair_loss("kto", beta=0.4, desirable=1.3, undesirable=0.7, drift=z)
     turns = [datum for pair in zip(wanted, unwanted, strict=True) for datum in pair]
-    agree(ours_of(client, client.forward_backward_custom(turns, preference(loss, 3))), theirs, share=2.0)
+    agree(ours_of(client, client.forward_backward_custom(turns, pairwise_loss(loss, 3))), theirs, share=2.0)
 
 
 def test_the_drift_of_kto(home, service, pairs, dpo_batch):
@@ -335,7 +325,7 @@ def test_the_drift_of_kto(home, service, pairs, dpo_batch):
     client = service.create_training_client(str(home / "reference"), None, 0)
     reference = service.create_sampling_client(str(home / "policy"))
     turns, mixed = by_turns(dpo_batch, reference), []
-    mine = drift([Pair(*turns[start : start + 2]) for start in range(0, len(turns), 2)], client, reference)
+    mine = _estimate_kto_drift([Pair(*turns[start : start + 2]) for start in range(0, len(turns), 2)], client, reference)
     chosen = turns[::2]
     for one, other in zip(chosen, [*chosen[1:], chosen[0]], strict=True):
         prompt = one.tokens[: int(np.flatnonzero(one.weights)[0]) + 1]
@@ -359,9 +349,7 @@ def test_the_drift_of_kto(home, service, pairs, dpo_batch):
 def test_reward_model(home, pairs, centre, margin):
     "TRL puts a linear layer on the hidden state, we read log-odds of a token: the formula is compared on TRL's scores."
     torch.manual_seed(4)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        home / "policy", num_labels=1, dtype=torch.float32
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(home / "policy", num_labels=1, dtype=torch.float32)
     rows = [
         {"chosen": row["prompt"] + row["chosen"], "rejected": row["prompt"] + row["rejected"]}
         | ({"margin": 0.4} if margin else {})
@@ -437,7 +425,7 @@ def optimised(client, batch, objective, losses=frozenset(), parts=(slice(None),)
     data = as_rollouts(batch)
     shares = AGGREGATIONS[objective.aggregation]([datum.weights for datum in data], LONGEST)
     data = [datum.replace(weights=share) for datum, share in zip(data, shares, strict=True)]
-    return ours_of(client, *(submit(client, data[part], objective, losses) for part in parts))
+    return ours_of(client, *(submit_objective(client, data[part], objective, losses) for part in parts))
 
 
 def grpo_trainer(home, settings):
@@ -483,10 +471,7 @@ def halves_of(batch):
     """Two micro-batches with different numbers of answers and tokens."""
     every = {name: values for name, values in batch.items() if name == "num_items_in_batch"}
     rows = {name: values for name, values in batch.items() if name not in every}
-    return [
-        {name: values[part] for name, values in rows.items()} | every
-        for part in (slice(0, 2), slice(2, None))
-    ]
+    return [{name: values[part] for name, values in rows.items()} | every for part in (slice(0, 2), slice(2, None))]
 
 
 def test_micro_batches(home, client, rollouts):
@@ -533,9 +518,7 @@ def test_rloo_on_the_policy(home, client, rollouts):
     "TRL clips the ratio of the whole answer; where the policy is the one that sampled, the gradient is that of the score."
     rows = [{"prompt": "w2 w3"}] * 6
     settings = {"num_generations": 2, "max_completion_length": LONGEST, "beta": 0.0}
-    trainer = trainer_of(
-        home, "RLOO", rows, settings, reward_funcs=lambda completions, **_: [0.0] * len(completions)
-    )
+    trainer = trainer_of(home, "RLOO", rows, settings, reward_funcs=lambda completions, **_: [0.0] * len(completions))
     ids = torch.cat([rollouts["prompt_ids"], rollouts["completion_ids"]], 1)
     mask = torch.cat([rollouts["prompt_mask"], rollouts["completion_mask"]], 1)
     width = rollouts["completion_ids"].shape[1]

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_notebook
 
 from kitchen.cli.main import main
-from kitchen.recipes.reproduce import FINAL
+from kitchen.recipes.reproduce import _RESULT_EVENTS
 from kitchen.reports.build import read_manifest
-from kitchen.reports.export import browser
+from kitchen.reports.export import find_browser
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import EventLog, Run, RunIndex
-from kitchen.telemetry import content
+from kitchen.telemetry import event_content
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -76,9 +76,7 @@ def test_a_cook_leaves_a_whole_run(cooked):
     assert run.spec.config["learning_rate"] == 2e-3 and run.spec.config["epochs"] == 1
     assert read_manifest(path / "report.ipynb")["spec"]["config"] == run.spec.config
     assert f"run       {path}" in done.output and "accuracy" in done.output and "held-out loss" in done.output
-    assert (
-        re.search(r"✓ train\b", done.stderr) and "WARN" not in done.stderr and "Traceback" not in done.output
-    )
+    assert re.search(r"✓ train\b", done.stderr) and "WARN" not in done.stderr and "Traceback" not in done.output
     page, notebook = (
         (path / "report.html").read_text(encoding="utf-8"),
         (path / "report.ipynb").read_text(encoding="utf-8"),
@@ -115,7 +113,7 @@ def test_results_go_into_a_paper(runs, monkeypatch):
     assert missing.exit_code == 1 and "install Chromium" in missing.output and (runs / "c" / "report.html").is_file()
 
 
-@pytest.mark.skipif(browser() is None, reason="no Chromium, Chrome or Edge here")
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium, Chrome or Edge here")
 def test_a_report_is_printed(runs):
     with Kitchen("sft", run_dir=runs / "one", **TINY) as k:
         k.run()
@@ -131,11 +129,17 @@ def test_the_lab_works_on_copies(tmp_path):
     assert process.returncode == 0 and re.match(r"\d+\.\d+", printed), said
     assert "sft.ipynb" in said and (tmp_path / "mine" / "sft.ipynb").is_file()
     (tmp_path / "mine" / "sft.ipynb").write_text("mine")
-    without = "import sys; sys.modules['jupyterlab'] = None; from kitchen.cli.main import main; main(prog_name='kitchen')"
+    without = (
+        "import sys; sys.modules['jupyterlab'] = None; from kitchen.cli.main import main; main(prog_name='kitchen')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", without, "lab", "--folder", str(tmp_path / "mine")], capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
-    assert done.returncode == 1 and "pip install 'crucible-kitchen[lab]'" in done.stderr and "kept as you left it" in done.stderr
+    assert (
+        done.returncode == 1
+        and "pip install 'crucible-kitchen[lab]'" in done.stderr
+        and "kept as you left it" in done.stderr
+    )
     assert (tmp_path / "mine" / "sft.ipynb").read_text() == "mine"
 
 
@@ -173,12 +177,8 @@ def test_a_wrong_request_starts_nothing(runs, words, message):
     ],
 )
 def test_a_failing_cook_says_why_and_is_marked(runs, chats, rows, message):
-    done = kitchen(
-        "cook", "sft", *PAIRS, "--dataset", f"file:{chats(rows)}", "--quiet", "--out", runs / "bad"
-    )
-    assert done.exit_code == 1 and re.search(
-        rf"kitchen: sft failed in stage 'load': .*{message}", done.output
-    )
+    done = kitchen("cook", "sft", *PAIRS, "--dataset", f"file:{chats(rows)}", "--quiet", "--out", runs / "bad")
+    assert done.exit_code == 1 and re.search(rf"kitchen: sft failed in stage 'load': .*{message}", done.output)
     assert "Traceback" not in done.output and len(done.output.splitlines()) <= 3
     run = Run(runs / "bad")
     assert run.status == "failed" and RunIndex(runs).rows()[0]["status"] == "failed" and run.artifacts() == []
@@ -252,9 +252,7 @@ def test_ctrl_c_stops_the_kernel_and_marks_the_run(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "sft was stopped" in said and "Traceback" not in said, said
     run = Run(tmp_path / "run")
-    assert (
-        run.status == "stopped" and run.verify() == [] and RunIndex(tmp_path).rows()[0]["status"] == "stopped"
-    )
+    assert run.status == "stopped" and run.verify() == [] and RunIndex(tmp_path).rows()[0]["status"] == "stopped"
     assert 'class="banner stopped' in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     size = log.stat().st_size
     time.sleep(0.3)
@@ -297,7 +295,7 @@ def test_debug_shows_the_traceback():
 
 
 def standing(run_dir):
-    return [content(item) for item in Run(run_dir).log.standing if item.name in FINAL]
+    return [event_content(item) for item in Run(run_dir).log.active_events if item.name in _RESULT_EVENTS]
 
 
 def test_a_killed_cook_goes_on_where_it_stopped(tmp_path):
@@ -310,7 +308,7 @@ def test_a_killed_cook_goes_on_where_it_stopped(tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     killed_at = len(Run(tmp_path / "run").log.events)
-    while Run(tmp_path / "run").log.held:  # the kernel notices that its parent is gone
+    while Run(tmp_path / "run").log.has_writer:  # the kernel notices that its parent is gone
         time.sleep(0.05)
     assert Run(tmp_path / "run").status == "interrupted"
     done = kitchen("cook", "sft", "--resume", tmp_path / "run", "--quiet")
@@ -335,7 +333,9 @@ def test_a_resumed_cook_runs_only_what_a_new_setting_concerns(tmp_path):
     assert begun[0] == "baseline" and "load" not in begun and "open" not in begun and begun[-1] == "report"
     nothing = kitchen("cook", "sft", "--resume", tmp_path / "run", "--quiet")
     assert nothing.exit_code == 0
-    assert not [item for item in Run(tmp_path / "run").log.events[before + len(later) :] if item.name == "stage.start"]
+    assert not [
+        item for item in Run(tmp_path / "run").log.events[before + len(later) :] if item.name == "stage.start"
+    ]
 
 
 def test_a_run_that_is_being_written_is_not_resumed(tmp_path):

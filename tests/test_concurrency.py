@@ -15,11 +15,21 @@ import pytest
 
 from kitchen.config import Config, ExperimentSpec
 from kitchen.engine.produce import PartFailed, parallel, produce, stream
-from kitchen.engine.validation import check
-from kitchen.engine.workflow import Flow, Position, RolledBack, WorkflowError, chain, loop, scope, stage, when
-from kitchen.store.objects import decoded, encoded
+from kitchen.engine.validation import check_workflow
+from kitchen.engine.workflow import (
+    Flow,
+    RolledBack,
+    WorkflowError,
+    WorkflowPosition,
+    chain,
+    loop,
+    scope,
+    stage,
+    when,
+)
+from kitchen.store.objects import decode_value, encode_value
 from kitchen.store.run import EventLog, Run
-from kitchen.telemetry import MemoryLog, content, event
+from kitchen.telemetry import MemoryLog, event, event_content
 from kitchen.types import AdamParams, Datum, SamplingParams
 
 # -- stages, at the top level of a module so that a process finds them ---------------------------------
@@ -133,12 +143,19 @@ def test_two_parts_run_at_the_same_time_and_merge(tmp_path):
 
 
 def test_processes_give_the_same_as_threads():
-    workflow = [scope("room", parallel("both", sleep_left, chain("more", sleep_right, double), processes=one)) for one in (0, 1)]
+    workflow = [
+        scope("room", parallel("both", sleep_left, chain("more", sleep_right, double), processes=one))
+        for one in (0, 1)
+    ]
     flows = [Flow(one, {"size": 1, "room/size": 5, "unused": object()}, MemoryLog()) for one in workflow]
-    told = [sorted(map(content, flow), key=repr) for flow in flows]
+    told = [sorted(map(event_content, flow), key=repr) for flow in flows]
     for flow in flows:
         flow.values.pop("unused")
-    assert flows[0].values == flows[1].values == {"size": 1, "room/size": 5, "room/left": 6, "room/right": 7, "room/total": 10}
+    assert (
+        flows[0].values
+        == flows[1].values
+        == {"size": 1, "room/size": 5, "room/left": 6, "room/right": 7, "room/total": 10}
+    )
     assert flows[0].made == flows[1].made and flows[0].reads == flows[1].reads
     said = [[(name, about.get("stage"), about.get("gives")) for name, _, _, about in one] for one in told]
     assert said[0] == said[1] and ("stage.stop", "room/double", ["total"]) in said[0]
@@ -180,10 +197,16 @@ def test_branches_do_not_see_each_other():
 def test_a_failure_cancels_threads():
     log, began = MemoryLog(), time.perf_counter()
     with pytest.raises(OSError, match="the disk is gone") as caught:
-        list(Flow(parallel("all", endless, parallel("inner", endless.named("other", never="more")), broken), {}, log))
+        list(
+            Flow(
+                parallel("all", endless, parallel("inner", endless.with_name("other", never="more")), broken), {}, log
+            )
+        )
     assert time.perf_counter() - began < 1 and "in part 'broken' of 'all'" in caught.value.__notes__
     cancelled = [item for item in log.events if item.name == "parallel.cancel"]
-    assert [item["part"] for item in cancelled] == ["endless", "inner"] and "the disk is gone" in cancelled[0]["cause"]
+    assert [item["part"] for item in cancelled] == ["endless", "inner"] and "the disk is gone" in cancelled[0][
+        "cause"
+    ]
 
 
 def test_a_failure_cancels_processes(tmp_path):
@@ -228,7 +251,9 @@ def test_what_cannot_go_to_a_process_is_refused_by_name():
 
     with pytest.raises(WorkflowError, match="stage 'local' cannot run in another process, .*local.* use threads"):
         parallel("all", chain("inner", local), processes=True)
-    with pytest.raises(WorkflowError, match="value 'size' of type lock cannot be sent to another process .* use threads"):
+    with pytest.raises(
+        WorkflowError, match="value 'size' of type lock cannot be sent to another process .* use threads"
+    ):
         list(Flow(parallel("all", double, processes=True), {"size": threading.Lock()}))
     with pytest.raises(PartFailed, match="value 'odd' of type lock cannot be sent"):
         list(Flow(parallel("all", gives_odd, processes=True), {}))
@@ -257,7 +282,7 @@ def test_a_branch_may_ask_to_go_back_to_the_last_boundary():
         raise RolledBack
 
     flow = Flow(parallel("all", endless, goes_back), {})
-    flow.recover = back
+    flow.request_rollback = back
     with pytest.raises(RolledBack):
         list(flow)
     assert flow.attempts == {(1,): 1}
@@ -321,16 +346,18 @@ def left_and_entered(workflow, values, **more):
             events.close()
             continue
         made = {name: flow.values[name] for name in flow.made}
-        state = json.dumps([flow.position.to_json(), encoded(flow.progress), encoded(made)])
+        state = json.dumps([flow.position.to_json(), encode_value(flow.progress), encode_value(made)])
         events.close()
         position, progress, made = json.loads(state)
-        again = Flow(workflow, {**values, **more, **decoded(made)}, position=Position.from_json(position))
-        again.progress, again.made = decoded(progress), dict(flow.made)
+        again = Flow(
+            workflow, {**values, **more, **decode_value(made)}, position=WorkflowPosition.from_json(position)
+        )
+        again.progress, again.made = decode_value(progress), dict(flow.made)
         yield before, again
 
 
 def said(events):
-    return [content(item) for item in events]
+    return [event_content(item) for item in events]
 
 
 @pytest.mark.parametrize("begin_late", [False, True])
@@ -380,7 +407,9 @@ def test_prefetching_saves_the_waiting():
         used.append(time.perf_counter())
 
     list(Flow(stream("overlap", source, slow_body, "number"), {}))
-    assert all(later < done for later, done in zip(made[1:], used, strict=False)), "the next was made before this one was used"
+    assert all(later < done for later, done in zip(made[1:], used, strict=False)), (
+        "the next was made before this one was used"
+    )
 
 
 def test_a_source_fails_at_its_item():
@@ -396,7 +425,7 @@ def test_a_source_fails_at_its_item():
         list(flow)
     assert caught.value.__notes__ == ["from 'bad', the source of 'squares', at item 2"]
     assert [item["item"] for item in log.events if item.name == "stream.item"] == [0, 1]
-    assert log.events[-1].name == "stage.error" and flow.position == Position((2,), "before")
+    assert log.events[-1].name == "stage.error" and flow.position == WorkflowPosition((2,), "before")
 
 
 def test_leaving_a_stream_leaves_no_thread():
@@ -521,7 +550,9 @@ def test_a_part_of_a_batch_is_made_while_the_one_before_is_used():
         if rollout % 3 < 2:
             assert begun[rollout + 1].wait(20), "the next part of the batch is on its way"
         else:
-            assert rollout + 1 == 6 or not begun[rollout + 1].is_set(), "the next batch needs the policy that is learnt here"
+            assert rollout + 1 == 6 or not begun[rollout + 1].is_set(), (
+                "the next batch needs the policy that is learnt here"
+            )
 
     list(Flow(produce("rl", make, use, "rollout", 6, every=3), {}))
 
@@ -549,7 +580,11 @@ def test_the_newest_policy_is_never_staler_than_the_bound():
     for seed in range(24):
         lag = seed % 4
         values = {"weight": 1, "steps": 8, "jitter": random.Random(seed)}
-        items = [item for item in Flow(learning(lag, newest=True, buffer=1 + seed % 3), values) if item.name == "stream.item"]
+        items = [
+            item
+            for item in Flow(learning(lag, newest=True, buffer=1 + seed % 3), values)
+            if item.name == "stream.item"
+        ]
         assert [item["item"] for item in items] == list(range(8))
         assert all(0 <= item["lag"] <= min(lag, item["item"]) for item in items)
         assert all(item["version"] == item["item"] - item["lag"] for item in items)
@@ -644,7 +679,12 @@ def test_leaving_a_producer_leaves_no_thread():
         raise OSError("the consumer fails")
 
     with pytest.raises(OSError):
-        list(Flow(produce("rl", sample, bad, "rollout", 5, policy=freeze, lag=2), {"weight": 1, "jitter": random.Random(0)}))
+        list(
+            Flow(
+                produce("rl", sample, bad, "rollout", 5, policy=freeze, lag=2),
+                {"weight": 1, "jitter": random.Random(0)},
+            )
+        )
 
 
 # -- through the runner --
@@ -680,7 +720,7 @@ def train(training, rollout):
 def runner(folder):
     # imported here, because the processes above import this module and need none of it
     from kitchen.adapters.toy.client import ToyService
-    from kitchen.engine.checkpoints import Keeping
+    from kitchen.engine.checkpoints import SnapshotPolicy
     from kitchen.engine.runner import Runner
     from kitchen.ports.protocols import observe
 
@@ -690,14 +730,18 @@ def runner(folder):
         run.log.append(event("run.start", recipe="lesson", run_id=folder.name))
     service = observe(ToyService(run.path / "snapshots"), "service", "toy", run.log)
     workflow = chain("rl", open_toy, produce("rl", complete, train, "rollout", 6, policy=freeze_toy, lag=2))
-    return Runner(run, workflow, {"config": Plan(), "service": service}, Keeping(every=-1))
+    return Runner(run, workflow, {"config": Plan(), "service": service}, SnapshotPolicy(every=-1))
 
 
 def end(one):
     """The rest of the run: digest and story."""
     one.advance(lambda item: False)
-    told = [content(item) for item in one.run.log.standing if item.name.partition(".")[0] in ("stage", "train", "stream")]
-    one.leave()
+    told = [
+        event_content(item)
+        for item in one.run.log.active_events
+        if item.name.partition(".")[0] in ("stage", "train", "stream")
+    ]
+    one.close()
     found = one.digest(), told
     one.run.close()
     return found
@@ -710,12 +754,12 @@ def test_training_on_samples_is_resumed_and_rewound_bit_for_bit(tmp_path):
         broken_off.advance(lambda item, number=number: item.name == "stream.item" and item["item"] == number)
         broken_off.snapshot()
         broken_off.advance(lambda item: item.name == "train.step")
-        broken_off.leave()
+        broken_off.close()
         broken_off.run.close()
         resumed = runner(tmp_path / f"{number}")
         resumed.go_back("resume")
         resumed.advance(lambda item: item.name == "stream.item" and item["item"] == 5)
-        resumed.rewind([item.sequence for item in resumed.run.log.standing if item.name == "train.step"][4] + 1)
+        resumed.rewind([item.sequence for item in resumed.run.log.active_events if item.name == "train.step"][4] + 1)
         assert end(resumed) == whole
 
 
@@ -728,13 +772,19 @@ def test_they_compose_and_the_contract_is_checked():
     both = parallel("both", rl, stream("squares", source, add, "number"))
     start = {"policy_weight": 1, "steps": 4, "size": 3, "dice": random.Random(0)}
     workflow = chain("all", both, scope("more", both))
-    check(workflow, set(start), {"policy_weight", "trace", "total", "more/policy_weight", "more/total", "more/trace"})
+    check_workflow(
+        workflow, set(start), {"policy_weight", "trace", "total", "more/policy_weight", "more/total", "more/trace"}
+    )
     flow = Flow(workflow, dict(start))
     labels = {item["part"] for item in flow if item.name == "stream.item"}
     assert labels == {"rl/rl", "squares", "more/rl/rl", "more/squares"}
     assert flow.values["total"] == 7 and flow.values["trace"] == reference(4, 1)[1]
     with pytest.raises(WorkflowError, match="needs 'left', which stage 'sleep_left' gives only later"):
-        check(parallel("both", sleep_left, stage(gives="seen")(lambda left: left).named("look")), {"size"}, {"left", "seen"})
+        check_workflow(
+            parallel("both", sleep_left, stage(gives="seen")(lambda left: left).with_name("look")),
+            {"size"},
+            {"left", "seen"},
+        )
     with pytest.raises(WorkflowError, match="needs 'stepz'|needs 'steps'"):
-        check(learning(1), {"weight", "jitter", "stepss"}, {"weight", "trace"})
-    check(learning(1), {"weight", "jitter", "steps"}, {"weight", "trace"})
+        check_workflow(learning(1), {"weight", "jitter", "stepss"}, {"weight", "trace"})
+    check_workflow(learning(1), {"weight", "jitter", "steps"}, {"weight", "trace"})

@@ -8,8 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kitchen.adapters.toy.client import Queue, ToySamplingClient, ToyService, ToyTokenizer, ToyTrainingClient
-from kitchen.ports.protocols import connect
+from kitchen.adapters.toy.client import (
+    ToySamplingClient,
+    ToyService,
+    ToyTokenizer,
+    ToyTrainingClient,
+    _ToyQueue,
+)
+from kitchen.ports.protocols import create_adapter
 from kitchen.testing import CHECKS, Bench, ConformanceError, Report, conformance
 from kitchen.types import Datum, ForwardBackwardOutput, LoraParams, TopK, UnknownName
 
@@ -24,7 +30,7 @@ KINDS = {"lora": LoraParams(rank=4, alpha=8.0), "full": None}
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("latency", [0.0, 0.0005])
 def test_toy(name, kind, latency):
-    CHECKS[name].run(Bench(ToyService(latency=latency), SMALL, KINDS[kind], tolerance=1e-5)).settle()
+    CHECKS[name].run(Bench(ToyService(latency=latency), SMALL, KINDS[kind], tolerance=1e-5)).raise_or_skip()
 
 
 # --- torch: a tiny Llama with a tokenizer of bytes ---
@@ -71,13 +77,13 @@ def tiny_llama(tmp_path_factory):
 @pytest.fixture(scope="session")
 def torch_service():
     pytest.importorskip("kitchen.adapters.torch.client")
-    return connect("service", "torch")
+    return create_adapter("service", "torch")
 
 
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_torch(name, kind, torch_service, tiny_llama):
-    CHECKS[name].run(Bench(torch_service, tiny_llama, KINDS[kind], tolerance=2e-4)).settle()
+    CHECKS[name].run(Bench(torch_service, tiny_llama, KINDS[kind], tolerance=2e-4)).raise_or_skip()
 
 
 # --- the suite can fail: one broken backend for each check ---
@@ -86,8 +92,8 @@ def test_torch(name, kind, torch_service, tiny_llama):
 class Broken(ToyTrainingClient):
     "A client with one thing wrong."
 
-    def work(self, data, objective, learn):
-        return self.changed(super().work(self.given(data), objective, learn), data)
+    def _run_request(self, data, objective, learn):
+        return self.changed(super()._run_request(self.given(data), objective, learn), data)
 
     def given(self, data):
         return data
@@ -106,9 +112,9 @@ class AveragesTheLoss(Broken):
 
 
 class AveragesTheGradient(Broken):
-    def step(self, adam):
+    def _step(self, adam):
         self.gradient = self.gradient / 3
-        return super().step(adam)
+        return super()._step(adam)
 
 
 class LosesTheLastLogprob(Broken):
@@ -128,48 +134,48 @@ class SeesTheEnd(Broken):
 
 
 class KeepsTheLastGradientOnly(Broken):
-    def work(self, data, objective, learn):
+    def _run_request(self, data, objective, learn):
         if learn:
             self.gradient = None
-        return super().work(data, objective, learn)
+        return super()._run_request(data, objective, learn)
 
 
 class ForwardClearsGradients(Broken):
-    def work(self, data, objective, learn):
-        output = super().work(data, objective, learn)
+    def _run_request(self, data, objective, learn):
+        output = super()._run_request(data, objective, learn)
         if not learn:
-            self.gradient = 0 * self.pending()
+            self.gradient = 0 * self._pending_gradient()
         return output
 
 
 class KeepsTheGradientAfterTheStep(Broken):
-    def step(self, adam):
+    def _step(self, adam):
         gradient = self.gradient
-        output = super().step(adam)
+        output = super()._step(adam)
         self.gradient = gradient
         return output
 
 
 class ReplacesRateZero(Broken):
-    def step(self, adam):
-        return super().step(replace(adam, learning_rate=adam.learning_rate or 1e-4))
+    def _step(self, adam):
+        return super()._step(replace(adam, learning_rate=adam.learning_rate or 1e-4))
 
 
 class NeverClips(Broken):
-    def step(self, adam):
-        return super().step(replace(adam, grad_clip_norm=0.0))
+    def _step(self, adam):
+        return super()._step(replace(adam, grad_clip_norm=0.0))
 
 
 class AddsDecayToTheGradient(Broken):
-    def step(self, adam):
-        self.gradient = self.pending() + adam.weight_decay * self.learned.values
-        return super().step(replace(adam, weight_decay=0.0))
+    def _step(self, adam):
+        self.gradient = self._pending_gradient() + adam.weight_decay * self.adam_state.values
+        return super()._step(replace(adam, weight_decay=0.0))
 
 
 class Ascends(Broken):
-    def step(self, adam):
+    def _step(self, adam):
         self.gradient = -self.gradient
-        return super().step(adam)
+        return super()._step(adam)
 
 
 class CustomLossWithTheWrongSign(Broken):
@@ -207,13 +213,13 @@ class LiveSampler(ToySamplingClient):
 
     trainer: ToyTrainingClient
 
-    def draw(self, *values):
-        self.network = self.trainer.network()
-        return super().draw(*values)
+    def _sample(self, *values):
+        self.network = self.trainer._network()
+        return super()._sample(*values)
 
-    def score(self, prompt):
-        self.network = self.trainer.network()
-        return super().score(prompt)
+    def _logprobs(self, prompt):
+        self.network = self.trainer._network()
+        return super()._logprobs(prompt)
 
 
 class SharesItsWeights(Broken):
@@ -230,31 +236,31 @@ class ExportsTheBase(Broken):
 
 
 class ForgetsTheOptimizer(Broken):
-    def state(self):
-        kept = self.learned
-        self.learned = replace(kept, moment1=0 * kept.moment1)
-        content = super().state()
-        self.learned = kept
+    def _capture_state(self):
+        kept = self.adam_state
+        self.adam_state = replace(kept, moment1=0 * kept.moment1)
+        content = super()._capture_state()
+        self.adam_state = kept
         return content
 
 
 class SavingDisturbs(Broken):
     def save_state(self, name):
-        self.learned = replace(self.learned, moment1=0 * self.learned.moment1)
+        self.adam_state = replace(self.adam_state, moment1=0 * self.adam_state.moment1)
         return super().save_state(name)
 
 
 class DropsInForward(Broken):
-    def work(self, data, objective, learn):
+    def _run_request(self, data, objective, learn):
         if learn:
-            return super().work(data, objective, learn)
+            return super()._run_request(data, objective, learn)
         before = self.gradient, self.requests
-        output = super().work(data, objective, True)
+        output = super()._run_request(data, objective, True)
         self.gradient, self.requests = before
         return output
 
 
-class PlainTimeouts(Queue):
+class PlainTimeouts(_ToyQueue):
     def submit(self, work):
         class Slow:
             def __init__(self):
@@ -273,7 +279,7 @@ class RaisesPlainTimeouts(Broken):
     queue_class = PlainTimeouts
 
 
-class LazyQueue(Queue):
+class LazyQueue(_ToyQueue):
     def submit(self, work):
         class Lazy:
             value = None
@@ -293,9 +299,9 @@ class WorksWhenAsked(Broken):
 
 
 class AcceptsAnyLoss(Broken):
-    def request(self, data, loss_fn, settings, learn):
+    def _submit(self, data, loss_fn, settings, learn):
         known = self.service.capabilities().losses
-        return super().request(data, loss_fn if loss_fn in known else "cross_entropy", settings, learn)
+        return super()._submit(data, loss_fn if loss_fn in known else "cross_entropy", settings, learn)
 
 
 class AddsHalfOfAFailure(Broken):
@@ -320,7 +326,7 @@ class BrokenService(ToyService):
         client = super().create_training_client(model, lora, seed)
         client.__class__ = self.broken
         if self.broken is StartsElsewhere:
-            client.learned = replace(client.learned, values=client.learned.values + 0.01)
+            client.adam_state = replace(client.adam_state, values=client.adam_state.values + 0.01)
         if hasattr(self.broken, "queue_class"):
             client.queue.__class__ = self.broken.queue_class
         return client
@@ -344,8 +350,8 @@ class OneSeed(ToySamplingClient):
 
 
 class LikelyAtAnotherTemperature(ToySamplingClient):
-    def likely(self, prompt, count):
-        found = super().likely(prompt, count)
+    def _topk(self, prompt, count):
+        found = super()._topk(prompt, count)
         return TopK(found.tokens, found.logprobs / 2)
 
 
@@ -407,25 +413,25 @@ BREAKAGES = [
     ("training_learns", lambda: opening(Ascends)),
     ("custom_loss_equals_weights", lambda: opening(CustomLossWithTheWrongSign)),
     ("importance_sampling_on_policy", lambda: opening(IgnoresTheSamplingPolicy)),
-    ("clipping_is_the_tables", lambda: opening(ForgetsItsBounds)),
-    ("likely_tokens_agree", lambda: sampling(LikelyAtAnotherTemperature)),
+    ("clipping_matches_loss_table", lambda: opening(ForgetsItsBounds)),
+    ("topk_agrees_with_logprobs", lambda: sampling(LikelyAtAnotherTemperature)),
     ("training_starts_at_the_base", lambda: opening(StartsElsewhere)),
     ("sampler_agrees_with_trainer", lambda: opening(SamplesFromTheBase)),
     ("samplers_keep_their_weights", lambda: opening(SharesItsWeights)),
     ("sampling_is_reproducible", lambda: sampling(OneSeed)),
-    ("sampling_stops_where_told", lambda: sampling(NoStops)),
+    ("sampling_respects_stops", lambda: sampling(NoStops)),
     ("export_opens", lambda: opening(ExportsTheBase)),
-    ("state_goes_on", lambda: opening(ForgetsTheOptimizer)),
-    ("state_goes_on", lambda: opening(SavingDisturbs)),
+    ("state_resumes_exactly", lambda: opening(ForgetsTheOptimizer)),
+    ("state_resumes_exactly", lambda: opening(SavingDisturbs)),
     ("state_without_optimizer_forgets", AlwaysLoadsTheOptimizer),
-    ("dropout_is_a_stream", lambda: opening(DropsInForward)),
-    ("dropout_is_a_stream", ForgetsTheDropoutStream),
-    ("futures_arrive", lambda: opening(RaisesPlainTimeouts)),
+    ("dropout_follows_the_seed", lambda: opening(DropsInForward)),
+    ("dropout_follows_the_seed", ForgetsTheDropoutStream),
+    ("futures_resolve", lambda: opening(RaisesPlainTimeouts)),
     ("requests_run_in_order", lambda: opening(WorksWhenAsked)),
     ("mistakes_are_refused", lambda: opening(AcceptsAnyLoss)),
     ("failures_leave_no_trace", lambda: opening(AddsHalfOfAFailure)),
     ("capabilities_are_honest", ClaimsMoreLosses),
-    ("the_seed_decides", lambda: opening(HasNoSeed)),
+    ("seed_determines_training", lambda: opening(HasNoSeed)),
     ("tokenizer_is_faithful", TrustsWhatPeopleType),
 ]
 
@@ -440,7 +446,7 @@ def test_a_broken_backend_fails(name, service):
     outcome = CHECKS[name].run(bench)
     assert outcome.status == "failed", str(outcome)
     with pytest.raises(ConformanceError, match=name):
-        outcome.settle()
+        outcome.raise_or_skip()
 
 
 def test_full_breakages_are_found_too():
@@ -457,15 +463,15 @@ def test_unclaimed_capabilities_are_skipped_with_their_reason():
 
     report = conformance(Modest(), SMALL)
     skipped = {outcome.check: outcome.reason for outcome in report.outcomes if outcome.status == "skipped"}
-    assert {"importance_sampling_on_policy", "state_goes_on"} < skipped.keys()
-    assert "optimizer_state" in skipped["state_goes_on"]
+    assert {"importance_sampling_on_policy", "state_resumes_exactly"} < skipped.keys()
+    assert "optimizer_state" in skipped["state_resumes_exactly"]
     assert [each.check for each in report.failures] == ["capabilities_are_honest"], "it can do more than it claims"
     assert {outcome.training for outcome in report.outcomes} == {"LoRA"}
 
 
 def test_report_is_readable():
-    report = conformance(ToyService(), SMALL, lora=True, only=["losses_are_sums", "state_goes_on"])
+    report = conformance(ToyService(), SMALL, lora=True, only=["losses_are_sums", "state_resumes_exactly"])
     assert isinstance(report, Report) and report.summary.endswith("2 passed, 0 failed, 0 skipped")
     assert "losses_are_sums" in str(report) and report._repr_html_().count("<tr>") == 3
-    with pytest.raises(UnknownName, match="did you mean 'state_goes_on'"):
+    with pytest.raises(UnknownName, match="did you mean 'state_resumes_exactly'"):
         conformance(ToyService(), SMALL, only=["state_goes"])

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from kitchen.engine.validation import check
+from kitchen.engine.validation import check_workflow
 from kitchen.engine.workflow import Chain, Stage, WorkflowError, chain, scope, stage
-from kitchen.recipes.registry import ADAPTERS, RECIPES, get_recipe
+from kitchen.recipes.registry import _ADAPTERS, RECIPES, get_recipe
 from kitchen.session.kitchen import Kitchen
 from kitchen.types import Capabilities, MissingCapability
 from kitchen.workflows.sft import supervised
 
-START = {"config", "run", *ADAPTERS}
+START = {"config", "run", *_ADAPTERS}
 LOAD, RENDER, BATCH, OPEN, BASELINE, TRAIN, *REST = supervised.parts
 
 
@@ -63,38 +63,38 @@ MISTAKES = {
 def test_a_mistake_is_named_with_its_stage(mistake):
     parts, messages = MISTAKES[mistake]
     with pytest.raises(WorkflowError) as caught:
-        check(supervised_with(*parts), START, {"version"})
+        check_workflow(supervised_with(*parts), START, {"version"})
     for message in messages:
         assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_keeps_its_contracts(name):
-    get_recipe(name).check(ADAPTERS, Capabilities(losses=frozenset({"cross_entropy"}), topk=True))
+    get_recipe(name).check(_ADAPTERS, Capabilities(losses=frozenset({"cross_entropy"}), topk=True))
 
 
 def test_a_missing_adapter_is_named_with_those_that_exist():
     message = "stage 'register' needs the port 'registry', for which no adapter is named .known: files"
     with pytest.raises(WorkflowError, match=message):
-        check(supervised, START - {"registry"}, {"version"})
+        check_workflow(supervised, START - {"registry"}, {"version"})
 
 
 def test_a_missing_capability_is_named_before_anything_runs():
     with pytest.raises(MissingCapability, match="stage 'open': this backend has no 'cross_entropy'"):
-        get_recipe("sft").check(ADAPTERS, Capabilities(losses=frozenset({"ppo"})))
+        get_recipe("sft").check(_ADAPTERS, Capabilities(losses=frozenset({"ppo"})))
 
 
 def test_a_port_of_another_kind_is_refused():
     def read_from(service: dict) -> None: ...
 
     with pytest.raises(WorkflowError, match="needs 'service' as dict, but the run has ServiceClient"):
-        check(Stage("read_from", read_from), START)
+        check_workflow(Stage("read_from", read_from), START)
 
 
 def test_mistakes_inside_a_scope_carry_its_name():
     inner = scope("reward", supervised_with(LOAD, RENDER, BATCH, OPEN, misspelt))
     with pytest.raises(WorkflowError, match="stage 'reward/misspelt' needs 'trainig'.*did you mean 'training'"):
-        check(inner, START, {"reward/steps"})
+        check_workflow(inner, START, {"reward/steps"})
 
 
 def test_a_session_refuses_a_broken_recipe_at_once(runs):

@@ -10,10 +10,10 @@ from kitchen.losses.policy import OBJECTIVES, get_objective
 from kitchen.losses.value import ScalarHead
 from kitchen.rendering.base import get_renderer
 from kitchen.session.kitchen import Kitchen
-from kitchen.train.ppo import Critic, learn_with_critic, valued
-from kitchen.train.rl import Learning
-from kitchen.train.rollouts import Policy, play
-from kitchen.train.trajectories import Limits
+from kitchen.train.ppo import Critic, _policy_and_critic_data, learn_with_critic
+from kitchen.train.rl import PolicyUpdateSettings
+from kitchen.train.rollouts import Policy, play_groups
+from kitchen.train.trajectories import EpisodeLimits
 from kitchen.types import AdamParams, SamplingParams
 
 
@@ -29,9 +29,9 @@ def test_credit_over_turns_is_the_sum_it_is_defined_by(toy, gamma, lam):
     """Values are asked of a sampler, one prefix at a time; advantages are the double sum of the paper's equation 16."""
     service, renderer, params = toy
     policy = Policy(service.create_sampling_client("toy"), renderer, params)
-    groups = play(policy, guess_problems(4, seed=1, most=3, turns=3), 4, 3, Limits(turns=2))
+    groups = play_groups(policy, guess_problems(4, seed=1, max_number=3, turns=3), 4, 3, EpisodeLimits(turns=2))
     critic = Critic(service.create_training_client("toy", None, 0), ScalarHead(66, -5.0), gamma=gamma, lam=lam, whiten=False)
-    data, lessons, _ = valued(groups, critic, Learning(OBJECTIVES["ppo"], longest=3))
+    data, lessons, _ = _policy_and_critic_data(groups, critic, PolicyUpdateSettings(OBJECTIVES["ppo"], max_answer_tokens=3))
     episodes = [one for group in groups for one in group.trajectories]
     stops = {one.metadata["stop"] for one in episodes}
     assert stops == {"turns"} or stops == {"turns", "done"}
@@ -71,9 +71,9 @@ def test_a_policy_learns_from_single_rollouts(toy):
     training = service.create_training_client("toy", None, 0)
     models = [service.create_training_client("toy", None, 1) for _ in range(2)]
     critic, losses, rewards = Critic(models[0], ScalarHead(66), models[1]), service.capabilities().losses, []
-    learning = Learning(get_objective("ppo"), longest=3, substeps=2)
+    learning = PolicyUpdateSettings(get_objective("ppo"), max_answer_tokens=3, substeps=2)
     for step in range(30):
-        groups = play(Policy(training.create_sampling_client(), renderer, params), problems, 1, step)
+        groups = play_groups(Policy(training.create_sampling_client(), renderer, params), problems, 1, step)
         rewards.append(np.mean([group.rewards for group in groups]))
         list(learn_with_critic(training, groups, learning, critic, AdamParams(0.01), AdamParams(0.003), losses, 2 * step))
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.3

@@ -16,22 +16,22 @@ from kitchen.data.formats import (
     Batches,
     Conversation,
     Cursor,
-    Format,
     Preference,
     Rating,
+    RowFormat,
     Stream,
     StreamBatches,
     Table,
+    _shuffle_stream,
+    extract_reasoning,
     mix,
     parse_each,
     parse_reference,
     parse_row,
     parse_rows,
     parse_stream,
-    question_and_answer,
-    shuffled_stream,
+    question_answer_reader,
     split_rows,
-    with_reasoning,
 )
 from kitchen.types import InvalidValue, Message, RowError, UnknownName
 
@@ -242,7 +242,7 @@ def test_rated_rows_can_be_trained_on_alike_when_that_is_said():
 
 def test_users_add_a_format(monkeypatch):
     monkeypatch.setitem(
-        FORMATS, "riddle", Format("riddle", ("riddle", "solution"), question_and_answer("riddle", "solution"))
+        FORMATS, "riddle", RowFormat("riddle", ("riddle", "solution"), question_answer_reader("riddle", "solution"))
     )
     assert parse_row({"riddle": "2 + 3?", "solution": "5"}).messages == ASKED + RIGHT
 
@@ -278,11 +278,11 @@ def test_any_rows_can_be_parsed():
 def test_reasoning_is_moved_on_request():
     text = "<think>\nFive.\n</think>\n\n5"
     plain = parse_row({"question": "2 + 3? <think>", "answer": text})
-    moved = with_reasoning(plain)
+    moved = extract_reasoning(plain)
     assert plain.messages[1].content == text and moved.messages[0] == plain.messages[0]
     assert moved.messages[1] == Message("assistant", "5", reasoning_content="Five.")
     inside = Conversation((Message("assistant", "A tag: <think>x</think>"),))
-    assert with_reasoning(inside) == inside
+    assert extract_reasoning(inside) == inside
 
 
 def test_tables_of_other_libraries():
@@ -494,12 +494,12 @@ def test_batches_are_the_same_in_every_process_and_version():
 
 
 def test_a_stream_is_shuffled_within_its_buffer():
-    drawn = list(shuffled_stream(range(200), size=16, seed=2))
+    drawn = list(_shuffle_stream(range(200), size=16, seed=2))
     assert sorted(drawn) == list(range(200)) and drawn != sorted(drawn)
     assert all(number <= place + 16 for place, number in enumerate(drawn))  # nothing comes before it was read
-    assert list(shuffled_stream(range(50), size=1, seed=2)) == list(range(50))
+    assert list(_shuffle_stream(range(50), size=1, seed=2)) == list(range(50))
     with pytest.raises(InvalidValue, match="the cursor stands at row 60 of 50"):
-        list(shuffled_stream(range(50), 4, 0, taken=60))
+        list(_shuffle_stream(range(50), 4, 0, taken=60))
 
 
 def test_streams_read_lazily_and_again():

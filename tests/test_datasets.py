@@ -12,9 +12,9 @@ from importlib.util import find_spec
 import pytest
 
 from kitchen.adapters.files import FileBlobs, FileDatasets, FileRegistry
-from kitchen.adapters.huggingface import HuggingFaceDatasets, HuggingFaceHub, hub_error
+from kitchen.adapters.huggingface import HuggingFaceDatasets, HuggingFaceHub, _hub_error
 from kitchen.data.formats import Batches, Cursor, StreamBatches, parse_rows, parse_stream
-from kitchen.ports.protocols import connect
+from kitchen.ports.protocols import create_adapter
 from kitchen.types import BackendError, DamagedData, InvalidValue, RowError, UnknownName
 
 ROWS = [{"question": f"{number} + 1, \"quoted\"?\nä", "answer": str(number + 1)} for number in range(30)]  # fmt: skip
@@ -221,8 +221,8 @@ def test_the_cookbooks_conversations():
 
 def test_a_hub_is_named_where_one_is_needed():
     with pytest.raises(InvalidValue, match="use the adapter 'huggingface'"):
-        connect("datasets", "files").load("hf:org/name")
-    assert len(connect("datasets", "huggingface").load("builtin:sort[:5]")) == 5
+        create_adapter("datasets", "files").load("hf:org/name")
+    assert len(create_adapter("datasets", "huggingface").load("builtin:sort[:5]")) == 5
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_the_hub_without_a_network(tmp_path):
         HuggingFaceHub().upload(tmp_path, "org/no-such-model", "first")
     with pytest.raises(InvalidValue, match="there is no folder"):
         HuggingFaceHub().upload(tmp_path / "nowhere", "org/model", "first")
-    assert "gated" in str(hub_error("hf:a/b", type("DatasetNotFoundError", (Exception,), {})("no such")))
+    assert "gated" in str(_hub_error("hf:a/b", type("DatasetNotFoundError", (Exception,), {})("no such")))
 
 
 def test_blobs(tmp_path):

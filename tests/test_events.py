@@ -81,12 +81,12 @@ def with_failures():
             yield from quick()
 
     log = MemoryLog()
-    flow = Flow(Stage("rolls", lambda: moody("rolls")).with_policy(retries=1, rollback=True), {}, log)
-    flow.recover = lambda: None
+    flow = Flow(Stage("rolls", lambda: moody("rolls")).with_retry_policy(retries=1, rollback=True), {}, log)
+    flow.request_rollback = lambda: None
     parts = (
         flow,
-        Flow(Stage("retries", lambda: moody("retries")).with_policy(retries=1, pause=0.001), {}, log),
-        Flow(Stage("skips", lambda: 1 / 0, ("a",)).with_policy(skip={"a": None}), {}, log),
+        Flow(Stage("retries", lambda: moody("retries")).with_retry_policy(retries=1, pause=0.001), {}, log),
+        Flow(Stage("skips", lambda: 1 / 0, ("a",)).with_retry_policy(skip={"a": None}), {}, log),
         Flow(parallel("two", Stage("left", quick, ("left",)), Stage("right", lambda: 2, ("right",))), {}, log),
         Flow(parallel("bad", Stage("fails", lambda: 1 / 0), Stage("endless", endless)), {}, log),
         Flow(produce("loop", Stage("make", lambda: 3, ("item",)), Stage("use", lambda item: None), "item", 3, lag=1), {}, log),

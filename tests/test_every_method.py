@@ -5,7 +5,7 @@ from killing import VARIANTS, final, story
 
 from kitchen.recipes.reproduce import manifest, reproduce
 from kitchen.session.kitchen import Kitchen
-from kitchen.workflows.rl import rollouts
+from kitchen.workflows.rl import load_rollouts
 
 METHODS = [name for name, (recipe, _) in VARIANTS.items() if recipe.name not in ("sft", "streaming") and "toy" in name]
 
@@ -45,5 +45,5 @@ def test_a_method_goes_back_aside_and_again(runs, name):
     for k in (fork, other, edited, resumed):
         k.close()
     if "problems" in whole.values:
-        kept = [rollouts(k.run_record) for k in (whole, fork, resumed)]
+        kept = [load_rollouts(k.run_record) for k in (whole, fork, resumed)]
         assert kept[0] and kept[0] == kept[1] == kept[2], "every episode is played again, the same"

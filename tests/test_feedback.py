@@ -20,28 +20,34 @@ from kitchen.drift import (
     Quality,
     Volume,
     Window,
+    _accuracy_drop_bound,
+    _even_shares,
+    _holm,
+    _pool_rare_kinds,
     compare_counts,
     compare_values,
     curate,
-    even_shares,
-    export,
-    holm,
-    leaks,
-    least_drop,
-    normalized,
-    pooled,
-    prompts_held_out,
+    find_leaks,
+    held_out_prompts,
+    normalize_prompt,
     read_interactions,
     read_window,
+    write_examples,
     write_interactions,
 )
-from kitchen.engine.validation import check
+from kitchen.engine.validation import check_workflow
 from kitchen.engine.workflow import Flow
 from kitchen.recipes.registry import get_recipe
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import Run
 from kitchen.types import InvalidValue, Message, RowError
-from kitchen.workflows.feedback_loop import LABELS, Examination, FeedbackConfig, feedback, hand_over
+from kitchen.workflows.feedback_loop import (
+    _LABELS,
+    FeedbackConfig,
+    HeldOutInteractions,
+    feedback_loop,
+    hand_over,
+)
 
 # -- the tests behind the triggers ---------------------------------------------------------------
 
@@ -112,16 +118,18 @@ def test_few_counts_are_judged_by_enumeration():
 ))  # fmt: skip
 def test_pooling_keeps_totals_and_expects_five_or_leaves_two(pairs):
     counts = np.array(pairs, float).T
-    table, expected = pooled(counts)
+    table, expected = _pool_rare_kinds(counts)
     assert table.sum(1).tolist() == counts.sum(1).tolist() and expected.sum() == pytest.approx(counts.sum())
     assert expected.min() >= 5 - 1e-9 or table.shape[1] == 2
-    again, _ = pooled(counts[::-1])
-    assert sorted(map(tuple, table.T[:, ::-1].tolist())) == sorted(map(tuple, again.T.tolist())), "blind to which side is which"
+    again, _ = _pool_rare_kinds(counts[::-1])
+    assert sorted(map(tuple, table.T[:, ::-1].tolist())) == sorted(map(tuple, again.T.tolist())), (
+        "blind to which side is which"
+    )
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_is_the_largest_of_the_steps_before(values):
-    adjusted = holm(values)
+    adjusted = _holm(values)
     order = sorted(range(len(values)), key=lambda place: values[place])
     for rank, place in enumerate(order):
         steps = [min(1, (len(values) - before) * values[order[before]]) for before in range(rank + 1)]
@@ -135,8 +143,8 @@ def test_holm_is_the_largest_of_the_steps_before(values):
 )
 def test_the_bound_of_a_fall_is_that_of_the_paper(first, second, low, high):
     (a, m), (b, n) = first, second
-    assert least_drop(a / m, m, b / n, n, 0.025) == pytest.approx(low, abs=6e-5)
-    assert -least_drop(b / n, n, a / m, m, 0.025) == pytest.approx(high, abs=6e-5)
+    assert _accuracy_drop_bound(a / m, m, b / n, n, 0.025) == pytest.approx(low, abs=6e-5)
+    assert -_accuracy_drop_bound(b / n, n, a / m, m, 0.025) == pytest.approx(high, abs=6e-5)
 
 
 # -- false alarms and power ----------------------------------------------------------------------
@@ -178,7 +186,8 @@ def test_quality_at_the_margin_fires_about_as_often_as_promised(size, recent):
     rng, times, trigger = np.random.default_rng(9), 3000, Quality(alpha=0.05, margin=0.05)
     windows = ((rng.binomial(size, 0.85) / size, rng.binomial(recent, 0.8) / recent) for _ in range(times))
     fired = sum(
-        trigger(Window("v", "", size, size, before), Window("v", "", recent, recent, now)).fired for before, now in windows
+        trigger(Window("v", "", size, size, before), Window("v", "", recent, recent, now)).fired
+        for before, now in windows
     )
     assert 0.02 < fired / times < 0.07
 
@@ -237,7 +246,10 @@ GOOD = {"id": "a", "time": "2020-01-01", "model": "v", "prompt": "2 + 3", "answe
         ({"time": "yesterday"}, "field 'time': must be a time in ISO 8601"),
         ({"prompt": []}, "there are no messages"),
         ({"prompt": [{"role": "usr", "content": "?"}]}, "did you mean 'user'"),
-        ({"prompt": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}, "and not the answer itself"),
+        (
+            {"prompt": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]},
+            "and not the answer itself",
+        ),
         ({"id": "first"}, "'first' stands in line 1 already"),
     ],
 )
@@ -264,12 +276,21 @@ def test_a_baseline_that_is_none_is_refused(tmp_path):
 
 
 @settings(max_examples=150, deadline=None)
-@given(logs, st.integers(0, 12), st.none() | st.integers(1, 5), st.sets(st.sampled_from(["user: a", "user: b", "user: c"])))
+@given(
+    logs,
+    st.integers(0, 12),
+    st.none() | st.integers(1, 5),
+    st.sets(st.sampled_from(["user: a", "user: b", "user: c"])),
+)
 def test_what_is_curated_is_right_once_not_held_out_and_accounted_for(log, limit, per_tag, held):
     found = curate(log, held, limit=limit, per_tag=per_tag)
     by_id = {one.id: one for one in log}
-    prompts = [normalized(one.messages[:-1]) for one in found.examples]
-    assert len(set(prompts)) == len(prompts) <= limit and not set(prompts) & held and not leaks(found.examples, held)
+    prompts = [normalize_prompt(one.messages[:-1]) for one in found.examples]
+    assert (
+        len(set(prompts)) == len(prompts) <= limit
+        and not set(prompts) & held
+        and not find_leaks(found.examples, held)
+    )
     assert len(prompts) + sum(found.left_out.values()) == len(log)
     for one in found.examples:
         source, taught = by_id[one.source], one.messages[-1].content
@@ -282,7 +303,7 @@ def test_what_is_curated_is_right_once_not_held_out_and_accounted_for(log, limit
 
 @given(st.dictionaries(texts, st.integers(0, 50), max_size=6), st.integers(0, 80))
 def test_room_is_shared_evenly_and_used(counts, limit):
-    shares = even_shares(counts, limit)
+    shares = _even_shares(counts, limit)
     assert sum(shares.values()) == min(limit, sum(counts.values())) and shares.keys() == counts.keys()
     short = [share for name, share in shares.items() if share < counts[name]]
     assert not short or max(shares.values()) - min(short) <= 1
@@ -291,16 +312,16 @@ def test_room_is_shared_evenly_and_used(counts, limit):
 @settings(max_examples=60, deadline=None)
 @given(logs, st.floats(0.01, 0.99), st.integers(1, 8))
 def test_held_out_prompts_are_known_ones_and_never_learnt(log, share, most):
-    held = prompts_held_out(log, share, most, seed=1)
-    assert held == prompts_held_out(log[::-1], share, most, seed=1) and len(held) <= most
-    assert held <= {normalized(one.messages) for one in log}
-    assert not leaks(curate(log, held).examples, held)
+    held = held_out_prompts(log, share, most, seed=1)
+    assert held == held_out_prompts(log[::-1], share, most, seed=1) and len(held) <= most
+    assert held <= {normalize_prompt(one.messages) for one in log}
+    assert not find_leaks(curate(log, held).examples, held)
 
 
 def test_what_is_exported_is_read_as_chats(tmp_path):
     log = [Interaction(f"i{n}", "2020-01-01", "v", (Message("system", "Add."), Message("user", f"{n} + 1")), "?", 0.0, str(n + 1))
            for n in range(5)]  # fmt: skip
-    path = export(curate(log).examples, tmp_path / "curated.jsonl")
+    path = write_examples(curate(log).examples, tmp_path / "curated.jsonl")
     conversations, problems = parse_rows(FileDatasets().load(f"file:{path}"))
     assert not problems and [one.messages[-1].content for one in conversations] == ["1", "2", "3", "4", "5"]
     assert [one.role for one in conversations[0].messages] == ["system", "user", "assistant"]
@@ -323,7 +344,7 @@ def loop(tmp_path):
         run = Run.create(ExperimentSpec(recipe="feedback_loop", parent=None), tmp_path / name)
         ports = {"service": ToyService(), "datasets": FileDatasets(), "registry": FileRegistry(tmp_path / "registry")}
         values = {"config": FeedbackConfig(**{**SMALL, **changed}), "run": run, **ports}
-        events = list(Flow(feedback, values, run.log))
+        events = list(Flow(feedback_loop, values, run.log))
         run.close()
         assert run.verify() == []
         return events, values, run.path / "artifacts"
@@ -339,7 +360,7 @@ def scores(made):
 
 
 def test_the_loop_keeps_its_contracts():
-    check(feedback, {"config", "run", "datasets", "service", "registry"}, {"version"})
+    check_workflow(feedback_loop, {"config", "run", "datasets", "service", "registry"}, {"version"})
 
 
 def test_a_change_leads_to_training_and_to_a_new_baseline(loop):
@@ -348,18 +369,20 @@ def test_a_change_leads_to_training_and_to_a_new_baseline(loop):
     found = scores(made)
     for part in (found, found["reference"]):
         assert part["after"]["accuracy"] > part["before"]["accuracy"]
-        assert all(part[label]["low"] - 1e-12 <= part[label]["accuracy"] <= part[label]["high"] + 1e-12 for label in LABELS)
+        assert all(
+            part[label]["low"] - 1e-12 <= part[label]["accuracy"] <= part[label]["high"] + 1e-12 for label in _LABELS
+        )
     learnt = [json.loads(line) for line in (made / "curated.jsonl").read_text().splitlines()]
-    prompts = {normalized([Message("user", one["messages"][0]["content"])]) for one in learnt}
+    prompts = {normalize_prompt([Message("user", one["messages"][0]["content"])]) for one in learnt}
     examination = values["examination"]
-    assert not prompts & {normalized(one.messages) for one in (*examination.reference, *examination.recent)}
+    assert not prompts & {normalize_prompt(one.messages) for one in (*examination.reference, *examination.recent)}
     sources = {one["source"].partition("-")[0] for one in learnt}
     assert sources == {"reference", "recent"}, "some of the old is learnt again"
     everything, _ = read_interactions(made / "interactions.jsonl")
     assert len(everything) == 240 and {one["source"] for one in learnt} <= {one.id for one in everything}
     assert read_window(made / "baseline.json") == values["renewed"] and values["renewed"].until == everything[-1].time
     right = [one.grade == 1 for one in everything if one.id.startswith("recent")]
-    assert Window.of(values["traffic"].recent).accuracy == pytest.approx(np.mean(right))
+    assert Window.from_interactions(values["traffic"].recent).accuracy == pytest.approx(np.mean(right))
 
 
 @pytest.mark.parametrize("rehearsal", [0.0, 0.25])
@@ -375,7 +398,9 @@ def test_without_a_change_the_loop_stops_and_the_baseline_stands(loop):
     assert next(item for item in events if item.name == "feedback.decide")["decision"] == "keep the model"
     assert read_window(made / "baseline.json") == values["standing"]
     assert json.loads((made / "results.json").read_text())["decision"] == "keep the model"
-    again, values, _ = loop("again", baseline=str(made / "baseline.json"), recent_traffic=SMALL["reference_traffic"], seed=3)
+    again, values, _ = loop(
+        "again", baseline=str(made / "baseline.json"), recent_traffic=SMALL["reference_traffic"], seed=3
+    )
     assert not values["fired"], "the next loop compares with the baseline that stands"
 
 
@@ -396,7 +421,9 @@ def test_a_log_of_the_same_traffic_gives_the_same_loop(loop):
 
 
 def test_volume_alone_leads_to_training(loop):
-    _, values, _ = loop("enough", recent_traffic=SMALL["reference_traffic"], triggers={"volume": {"least": 120}}, epochs=1)
+    _, values, _ = loop(
+        "enough", recent_traffic=SMALL["reference_traffic"], triggers={"volume": {"least": 120}}, epochs=1
+    )
     assert [one.trigger for one in values["findings"]] == ["volume"] and values["version"] == 1
 
 
@@ -404,7 +431,7 @@ def test_an_examination_that_leaked_is_refused(loop, tmp_path):
     _, values, _ = loop("leak", epochs=1)
     seen = values["traffic"].recent[-1]
     learnt = curate([replace(seen, grade=1.0, correction=None)]).examples
-    stage = hand_over(values["config"], FileDatasets(), values["run"], learnt, Examination((), (seen,)))
+    stage = hand_over(values["config"], FileDatasets(), values["run"], learnt, HeldOutInteractions((), (seen,)))
     with pytest.raises(InvalidValue, match=f"prompts of the examination are among the examples: {seen.id}"):
         list(stage)
 
@@ -420,7 +447,7 @@ def test_a_bad_line_stops_the_loop_or_is_set_aside(loop, tmp_path):
 
 
 def test_a_session_goes_back_and_comes_to_the_same_end():
-    recipe = replace(get_recipe("sft"), name="feedback_loop", workflow=feedback, config=FeedbackConfig)
+    recipe = replace(get_recipe("sft"), name="feedback_loop", workflow=feedback_loop, config=FeedbackConfig)
     k = Kitchen(recipe, **{**SMALL, "epochs": 1, "snapshot_every": 2})
     first = k.run().run_record.artifacts()
     k.rewind(step=3).run()

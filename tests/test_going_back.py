@@ -19,11 +19,11 @@ import pytest
 from kitchen.engine.checkpoints import History, Snapshot
 from kitchen.engine.workflow import chain, stage
 from kitchen.recipes.registry import get_recipe
-from kitchen.recipes.reproduce import FINAL, manifest, reproduce
+from kitchen.recipes.reproduce import _RESULT_EVENTS, manifest, reproduce
 from kitchen.session.kitchen import Kitchen
-from kitchen.store.objects import States
+from kitchen.store.objects import StateStore
 from kitchen.store.run import EventLog, LogFailed, Run, RunBusy
-from kitchen.telemetry import content
+from kitchen.telemetry import event_content
 from kitchen.train.sft import TrainingDiverged
 from kitchen.types import InvalidValue, KitchenError, UnknownName
 from kitchen.workflows.sft import supervised
@@ -36,7 +36,7 @@ SMALL = {
 
 def story(k):
     """The metric stream as it stands."""
-    return [content(item) for item in k.log if item.name in FINAL]
+    return [event_content(item) for item in k.log if item.name in _RESULT_EVENTS]
 
 
 def ended(k):
@@ -337,7 +337,7 @@ def failing_once(times):
                 raise OSError("the machine hiccuped")
         return len(batches)
 
-    part = replace(train, function=moody).with_policy(retries=2, rollback=True)
+    part = replace(train, function=moody).with_retry_policy(retries=2, rollback=True)
     parts = [part if one.name == "train" else one for one in supervised.parts]
     return replace(get_recipe("sft"), workflow=chain("supervised", *parts))
 
@@ -354,7 +354,7 @@ def test_a_stage_that_goes_back_ends_as_if_it_had_not_failed(straight, every):
 
 def test_an_error_can_be_resumed_from_the_last_snapshot(straight):
     recipe = failing_once(1)
-    workflow = chain("supervised", *(replace(part, policy=supervised.parts[0].policy) for part in recipe.workflow.parts))
+    workflow = chain("supervised", *(replace(part, retry_policy=supervised.parts[0].retry_policy) for part in recipe.workflow.parts))
     k = Kitchen(replace(recipe, workflow=workflow), **SMALL)
     with pytest.raises(OSError, match="hiccuped"):
         k.run()
@@ -366,7 +366,7 @@ def newest_state(k):
     history = History(Run(k.run_dir), k.recipe.workflow)
     manifest_path = history.paths()[0]
     state = history.folder / Snapshot.read(manifest_path).values["training"]["state"]
-    weights = next(iter(States.listing(state)["packs"].values()))
+    weights = next(iter(StateStore.read_listing(state)["packs"].values()))
     return {"manifest": manifest_path, "state": state, "object": history.objects.path(weights)}
 
 
@@ -402,9 +402,9 @@ def test_a_full_disk_during_a_snapshot_does_not_stop_training(straight, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     k = Kitchen("sft", **SMALL, snapshot_every=1).run(until=2)
-    k.runner.history.settle(wait=True)
+    k.runner.history.finish_pending(wait=True)
     with monkeypatch.context() as patched:
-        patched.setattr("kitchen.store.objects.write_whole", full)
+        patched.setattr("kitchen.store.objects.write_atomically", full)
         k.run(until=4)
     failed = [item["reason"] for item in k.run_record.log.events if item.name == "snapshot.error"]
     assert failed and "No space left on device" in failed[0] and "earlier ones are intact" in failed[0]
@@ -425,7 +425,7 @@ def test_a_full_disk_during_logging_costs_the_event_in_hand(straight, monkeypatc
             return plain(descriptor, content[: len(content) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    k.runner.history.settle(wait=True)
+    k.runner.history.finish_pending(wait=True)
     before = len(k.run_record.log.events)
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", nearly_full)
@@ -458,7 +458,7 @@ def test_the_newest_the_best_and_the_ends_of_stages_are_kept(runs):
     inside = [one.step for one in kept if one.position.moment == "inside"]
     assert inside[:2] == [12, 11] and inside[2:] == [min(held_out, key=lambda step: held_out[step])] and inside[2] < 10
     assert len([one for one in kept if one.position.moment == "after"]) == 5, "load, render, batch, open, baseline"
-    assert history.objects.names() == history.named(iter(kept)), "and nothing else is left"
+    assert history.objects.names() == history._object_names(iter(kept)), "and nothing else is left"
     best = Kitchen.resume(k.run_dir).rewind(step=inside[2])
     assert best.last_step.step == inside[2]
 
@@ -510,9 +510,9 @@ def test_killed_mid_run_and_resumed_here(straight, tmp_path):
 @stage(gives="noise")
 def another_consumer(config):
     """Draws random numbers of its own."""
-    from kitchen.seeding import generator
+    from kitchen.seeding import random_generator
 
-    return generator(config.seed, "environment").random(1000).tolist()
+    return random_generator(config.seed, "environment").random(1000).tolist()
 
 
 def test_another_consumer_of_random_numbers_disturbs_nobody(straight):

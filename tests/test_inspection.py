@@ -16,20 +16,20 @@ from injections import INJECTIONS
 from markdown_it import MarkdownIt
 
 from kitchen.config import ExperimentSpec, show_config
-from kitchen.display.figures import Share, Span, shares
+from kitchen.display.figures import Span, TimeShare, time_shares
 from kitchen.display.tokens import show_datum, show_trajectory
 from kitchen.evaluation import Answer, Question
-from kitchen.formatting import PLOTLY_MIME, visible
-from kitchen.ports.protocols import connect
+from kitchen.formatting import PLOTLY_MIME, visible_text
+from kitchen.ports.protocols import create_adapter
 from kitchen.rendering.base import get_renderer, to_datum
-from kitchen.reports.build import show_times
-from kitchen.reports.compare import Story, compare
-from kitchen.reports.runs_table import Glance, glance, runs_table
+from kitchen.reports.build import show_timeline
+from kitchen.reports.compare import RunSummary, compare
+from kitchen.reports.runs_table import RunRow, _read_run_row, _select_runs
 from kitchen.reports.scores import Score, scores_table
 from kitchen.session.chat import chat
 from kitchen.session.inspection import show_batch, show_results, top_losses
 from kitchen.session.kitchen import Kitchen
-from kitchen.session.lr_finder import RateTest, lr_find
+from kitchen.session.lr_finder import LRRangeTest, lr_find
 from kitchen.session.profile import Profile
 from kitchen.store.run import EventLog, Run, RunIndex
 from kitchen.telemetry import event
@@ -129,7 +129,7 @@ def check_harmless(shown):
 
 @pytest.fixture(scope="module")
 def service():
-    return connect("service", "toy")
+    return create_adapter("service", "toy")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,9 @@ def test_views_of_data_and_models_show_text_as_text(bad, service, training, toke
     talking = chat(training.create_sampling_client(), renderer, bad, SamplingParams(max_tokens=4)).talk(bad)
     talking.exchanges[0] = replace(
         talking.exchanges[0],
-        answer=Message("assistant", bad, reasoning_content=bad, tool_calls=({"function": {"name": bad, "arguments": bad}},)),
+        answer=Message(
+            "assistant", bad, reasoning_content=bad, tool_calls=({"function": {"name": bad, "arguments": bad}},)
+        ),
         completion=said,
     )
     views = [
@@ -188,7 +190,7 @@ def test_views_of_data_and_models_show_text_as_text(bad, service, training, toke
         talking,
         talking.tokens(),
         scores_table({bad: [Score(bad, bad, 1.0, 2.0, note=bad)], f"{bad}!": [Score(bad, bad, 1.0, 3.0)]}, bad),
-        Profile(0.1, (Share(bad, "port", 1, 0.1, 0.1),), (Cost(bad, 1, 0.1),), bad),
+        Profile(0.1, (TimeShare(bad, "port", 1, 0.1, 0.1),), (Cost(bad, 1, 0.1),), bad),
     ]
     for shown in views:
         check_harmless(shown)
@@ -208,7 +210,7 @@ def typeset(text):
     while text:
         command = next((one for one in COMMANDS if text.startswith(one)), None)
         if command is None:
-            assert text[0] not in "\\{}_&%$#^~[]*|<>\"\n", f"{text[:20]!r} is not only text"
+            assert text[0] not in '\\{}_&%$#^~[]*|<>"\n', f"{text[:20]!r} is not only text"
             assert text[:2] not in ("--", "``", "''", "?`", "!`", ",,"), f"{text[:2]!r} melts into another letter"
         found += text[0] if command is None else COMMANDS[command]
         text = text[len(command or text[0]) :]
@@ -217,9 +219,9 @@ def typeset(text):
 
 @pytest.mark.parametrize("bad", INJECTIONS)
 def test_tables_for_papers_show_text_as_text(bad):
-    plain = visible(bad).replace("\n", " ").replace("\t", " ")
+    plain = visible_text(bad).replace("\n", " ").replace("\t", " ")
     table = scores_table({"a": [Score(bad, "share", 0.5, 0.75, note=bad)]}, bad)
-    lines = table.latex().splitlines()
+    lines = table.to_latex().splitlines()
     (row,) = [line.strip() for line in lines if "75.0" in line]
     cells = re.split(r"(?<!\\) & ", row.removesuffix(r" \\"))
     assert len(cells) == 5 and [typeset(cell) for cell in (cells[0], cells[4])] == [plain, plain]
@@ -230,7 +232,7 @@ def test_tables_for_papers_show_text_as_text(bad):
         MarkdownIt("commonmark").enable(["table", "strikethrough"]).render,
     ]
     for read in readers:
-        page = Page(read(table.markdown()))
+        page = Page(read(table.to_markdown()))
         assert page.tags <= {"p", "table", "thead", "tbody", "tr", "th", "td"} and not page.unclosed, page.tags
         assert {name for name, _ in page.attributes} <= {"style"}
         assert " ".join(page.words.split()).count(" ".join(plain.split())) >= 3, "caption, measure and note"
@@ -261,9 +263,9 @@ def hostile_runs(tmp_path):
 
 def test_views_of_runs_show_text_as_text(hostile_runs, tmp_path):
     for run, fork in zip(hostile_runs[::2], hostile_runs[1::2], strict=True):
-        check_harmless(show_times(run))
+        check_harmless(show_timeline(run))
         both = compare([fork])
-        assert len(both.stories) == 2
+        assert len(both.summaries) == 2
         check_harmless(both)
         ElementTree.fromstring(both.chart.picture.svg)
         for words in plotly_words(json.loads(both.chart.picture.figure.to_json())):
@@ -271,8 +273,8 @@ def test_views_of_runs_show_text_as_text(hostile_runs, tmp_path):
     check_harmless(compare(hostile_runs))
     index = RunIndex(tmp_path)
     index.rebuild()
-    check_harmless(runs_table(index, count=200))
-    check_harmless(runs_table(index, text=INJECTIONS[0]))
+    check_harmless(_select_runs(index, count=200))
+    check_harmless(_select_runs(index, text=INJECTIONS[0]))
 
 
 def test_run_names_are_text_too(tmp_path):
@@ -280,7 +282,7 @@ def test_run_names_are_text_too(tmp_path):
     run.log.append(event("train.step", 1, loss=1.0))
     check_harmless(compare([run, run]))
     RunIndex(tmp_path).put(run)
-    check_harmless(runs_table(RunIndex(tmp_path)))
+    check_harmless(_select_runs(RunIndex(tmp_path)))
 
 
 # -- the rows with the highest loss -------------------------------------------------------------------
@@ -297,7 +299,9 @@ def test_top_losses_agree_with_one_forward_pass_per_row(training, sums, tokenize
         assert np.isnan(row.losses).sum() == (row.datum.weights == 0).sum()
     losses = [row.loss for row in found.rows]
     assert losses == sorted(losses, reverse=True) and len(losses) == 81
-    whole = training.forward(weighted, "cross_entropy").result().loss_sum / sum(datum.weights.sum() for datum in weighted)
+    whole = training.forward(weighted, "cross_entropy").result().loss_sum / sum(
+        datum.weights.sum() for datum in weighted
+    )
     assert found.mean == pytest.approx(whole, rel=1e-5)
 
 
@@ -323,20 +327,22 @@ def test_the_steepest_rate_is_found_on_a_known_curve():
         exact = 3 - 2 / (1 + np.exp(-5 * (np.log10(rates) - middle)))
         noisy = exact + np.random.default_rng(0).normal(0, 0.02, len(rates))
         for losses in (exact, noisy):
-            assert math.log10(RateTest(rates, losses, "").steepest) == pytest.approx(middle, abs=0.2)
+            assert math.log10(LRRangeTest(rates, losses, "").steepest) == pytest.approx(middle, abs=0.2)
 
 
 def test_a_loss_that_only_scatters_suggests_nothing():
     rates = np.geomspace(1e-7, 1, 100)
-    suggested = [RateTest(rates, np.random.default_rng(seed).normal(2, 0.3, 100), "").suggestion for seed in range(40)]
+    suggested = [
+        LRRangeTest(rates, np.random.default_rng(seed).normal(2, 0.3, 100), "").suggestion for seed in range(40)
+    ]
     assert suggested.count(None) >= 36
-    rising = RateTest(rates, np.linspace(1, 3, 100), "")
-    assert rising.suggestion is None and "nothing to suggest" in repr(rising) and not rising.marks
+    rising = LRRangeTest(rates, np.linspace(1, 3, 100), "")
+    assert rising.suggestion is None and "nothing to suggest" in repr(rising) and not rising._marks
 
 
 @pytest.mark.parametrize("losses", [[math.nan], [2.0, math.nan], [2.0], [2.0] * 30])
 def test_a_test_that_breaks_off_at_once_is_shown_all_the_same(losses):
-    shown = RateTest(np.geomspace(1e-6, 1, 30)[: len(losses)], np.array(losses), "stopped")
+    shown = LRRangeTest(np.geomspace(1e-6, 1, 30)[: len(losses)], np.array(losses), "stopped")
     still = shown._repr_mimebundle_()["image/svg+xml"]
     ElementTree.fromstring(still)
     assert "nan" not in still and "nothing to suggest" in repr(shown)
@@ -349,12 +355,19 @@ def test_lr_find_stops_when_training_diverges_and_leaves_others_alone(service, t
         opened.append(service.create_training_client("toy", None, 0))
         return opened[-1]
 
-    found = lr_find(open_client, [sums[:40], sums[40:]], lowest=1e-5, highest=1e4, steps=80, adam=AdamParams(eps=1e-8))
-    assert len(opened) == 1 and training.digest() == digest and "diverged" in found.ended and len(found.rates) < 80
+    found = lr_find(
+        open_client, [sums[:40], sums[40:]], lowest=1e-5, highest=1e4, steps=80, adam=AdamParams(eps=1e-8)
+    )
+    assert (
+        len(opened) == 1 and training.digest() == digest and "diverged" in found.end_reason and len(found.rates) < 80
+    )
     assert np.allclose(np.diff(np.log(found.rates)), np.log(1e9) / 79), "the same factor each step"
     assert 1e-4 < found.tenth < 0.1 and 1e-4 < found.steepest < 0.3
     bundle = found._repr_mimebundle_()
-    assert set(bundle) == {PLOTLY_MIME, "image/svg+xml", "text/plain"} and number_in(bundle["text/plain"]) == found.suggestion
+    assert (
+        set(bundle) == {PLOTLY_MIME, "image/svg+xml", "text/plain"}
+        and number_in(bundle["text/plain"]) == found.suggestion
+    )
     check_harmless(found)
 
 
@@ -383,11 +396,16 @@ def test_a_timeline_of_a_hundred_thousand_calls_stays_small(tmp_path):
     log = [event("stage.stop", stage=name, seconds=100.0) for name in ("load", "train", "evaluate")]
     log = [replace(item, time=100.0 * place) for place, item in enumerate(log, start=1)]
     for call in range(100_000):
-        about = {"port": "training", "adapter": "toy", "verb": f"verb-{call % 12}", "status": "ok" if call % 50 else "error"}
+        about = {
+            "port": "training",
+            "adapter": "toy",
+            "verb": f"verb-{call % 12}",
+            "status": "ok" if call % 50 else "error",
+        }
         log.append(replace(event("port.call", **about, seconds=0.001), time=100 + 0.001 * call))
-    run.log.standing = log
+    run.log.active_events = log
     began = time.perf_counter()
-    shown = show_times(run)
+    shown = show_timeline(run)
     seconds = time.perf_counter() - began
     bars = sum(len(trace.x) for trace in shown.figure.data)
     assert bars <= 1050 and len(shown._repr_mimebundle_()["image/svg+xml"]) < 300_000 and seconds < 10
@@ -396,13 +414,16 @@ def test_a_timeline_of_a_hundred_thousand_calls_stays_small(tmp_path):
 
 def test_shares_of_time_agree_with_counting_milliseconds():
     rng = np.random.default_rng(0)
-    ports = [Span(f"p.{place % 3}", "port", float(rng.integers(0, 900)), float(rng.integers(1, 100))) for place in range(30)]
+    ports = [
+        Span(f"p.{place % 3}", "port", float(rng.integers(0, 900)), float(rng.integers(1, 100)))
+        for place in range(30)
+    ]
     found = [Span("a", "stage", 0, 400), Span("b", "stage", 600, 400), *ports]
     busy = np.zeros(1000, dtype=bool)
     covered = {row: busy.copy() for row in ("a", "b", "p.0", "p.1", "p.2")}
     for span in found:
         covered[span.row][int(span.start) : int(span.start + span.seconds)] = True
-    table = {one.row: one for one in shares(found)}
+    table = {one.row: one for one in time_shares(found)}
     for row, marks in covered.items():
         assert table[row].seconds == marks.sum() and table[row].share == pytest.approx(marks.sum() / 800)
     calls = covered["p.0"] | covered["p.1"] | covered["p.2"]
@@ -418,17 +439,21 @@ def test_a_real_run_and_its_fork_are_told_apart(runs):
             other.run()
             k.run()
             both = compare(other)
-            assert [story.name for story in both.stories] == [k.run_id, other.run_id], "the parent is found beside it"
-            assert "learning_rate" in [row[0] for row in both.settings] or "→ 0.003 from step 7" in repr(both)
-            assert both.stories[1].forked_at == 6 and both.chart.marks[0].x == 6
+            assert [story.name for story in both.summaries] == [k.run_id, other.run_id], (
+                "the parent is found beside it"
+            )
+            assert "learning_rate" in [row[0] for row in both.differing_settings] or "→ 0.003 from step 7" in repr(
+                both
+            )
+            assert both.summaries[1].fork_step == 6 and both.chart.marks[0].x == 6
             lines = [curve for curve in both.chart.curves if curve.width > 2]
             assert lines[0].x[0] == 1 and lines[1].x[0] == 6
-            table = runs_table(RunIndex(runs))
+            table = _select_runs(RunIndex(runs))
             assert {row.run_id for row in table.rows} == {k.run_id, other.run_id}
             assert {row.steps for row in table.rows} == {k.last_step.step}
-            assert len(runs_table(RunIndex(runs), recipe="sft")) == 2
+            assert len(_select_runs(RunIndex(runs), recipe="sft")) == 2
             assert table[k.run_id].run_id == k.run_id
-            for shown in (both, table, show_times(k.run_record), show_config(k.config)):
+            for shown in (both, table, show_timeline(k.run_record), show_config(k.config)):
                 check_harmless(shown)
 
 
@@ -441,10 +466,10 @@ def test_a_glance_sees_what_a_whole_reading_sees(tmp_path):
         run.log.append(event("train.step", step, loss=1000.0 + step))
     index = RunIndex(tmp_path)
     index.put(run)
-    found = glance(index.rows()[0], points=1000)
-    standing = [item["loss"] for item in EventLog(run.log.path).standing if item.name == "train.step"]
-    assert isinstance(found, Glance) and found.losses.tolist() == standing and found.steps == 150
-    few = glance(index.rows()[0], points=10)
+    found = _read_run_row(index.rows()[0], points=1000)
+    standing = [item["loss"] for item in EventLog(run.log.path).active_events if item.name == "train.step"]
+    assert isinstance(found, RunRow) and found.losses.tolist() == standing and found.steps == 150
+    few = _read_run_row(index.rows()[0], points=10)
     assert len(few.losses) == 10 and few.losses[-1] == standing[-1] and few.losses[0] == standing[0]
 
 
@@ -457,37 +482,44 @@ def test_a_run_that_is_gone_or_damaged_does_not_hide_the_others(tmp_path):
     (tmp_path / "gone" / "events.jsonl").unlink()
     with (tmp_path / "kept" / "events.jsonl").open("a") as file:
         file.write('{"sequence": 7, "torn')
-    table = runs_table(RunIndex(tmp_path))
+    table = _select_runs(RunIndex(tmp_path))
     assert {row.run_id: row.steps for row in table.rows} == {"kept": 1, "gone": 0} and "×" in repr(table)
 
 
 def test_comparing_shows_every_setting_that_differs_and_no_other(tmp_path):
     configs = [{"a": 1, "b": [1], "same": "x"}, {"a": 2, "b": [1], "same": "x", "new": None}]
-    runs = [Run.create(ExperimentSpec(recipe="sft", config=one), tmp_path / str(place)) for place, one in enumerate(configs)]
-    assert compare(runs).settings == [["a", "1", "2"], ["new", "—", "null"]]
-    assert Story.of(runs[0]).seconds == 0 and "nothing to show yet" in compare(runs).chart.picture.svg
+    runs = [
+        Run.create(ExperimentSpec(recipe="sft", config=one), tmp_path / str(place))
+        for place, one in enumerate(configs)
+    ]
+    assert compare(runs).differing_settings == [["a", "1", "2"], ["new", "—", "null"]]
+    assert RunSummary.from_run(runs[0]).seconds == 0 and "nothing to show yet" in compare(runs).chart.picture.svg
 
 
 # -- talking --------------------------------------------------------------------------------------------
 
 
 def test_a_failed_question_leaves_the_conversation_as_it_was(training, renderer):
-    talking = chat(training.create_sampling_client(), renderer, sampling_params=SamplingParams(max_tokens=3)).talk("a")
+    talking = chat(training.create_sampling_client(), renderer, sampling_params=SamplingParams(max_tokens=3)).talk(
+        "a"
+    )
     shown = repr(talking)
     with pytest.raises(ValueError, match="surrogate"):
         talking.talk("\ud800")
     assert repr(talking) == shown
     talking.exchanges[0] = replace(talking.exchanges[0], question="\ud800")
     with pytest.raises(ValueError, match="surrogate"):
-        talking.again()
+        talking.regenerate()
     assert len(talking.exchanges) == 1
 
 
 def test_tokens_agree_with_the_backends_own_numbers(training, renderer):
     sampler = training.create_sampling_client()
-    talking = chat(sampler, renderer, sampling_params=SamplingParams(max_tokens=9, temperature=1.0, seed=3)).talk("hello")
+    talking = chat(sampler, renderer, sampling_params=SamplingParams(max_tokens=9, temperature=1.0, seed=3)).talk(
+        "hello"
+    )
     one = talking.exchanges[0]
-    likely = talking.likely(one, 259)
+    likely = talking._top_tokens(one, 259)
     for place, token in enumerate(one.completion.tokens):
         text = renderer.tokenizer.decode([token], control=True)
         shares = [share for name, share in likely[place] if name == text]
@@ -505,5 +537,7 @@ def test_a_backend_without_topk_shows_the_rest(training, renderer):
         def compute_topk(self, prompt, count):
             raise MissingCapability("no topk")
 
-    talking = chat(Bare(training.create_sampling_client()), renderer, sampling_params=SamplingParams(max_tokens=3)).talk("a")
-    assert talking.likely(talking.exchanges[0], 2) == [] and "%" in repr(talking.tokens())
+    talking = chat(
+        Bare(training.create_sampling_client()), renderer, sampling_params=SamplingParams(max_tokens=3)
+    ).talk("a")
+    assert talking._top_tokens(talking.exchanges[0], 2) == [] and "%" in repr(talking.tokens())

@@ -6,15 +6,15 @@ from shrunk import SHRUNK
 
 from kitchen.adapters.toy.client import ToyService
 from kitchen.data.formats import Batches
-from kitchen.data.synthetic import generate
-from kitchen.envs.judge import by_scores, wins
+from kitchen.data.synthetic import generate_task_rows
+from kitchen.envs.judge import _win_rates, judge_by_scores
 from kitchen.losses.value import ScalarHead
 from kitchen.rendering.base import get_renderer, to_datum
 from kitchen.session.kitchen import Kitchen
 from kitchen.train.preference import RewardModel
 from kitchen.train.sft import adam_schedule, train_sft
 from kitchen.types import AdamParams, InvalidValue, Message
-from kitchen.workflows.rl import reward_model, rollouts
+from kitchen.workflows.rl import load_reward_model, load_rollouts
 
 SMALL = {"backend": "toy", "problems": 8, "batch_size": 4, "group_size": 4, "graded": 4, "max_tokens": 6}
 
@@ -41,8 +41,8 @@ def judge_saying(text, folder):
 def test_a_tournament_by_a_reward_model_shares_out_the_wins(runs, scored):
     k = Kitchen("rl_math", env="tournament:sort", judge=str(scored), **SMALL).run()
     assert k.status == "completed"
-    groups = [group for _, group in rollouts(k.run_record)]
-    judge = reward_model(scored, ToyService())
+    groups = [group for _, group in load_rollouts(k.run_record)]
+    judge = load_reward_model(scored, ToyService())
     assert isinstance(judge, RewardModel) and isinstance(judge.head, ScalarHead) and len(groups) == 8
     for group in groups:
         answers = [one.metadata["messages"][-1].get("content", "") for one in group.trajectories]
@@ -50,7 +50,7 @@ def test_a_tournament_by_a_reward_model_shares_out_the_wins(runs, scored):
         scores = np.array(judge(question, answers))
         beaten = [((one > scores).sum() + 0.5 * ((one == scores).sum() - 1)) / 3 for one in scores]
         assert group.rewards == pytest.approx(beaten) and group.rewards.mean() == pytest.approx(0.5)
-        assert [reward for reward, _ in wins(by_scores(judge)(question, answers))] == pytest.approx(beaten)
+        assert [reward for reward, _ in _win_rates(judge_by_scores(judge)(question, answers))] == pytest.approx(beaten)
     components = {item["component"] for item in k.log if item.name == "rollout.reward"}
     assert components == {"total", "won", "unreadable"}
 
@@ -86,6 +86,6 @@ def test_a_run_judged_by_others_is_rewound_and_comes_to_the_same_end(runs, score
 
 
 def test_tasks_that_are_judged_are_the_tasks(runs):
-    rows = {row["messages"][0]["content"] for row in generate("sort", 8, 0)}
+    rows = {row["messages"][0]["content"] for row in generate_task_rows("sort", 8, 0)}
     k = Kitchen("rl_math", env="tournament:sort", judge="toy", **SMALL).run(until="pose")
     assert {problem.text for problem in k.values["problems"].train} == rows

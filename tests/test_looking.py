@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import kitchen
 from kitchen.data.formats import Batches, Stream, StreamBatches
-from kitchen.display.svg import still
+from kitchen.display.svg import figure_svg
 from kitchen.formatting import PLOTLY_MIME
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import Run
@@ -145,7 +145,7 @@ def test_the_torch_backend_is_not_disturbed_either():
         k.run(until=2)
         state = k.digest()
         costs = k.profile()
-        assert costs.by == "torch" and any(cost.name.startswith("aten::") for cost in costs.costs)
+        assert costs.profiler_name == "torch" and any(cost.name.startswith("aten::") for cost in costs.costs)
         assert {one.row for one in costs.shares} >= {"training.forward_backward", "training.optim_step"}
         assert k.lr_find(1e-5, 0.1, steps=10).losses.size == 10 and "mean loss" in repr(k.show_batch())
         assert k.chat(max_tokens=4).talk("hello").exchanges and k.digest() == state
@@ -185,9 +185,15 @@ def test_runs_are_compared_by_whatever_names_them(runs):
         with k.fork(learning_rate=1e-3) as other:
             other.run(until=5)
             names = [k.run_id, other.run_id]
-            for given in ((k, other), ([k, other],), (k.run_id, str(other.run_dir)), (k.run_dir, Run(other.run_dir)), (other,)):
-                assert [story.name for story in kitchen.compare(*given).stories] == names
-            assert kitchen.compare("latest").stories and {run.run_id for run in kitchen.runs()} == set(names)
+            for given in (
+                (k, other),
+                ([k, other],),
+                (k.run_id, str(other.run_dir)),
+                (k.run_dir, Run(other.run_dir)),
+                (other,),
+            ):
+                assert [story.name for story in kitchen.compare(*given).summaries] == names
+            assert kitchen.compare("latest").summaries and {run.run_id for run in kitchen.runs()} == set(names)
     with pytest.raises(UnknownName, match="unknown run"):
         kitchen.compare("nothing")
     with pytest.raises(InvalidValue, match="has not begun"):
@@ -224,7 +230,12 @@ def executed(tmp_path_factory):
 
 
 def outputs(notebook):
-    return [(cell.source, output.data) for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    return [
+        (cell.source, output.data)
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "data" in output
+    ]
 
 
 def test_an_executed_notebook_holds_a_still_view_of_everything(executed):
@@ -241,7 +252,9 @@ def test_an_executed_notebook_holds_a_still_view_of_everything(executed):
 
 
 def test_plain_nbconvert_shows_every_curve(executed):
-    page, _ = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="").from_filename(str(executed))
+    page, _ = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="").from_filename(
+        str(executed)
+    )
     assert page.count('src="data:image/svg+xml;base64,') >= 4
 
 
@@ -278,8 +291,14 @@ def test_drawings_survive_what_code_hosts_do_to_them(executed):
 
 def test_a_still_draws_what_plotly_is_told():
     x, y = np.arange(50.0), np.linspace(3, 1, 50)
-    figure = go.Figure(go.Scatter(x=x, y=y, name="loss", mode="lines"), {"margin": {"l": 72, "r": 24, "b": 56}, "height": 300})
-    path = next(shape["d"] for tag, shape in Shapes(still(figure)).shapes if tag == "path" and shape.get("fill") == "none")
+    figure = go.Figure(
+        go.Scatter(x=x, y=y, name="loss", mode="lines"), {"margin": {"l": 72, "r": 24, "b": 56}, "height": 300}
+    )
+    path = next(
+        shape["d"]
+        for tag, shape in Shapes(figure_svg(figure)).shapes
+        if tag == "path" and shape.get("fill") == "none"
+    )
     points = np.array([[float(number) for number in pair.split()] for pair in re.split("[ML]", path)[1:]])
     np.testing.assert_allclose(points[:, 0], 72 + x / 49 * (920 - 72 - 24), atol=0.06)
     top, bottom = points[0, 1], points[-1, 1]

@@ -9,23 +9,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kitchen
-from kitchen.adapters.toy.client import ToyService, open_model, windows
-from kitchen.losses.distillation import DISTILL_LOSSES, distilled, get_distill_loss, ranked, renormalised
+from kitchen.adapters.toy.client import ToyService, _open_toy_model, _windows
+from kitchen.losses.distillation import (
+    DISTILL_LOSSES,
+    distillation_loss,
+    get_distill_loss,
+    ranked_datums,
+    renormalize_ranks,
+)
 from kitchen.losses.policy import (
     ADVANTAGES,
     AGGREGATIONS,
-    ESTIMATORS,
+    KL_ESTIMATORS,
     OBJECTIVES,
+    _native_loss,
     clip_fraction,
-    divergence,
     get_objective,
-    native,
-    submit,
+    kl_metrics,
+    submit_objective,
 )
-from kitchen.losses.preference import PAIR_LOSSES, Pairs, get_pair_loss, preference
-from kitchen.losses.token import LOSSES, as_custom, bits_per_byte, dft, mean_nll, normalize_weights
-from kitchen.losses.value import ScalarHead, bradley_terry, discounted, gae, reward_model, value_loss
-from kitchen.train.rl import pulled
+from kitchen.losses.preference import PAIR_LOSSES, PairLogprobs, get_pair_loss, pairwise_loss
+from kitchen.losses.token import LOSSES, as_custom_loss, bits_per_byte, dft, mean_nll, normalize_weights
+from kitchen.losses.value import (
+    ScalarHead,
+    _discounted_sums,
+    bradley_terry,
+    gae,
+    reward_model_loss,
+    value_loss,
+)
+from kitchen.train.rl import _subtract_kl_from_advantages
 from kitchen.types import AdamParams, Datum
 
 torch = pytest.importorskip("torch")
@@ -147,9 +160,7 @@ def test_means_over_tokens_and_bytes():
     ]
     outputs = [{"logprobs": -rng.exponential(1.0, len(datum)).astype(np.float32)} for datum in data]
     table, lengths = np.concatenate([one["logprobs"] for one in outputs]), np.array([0, 1, 2, 3, 4])
-    weights, targets = (
-        np.concatenate([getattr(datum, what) for datum in data]) for what in ("weights", "targets")
-    )
+    weights, targets = (np.concatenate([getattr(datum, what) for datum in data]) for what in ("weights", "targets"))
     same(mean_nll(outputs, data), -(weights * table).sum() / weights.sum(), 1e-6)
     scaled = np.concatenate([datum.weights for datum in normalize_weights(data)])
     same(scaled, weights / weights.sum(), 1e-6)
@@ -251,7 +262,7 @@ def test_objectives_equal_autograd(name, seed, spread):
     compared(OBJECTIVES[name], made, policy_formulas(name, *rows), leaves)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", KL_ESTIMATORS)
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("seed", range(3))
@@ -307,9 +318,7 @@ def test_aggregations_equal_padded_means(aggregation):
     wanted = {
         "sum": (values * mask).sum(),
         "tokens": values[mask.bool()].mean(),
-        "sequences": torch.stack(
-            [row[seen.bool()].mean() for row, seen in zip(values, mask, strict=True)]
-        ).mean(),
+        "sequences": torch.stack([row[seen.bool()].mean() for row, seen in zip(values, mask, strict=True)]).mean(),
         "sequence_sums": (values * mask).sum(1).mean(),
         "fixed_length": (values * mask).sum() / (len(masks) * LONGEST),
     }
@@ -352,7 +361,7 @@ def test_estimators_of_the_divergence_against_all_tokens():
     exact = (policy.exp() * (policy - reference)).sum()
     (wanted,) = torch.autograd.grad(exact, logits, retain_graph=True)
     chances, found = policy.exp().detach().numpy(), {}
-    for name, estimate in ESTIMATORS.items():
+    for name, estimate in KL_ESTIMATORS.items():
         value, slope = estimate(policy.detach().numpy(), reference.numpy())
         pushed = (torch.tensor(chances * slope) * policy).sum()
         found[name] = (
@@ -368,7 +377,7 @@ def test_estimators_of_the_divergence_against_all_tokens():
     for name in ("k1", "k3"):  # on the policy ρ = 1, and its derivative is what was missing
         objective = get_objective("bnpo", kl="loss", kl_estimator=name, kl_coefficient=1.0, kl_corrected=True)
         here = policy.detach().numpy()
-        _, slope = objective.distance(here, np.zeros(6), reference.numpy())
+        _, slope = objective._kl_terms(here, np.zeros(6), reference.numpy())
         pushed = (torch.tensor(chances * slope) * policy).sum()
         same(torch.autograd.grad(pushed, logits, retain_graph=True)[0], wanted)
 
@@ -380,16 +389,14 @@ def test_the_pull_towards_the_reference_in_the_advantage():
     for count in (3, 6):
         rows = {name: rng.normal(size=count) for name in ("logprobs", "reference_logprobs", "advantages")}
         data.append(
-            Datum(
-                np.arange(count), {"targets": np.arange(count), "weights": rng.integers(0, 2, count), **rows}
-            )
+            Datum(np.arange(count), {"targets": np.arange(count), "weights": rng.integers(0, 2, count), **rows})
         )
     inputs = [{name: row.astype(np.float64) for name, row in datum.loss_fn_inputs.items()} for datum in data]
     masks = np.concatenate([one["weights"] for one in inputs])
     apart = np.concatenate([one["logprobs"] - one["reference_logprobs"] for one in inputs])
     start = np.concatenate([one["advantages"] for one in inputs])
     wanted = start + 0.1 * masks * ((apart * masks).sum() / masks.sum() - apart)
-    found = pulled(data, get_objective("ppo", kl="advantage", kl_estimator="k1", kl_coefficient=0.1))
+    found = _subtract_kl_from_advantages(data, get_objective("ppo", kl="advantage", kl_estimator="k1", kl_coefficient=0.1))
     same(np.concatenate([datum.loss_fn_inputs["advantages"] for datum in found]), wanted, 1e-6)
 
 
@@ -399,7 +406,7 @@ def test_how_far_the_sampler_is_from_the_trainer():
     old, new = (np.concatenate([one[mask > 0] for one, mask in zip(many, masks, strict=True)]) for many in (
         [inputs["logprobs"] for _, inputs in made], [logprobs for logprobs, _ in made],
     ))  # fmt: skip
-    found = divergence([inputs["logprobs"] for _, inputs in made], [logprobs for logprobs, _ in made], masks)
+    found = kl_metrics([inputs["logprobs"] for _, inputs in made], [logprobs for logprobs, _ in made], masks)
     same(found["kl_sample_train_v1"], (old - new).mean())
     same(found["kl_sample_train_v2"], ((old - new) ** 2).mean() / 2)
     same(found["entropy"], -old.mean())
@@ -413,9 +420,7 @@ def test_how_far_the_sampler_is_from_the_trainer():
 # Preferences
 
 
-def pair_formulas(
-    name, chosen, rejected, chosen_reference, rejected_reference, chosen_length, rejected_length
-):
+def pair_formulas(name, chosen, rejected, chosen_reference, rejected_reference, chosen_length, rejected_length):
     """The loss of one pair, with the settings of the table."""
     up, down = chosen - chosen_reference, rejected - rejected_reference
     beta, apart = 0.1, up - down
@@ -459,7 +464,7 @@ def some_pairs(seed, count=3):
 @given(seed=seeds)
 def test_preference_losses_equal_autograd(name, seed):
     values = some_pairs(seed)
-    mine = PAIR_LOSSES[name](Pairs(*values))
+    mine = PAIR_LOSSES[name](PairLogprobs(*values))
     slopes = torch.autograd.grad(mine.sum(), values[:2])
     theirs = pair_formulas(name, *values)
     same(mine, theirs)
@@ -471,7 +476,7 @@ def test_settings_of_preference_losses():
     values = some_pairs(0)
     chosen, rejected, chosen_reference, rejected_reference, chosen_length, rejected_length = values
     up, down = chosen - chosen_reference, rejected - rejected_reference
-    pairs = Pairs(*values)
+    pairs = PairLogprobs(*values)
     drifting = get_pair_loss("kto", beta=0.3, desirable=1.3, undesirable=0.7, drift=0.6)
     wanted = 1.3 * (1 - torch.sigmoid(0.3 * (up - 0.6))) + 0.7 * (1 - torch.sigmoid(0.3 * (0.6 - down)))
     same(drifting(pairs), wanted)
@@ -485,14 +490,12 @@ def test_settings_of_preference_losses():
     same(get_pair_loss("simpo", beta=3.0, gamma=0.5)(pairs), wanted)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(PAIR_LOSSES) - {"sppo_hard", "ipo_sum", "ipo_mean", "hinge", "discopop"})
-)
+@pytest.mark.parametrize("name", sorted(set(PAIR_LOSSES) - {"sppo_hard", "ipo_sum", "ipo_mean", "hinge", "discopop"}))
 def test_far_apart_pairs_stay_finite(name):
     far = torch.tensor([-400.0, -400.0, -2.0, -2.0], dtype=torch.float64)
     chosen, rejected = leaf(far), leaf(far.flip(0))
     length, reference = torch.full((4,), 7), torch.full((4,), -200.0, dtype=torch.float64)
-    loss = PAIR_LOSSES[name](Pairs(chosen, rejected, reference, reference, length, length))
+    loss = PAIR_LOSSES[name](PairLogprobs(chosen, rejected, reference, reference, length, length))
     loss.sum().backward()
     assert all(torch.isfinite(one).all() for one in (loss, chosen.grad, rejected.grad))
 
@@ -503,7 +506,7 @@ def test_answers_of_probability_one_stay_finite(name, certain):
     "In float32 a log-probability above about -6e-8 is 0: odds are infinite there, gradients must not be."
     chosen, rejected = (leaf([one]) for one in certain)
     length, reference = torch.tensor([1]), torch.tensor([-2.0], dtype=torch.float64)
-    loss = PAIR_LOSSES[name](Pairs(chosen, rejected, reference, reference, length, length))
+    loss = PAIR_LOSSES[name](PairLogprobs(chosen, rejected, reference, reference, length, length))
     loss.sum().backward()
     assert all(torch.isfinite(one).all() for one in (loss, chosen.grad, rejected.grad))
 
@@ -540,11 +543,11 @@ def test_gae_equals_the_sum_it_is_defined_by(seed, over):
     same(advantages, wanted)
     same(returns, wanted + values)
     same(
-        discounted(rewards, gamma),
+        _discounted_sums(rewards, gamma),
         [sum(gamma ** (k - t) * rewards[k] for k in range(t, count)) for t in range(count)],
     )
     paid = np.append(rewards[:-1], rewards[-1] + gamma * after)
-    same(gae(rewards, values, gamma, 1.0, after)[1], discounted(paid, gamma))  # λ = 1: Monte Carlo
+    same(gae(rewards, values, gamma, 1.0, after)[1], _discounted_sums(paid, gamma))  # λ = 1: Monte Carlo
     same(gae(rewards, values, gamma, 0.0, after)[0], delta)  # λ = 0: temporal difference
 
 
@@ -554,10 +557,10 @@ def test_scalar_heads_and_value_losses_equal_autograd(clip):
     chances = rng.uniform(0.02, 0.98, 8)
     tensor = leaf(np.log(chances))
     values = torch.logit(tensor.exp()) + 1.5
-    same(head.read(tensor.detach()), values)
-    same(head.tensor(tensor), values)
+    same(head.read_scalars(tensor.detach()), values)
+    same(head.read_scalars_torch(tensor), values)
     (slope,) = torch.autograd.grad(values.sum(), tensor, retain_graph=True)
-    same(head.slope(tensor.detach()), slope)
+    same(head.scalar_grads(tensor.detach()), slope)
     old, returns, weights = (
         values.detach() + torch.tensor(rng.normal(0, 1, 8)),
         torch.tensor(rng.normal(size=8)),
@@ -565,9 +568,7 @@ def test_scalar_heads_and_value_losses_equal_autograd(clip):
     )
     weights[2] = 0.0
     limited = torch.minimum(torch.maximum(values, old - clip), old + clip)
-    theirs = (
-        torch.tensor(weights) * torch.maximum((values - returns) ** 2, (limited - returns) ** 2)
-    ).sum() / 2
+    theirs = (torch.tensor(weights) * torch.maximum((values - returns) ** 2, (limited - returns) ** 2)).sum() / 2
     inputs = {"weights": weights, "returns": returns.numpy(), "values": old.numpy()}
     mine = value_loss(head, clip)(tensor.detach().numpy(), inputs)
     same(mine.value, theirs)
@@ -639,9 +640,7 @@ def test_what_rounding_leaves_for_the_other_tokens_teaches_nothing(name, kept, s
         student = start.to(kind).requires_grad_() if kind == torch.float64 else start.clone().requires_grad_()
         logprobs = student.log_softmax(-1).gather(1, places)
         given = logprobs.detach().double().requires_grad_()
-        DISTILL_LOSSES[name](
-            teacher.to(kind).log_softmax(-1).gather(1, places).double(), given
-        ).sum().backward()
+        DISTILL_LOSSES[name](teacher.to(kind).log_softmax(-1).gather(1, places).double(), given).sum().backward()
         logprobs.backward(given.grad.to(kind))
         found.append(student.grad.double())
     apart = (found[0] - found[1]).norm(dim=1).max() / found[1].norm(dim=1).max()
@@ -670,23 +669,19 @@ class Toy:
     def __init__(self):
         self.model = "toy:hidden=6,context=4,question=3,embedding=3"
         self.client = ToyService().create_training_client(self.model, None, 0)
-        opened = open_model(self.model)
+        opened = _open_toy_model(self.model)
         self.shape = opened.shape
-        self.leaves = {
-            name: torch.tensor(opened.weights[name], requires_grad=True) for name in self.client.sizes
-        }
+        self.leaves = {name: torch.tensor(opened.weights[name], requires_grad=True) for name in self.client.sizes}
 
     def logprobs(self, data):
         weights, counts = self.leaves, [len(datum) for datum in data]
-        seen = torch.tensor(windows([datum.tokens for datum in data], self.shape))
-        hidden = torch.tanh(
-            weights["embedding"][seen].flatten(1) @ weights["hidden"].T + weights["hidden_bias"]
-        )
+        seen = torch.tensor(_windows([datum.tokens for datum in data], self.shape))
+        hidden = torch.tanh(weights["embedding"][seen].flatten(1) @ weights["hidden"].T + weights["hidden_bias"])
         table = (hidden @ weights["output"].T + weights["output_bias"]).log_softmax(-1)
         targets = torch.tensor(np.concatenate([datum.targets for datum in data]))
         return table.gather(1, targets[:, None])[:, 0].split(counts)
 
-    def accumulated(self):
+    def accumulated_gradient(self):
         return self.client.gradient.copy()
 
 
@@ -706,7 +701,7 @@ class Torch:
         folder = Path(kitchen.__file__).parent / "assets" / "models" / "tiny-chat"
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         known = dict(self.model.named_parameters())
-        self.leaves = {name: known[name] for name in self.client.learner.accumulated()}
+        self.leaves = {name: known[name] for name in self.client.learner.accumulated_gradient()}
 
     def logprobs(self, data):
         return [
@@ -715,9 +710,9 @@ class Torch:
             for datum in data
         ]  # fmt: skip
 
-    def accumulated(self):
+    def accumulated_gradient(self):
         return (
-            torch.cat([one.flatten() for one in self.client.learner.accumulated().values()]).double().numpy()
+            torch.cat([one.flatten() for one in self.client.learner.accumulated_gradient().values()]).double().numpy()
         )
 
 
@@ -729,7 +724,7 @@ def backend(request):
 def gradient_of(backend, requests):
     """Loss and gradient that these requests add up to; the weights stay as they are."""
     loss = sum(request(backend.client).result(60).loss_sum for request in requests)
-    gradient = backend.accumulated()
+    gradient = backend.accumulated_gradient()
     norm = backend.client.optim_step(AdamParams(learning_rate=0.0)).result(60).metrics["grad_norm"]
     assert norm == pytest.approx(np.linalg.norm(gradient), rel=1e-4)
     return loss, gradient
@@ -796,26 +791,24 @@ def test_objectives_on_backends(backend, rollouts, name):
     for what in ("logprobs", "reference_logprobs", "advantages", "weights"):
         values = [torch.tensor(datum.loss_fn_inputs[what]).double() for datum in rollouts]
         rows.append(pad_sequence(values, batch_first=True))
-    theirs = policy_formulas(
-        name, *rows[:3], rows[3].sum(1, keepdim=True) / rows[4].sum(1, keepdim=True), rows[4]
-    )
+    theirs = policy_formulas(name, *rows[:3], rows[3].sum(1, keepdim=True) / rows[4].sum(1, keepdim=True), rows[4])
     wanted, data = gradient_by_autograd(backend, theirs), shared_out(rollouts, objective)
-    for losses in (frozenset(), backend.losses) if native(objective) else (frozenset(),):
+    for losses in (frozenset(), backend.losses) if _native_loss(objective) else (frozenset(),):
         for count in (1, 2, 3):
             requests = [
-                lambda client, part=part, losses=losses: submit(client, part, objective, losses)
+                lambda client, part=part, losses=losses: submit_objective(client, part, objective, losses)
                 for part in parts(data, count)
             ]
             loss, gradient = gradient_of(backend, requests)
             near(gradient, wanted, backend.tolerance)
-            if not losses or native(objective)[0] not in ("cross_entropy",):
+            if not losses or _native_loss(objective)[0] not in ("cross_entropy",):
                 assert loss == pytest.approx(theirs.item(), rel=1e-5, abs=1e-5)
 
 
 def test_every_shape_without_a_loss_of_its_own_is_known():
-    without = {name for name, objective in OBJECTIVES.items() if native(objective) is None}
+    without = {name for name, objective in OBJECTIVES.items() if _native_loss(objective) is None}
     assert without == {"grpo", "gspo", "dro"}
-    assert {native(one)[0] for name, one in OBJECTIVES.items() if name not in without} == set(LOSSES)
+    assert {_native_loss(one)[0] for name, one in OBJECTIVES.items() if name not in without} == set(LOSSES)
 
 
 @pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo"])
@@ -836,9 +829,7 @@ def test_on_the_policy_backends_give_the_gradient_of_cross_entropy(backend, name
     if name == "cispo":
         away = [datum.replace(logprobs=datum.loss_fn_inputs["logprobs"] - 0.5) for datum in ratios]
         free = {"clip_low_threshold": 0.0, "clip_high_threshold": math.inf}
-        _, wanted = gradient_of(
-            backend, [lambda client: client.forward_backward(away, "importance_sampling")]
-        )
+        _, wanted = gradient_of(backend, [lambda client: client.forward_backward(away, "importance_sampling")])
         _, gradient = gradient_of(backend, [lambda client: client.forward_backward(away, "cispo", free)])
         near(gradient, wanted, 1e-5)
 
@@ -878,7 +869,7 @@ def test_preferences_on_backends(backend, rollouts, name):
     wanted = gradient_by_autograd(backend, theirs)
     for count in (1, 2, 3):
         requests = [
-            lambda client, part=part: client.forward_backward_custom(part, preference(PAIR_LOSSES[name], 3))
+            lambda client, part=part: client.forward_backward_custom(part, pairwise_loss(PAIR_LOSSES[name], 3))
             for part in parts(rollouts, count, together=2)
         ]
         loss, gradient = gradient_of(backend, requests)
@@ -888,7 +879,7 @@ def test_preferences_on_backends(backend, rollouts, name):
 
 def test_what_is_told_about_preferences(backend, rollouts):
     loss = get_pair_loss("dpo", beta=0.2)
-    found = backend.client.forward_backward_custom(rollouts, preference(loss, 3)).result(60).metrics
+    found = backend.client.forward_backward_custom(rollouts, pairwise_loss(loss, 3)).result(60).metrics
     backend.client.optim_step(AdamParams(learning_rate=0.0)).result(60)
     with torch.no_grad():
         sums = np.array(
@@ -898,19 +889,16 @@ def test_what_is_told_about_preferences(backend, rollouts):
             ]
         )
     references = np.array(
-        [
-            (datum.loss_fn_inputs["reference_logprobs"].astype(np.float64) * datum.weights).sum()
-            for datum in rollouts
-        ]
+        [(datum.loss_fn_inputs["reference_logprobs"].astype(np.float64) * datum.weights).sum() for datum in rollouts]
     )
     up, down = (0.2 * (sums - references)[start::2] for start in (0, 1))
     wanted = {
         "pairs": 3, "accuracy": (up > down).sum(), "chosen_reward": up.sum(), "rejected_reward": down.sum(),
         "margin": (up - down).sum(), "chosen_logprob": sums[::2].sum(), "rejected_logprob": sums[1::2].sum(),
     }  # fmt: skip
-    assert {
-        name.removesuffix(":sum"): value for name, value in found.items() if name != "loss:sum"
-    } == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+    assert {name.removesuffix(":sum"): value for name, value in found.items() if name != "loss:sum"} == pytest.approx(
+        wanted, rel=1e-4, abs=1e-4
+    )
 
 
 def test_supervised_losses_on_backends(backend):
@@ -919,9 +907,7 @@ def test_supervised_losses_on_backends(backend):
     weights = [torch.tensor(datum.weights).double() for datum in data]
     wanted = {
         "cross_entropy": -sum((one * weight).sum() for one, weight in zip(tables, weights, strict=True)),
-        "dft": -sum(
-            (one * one.detach().exp() * weight).sum() for one, weight in zip(tables, weights, strict=True)
-        ),
+        "dft": -sum((one * one.detach().exp() * weight).sum() for one, weight in zip(tables, weights, strict=True)),
     }
     for name, theirs in wanted.items():
         gradient_wanted = torch.autograd.grad(theirs, list(backend.leaves.values()), retain_graph=True)
@@ -930,7 +916,7 @@ def test_supervised_losses_on_backends(backend):
             requests = [
                 (lambda client, part=part: client.forward_backward(part, "cross_entropy"))
                 if name == "cross_entropy"
-                else (lambda client, part=part: client.forward_backward_custom(part, as_custom(dft)))
+                else (lambda client, part=part: client.forward_backward_custom(part, as_custom_loss(dft)))
                 for part in parts(data, count)
             ]
             loss, gradient = gradient_of(backend, requests)
@@ -944,16 +930,14 @@ def test_cross_entropy_is_the_custom_loss_with_its_weights(backend, rollouts):
     data = shared_out(rollouts, objective)
     with torch.no_grad():
         found = [one.double().numpy() for one in backend.logprobs(data)]
-    slopes = [
-        objective.term(one, datum.loss_fn_inputs).gradient for one, datum in zip(found, data, strict=True)
-    ]
+    slopes = [objective.term(one, datum.loss_fn_inputs).gradient for one, datum in zip(found, data, strict=True)]
     plain = [
         Datum(datum.tokens, {"targets": datum.targets, "weights": -slope})
         for datum, slope in zip(data, slopes, strict=True)
     ]
     _, wanted = gradient_of(backend, [lambda client: client.forward_backward(plain, "cross_entropy")])
     _, gradient = gradient_of(
-        backend, [lambda client: client.forward_backward_custom(data, as_custom(objective.term))]
+        backend, [lambda client: client.forward_backward_custom(data, as_custom_loss(objective.term))]
     )
     near(gradient, wanted, 1e-5)
 
@@ -961,13 +945,13 @@ def test_cross_entropy_is_the_custom_loss_with_its_weights(backend, rollouts):
 def test_scores_of_a_reward_model_on_backends(backend):
     head, rng = ScalarHead(7, offset=-5.0), np.random.default_rng(5)
     texts = [rng.integers(5, 250, int(rng.integers(3, 9))) for _ in range(6)]
-    data = [head.datum(text, [len(text) - 1]) for text in texts]
+    data = [head.query_datum(text, [len(text) - 1]) for text in texts]
     scores = torch.stack([torch.logit(one.double().exp()[-1]) + 5.0 for one in backend.logprobs(data)])
     theirs = (-logsigmoid(scores[::2] - scores[1::2] - 0.1) + 0.01 * (scores[::2] + scores[1::2]) ** 2).mean()
     wanted = gradient_by_autograd(backend, theirs)
     for count in (1, 2, 3):
         requests = [
-            lambda client, part=part: client.forward_backward_custom(part, reward_model(head, 3, 0.1, 0.01))
+            lambda client, part=part: client.forward_backward_custom(part, reward_model_loss(head, 3, 0.1, 0.01))
             for part in parts(data, count, together=2)
         ]
         loss, gradient = gradient_of(backend, requests)
@@ -979,19 +963,21 @@ def test_scores_of_a_reward_model_on_backends(backend):
 def test_values_of_a_critic_on_backends(backend, clip):
     "PPO's pessimistic value loss, on log-odds less an offset: the gradient of autograd through the same model."
     head, rng, data, theirs = ScalarHead(7), np.random.default_rng(8), [], torch.zeros((), dtype=torch.float64)
-    plain = [head.datum(rng.integers(5, 250, size), range(1, size - 1)) for size in (6, 4, 9)]
+    plain = [head.query_datum(rng.integers(5, 250, size), range(1, size - 1)) for size in (6, 4, 9)]
     for datum, logprobs in zip(plain, backend.logprobs(plain), strict=True):
         shape, acted = len(datum), torch.tensor(datum.weights) != 0
         rows = {name: rng.normal(0, 0.5, shape) for name in ("returns", "values")}
-        rows["offsets"] = head.read(logprobs.detach().numpy()) + rng.normal(0, 0.5, shape)
+        rows["offsets"] = head.read_scalars(logprobs.detach().numpy()) + rng.normal(0, 0.5, shape)
         data.append(datum.replace(weights=datum.weights / 9.0, **rows))
         returns, before, offsets = (torch.tensor(data[-1].loss_fn_inputs[name]).double() for name in rows)
         value = torch.logit(logprobs.double().exp()) - offsets
         kept = torch.clamp(value, before - clip, before + clip) if math.isfinite(clip) else value
         theirs = theirs + (0.5 * torch.maximum((value - returns) ** 2, (kept - returns) ** 2))[acted].sum() / 9.0
-    wanted, loss = gradient_by_autograd(backend, theirs), as_custom(value_loss(head, clip))
+    wanted, loss = gradient_by_autograd(backend, theirs), as_custom_loss(value_loss(head, clip))
     for count in (1, 2, 3):
-        requests = [lambda client, part=part: client.forward_backward_custom(part, loss) for part in parts(data, count)]
+        requests = [
+            lambda client, part=part: client.forward_backward_custom(part, loss) for part in parts(data, count)
+        ]
         value, gradient = gradient_of(backend, requests)
         assert value == pytest.approx(theirs.item(), rel=1e-4)
         near(gradient, wanted, 2 * backend.tolerance)
@@ -1004,28 +990,24 @@ def test_distillation_on_backends(backend, name):
         tokens, weights = rng.integers(5, 250, length), rng.choice([0.0, 1.0, 2.0], length)
         targets = np.stack([rng.choice(250, kept, replace=False) for _ in range(length)])
         teacher = np.log(rng.dirichlet(np.ones(kept + 1), length)[:, :kept])
-        data += ranked(tokens, targets, teacher, weights)
+        data += ranked_datums(tokens, targets, teacher, weights)
     found, theirs = list(backend.logprobs(data)), torch.zeros((), dtype=torch.float64)
     for start in range(0, len(data), kept):
         s = torch.stack([one.double() for one in found[start : start + kept]], -1).exp()
         t = (
-            torch.tensor(
-                np.stack([one.loss_fn_inputs["teacher_logprobs"] for one in data[start : start + kept]], -1)
-            )
+            torch.tensor(np.stack([one.loss_fn_inputs["teacher_logprobs"] for one in data[start : start + kept]], -1))
             .double()
             .exp()
         )
         learnt = torch.tensor(data[start].weights) != 0
         rows = [torch.cat([one, 1 - one.sum(-1, keepdim=True)], -1)[learnt].log() for one in (t, s)]
-        theirs = (
-            theirs + (torch.tensor(data[start].weights)[learnt] * distill_formulas(name, *rows, kept)).sum()
-        )
+        theirs = theirs + (torch.tensor(data[start].weights)[learnt] * distill_formulas(name, *rows, kept)).sum()
     theirs = theirs / 11.0
     wanted = gradient_by_autograd(backend, theirs)
     for count in (1, 2):
         requests = [
             lambda client, part=part: client.forward_backward_custom(
-                part, distilled(DISTILL_LOSSES[name], kept, 11.0)
+                part, distillation_loss(DISTILL_LOSSES[name], kept, 11.0)
             )
             for part in parts(data, count, together=kept)
         ]
@@ -1033,7 +1015,7 @@ def test_distillation_on_backends(backend, name):
         assert loss == pytest.approx(theirs.item(), rel=1e-5, abs=1e-6)
         near(gradient, wanted, backend.tolerance)
     if name == "top_k":
-        plain = [one for start in (0, kept) for one in renormalised(data[start : start + kept])]
+        plain = [one for start in (0, kept) for one in renormalize_ranks(data[start : start + kept])]
         _, gradient = gradient_of(backend, [lambda client: client.forward_backward(plain, "cross_entropy")])
         near(gradient / 11.0, wanted, backend.tolerance)
 
@@ -1050,7 +1032,7 @@ def test_a_whole_step_does_not_depend_on_micro_batches(make):
             for place, (datum, logprobs) in enumerate(zip(data, start, strict=True))
         ]
         for part in parts(shared_out(made, objective), count):
-            submit(backend.client, part, objective, frozenset()).result(60)
+            submit_objective(backend.client, part, objective, frozenset()).result(60)
         backend.client.optim_step(AdamParams(learning_rate=1e-3, eps=1e-3)).result(60)
         everywhere = [datum.replace(weights=np.ones(len(datum))) for datum in data]
         after = backend.client.forward(everywhere, "cross_entropy").result(60).loss_fn_outputs

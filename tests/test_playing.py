@@ -5,14 +5,14 @@ import json
 import pytest
 
 from kitchen.envs.base import Problem, QuestionEnv, ToolEnv, add
-from kitchen.envs.judge import by_scores, tournament
+from kitchen.envs.judge import add_tournament, judge_by_scores
 from kitchen.envs.registry import get_problems
 from kitchen.envs.rewards import get_rewards
-from kitchen.envs.sandbox import missing
+from kitchen.envs.sandbox import containment_problem
 from kitchen.session.kitchen import Kitchen
-from kitchen.session.play import Table, play
+from kitchen.session.play import _PlayWidget, play
 from kitchen.types import InvalidValue, Message
-from kitchen.widgets.dashboard import is_live
+from kitchen.widgets.dashboard import has_frontend
 
 WORLDS = [
     "task:sort", "gym:chain_sum", "code", "code:brief", "tools", "tools:brief", "search", "search:brief", "guess", "nim",
@@ -25,17 +25,17 @@ INJECTIONS = [
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_every_world_can_be_played(name):
-    if name.startswith("code") and missing():
-        pytest.skip(missing())
+    if name.startswith("code") and containment_problem():
+        pytest.skip(containment_problem())
     game = play(name, count=2, rewards="contains")
     for _ in range(70):
         if game.over:
             break
         game.say(game.problem.gold or "1")
-    assert game.over and game.shown.stop in ("done", "turns") and "reward" in repr(game)
+    assert game.over and game._shown_episode.stop in ("done", "turns") and "reward" in repr(game)
     if game.problem.gold:
         assert game.reward == 1, "the right answer is worth everything"
-    assert not game.again().over and game.next().place == 1
+    assert not game.restart().over and game.next_problem().problem_index == 1
 
 
 def test_the_session_offers_its_own_problems(runs):
@@ -48,15 +48,15 @@ def test_the_session_offers_its_own_problems(runs):
     assert game.say(game.problem.gold).reward == 1
     assert k.play("guess", count=3).problem.tag == "guess"
     assert k.play(ToolEnv(QuestionEnv({"question": "?"}, ()), [add])).say("x").over
-    k.runner.history.settle(wait=True)
+    k.runner.history.finish_pending(wait=True)
     events = len(k.log)
-    game.again().say("odd")
+    game.restart().say("odd")
     assert len(k.log) == events, "playing leaves no trace in the run"
 
 
 def test_a_judge_of_the_group_is_heard():
-    referee = by_scores(lambda messages, answers: [1.0] * len(answers))
-    problem = tournament(get_problems("task:sort", 1, 0, "test", ())[0], referee)
+    referee = judge_by_scores(lambda messages, answers: [1.0] * len(answers))
+    problem = add_tournament(get_problems("task:sort", 1, 0, "test", ())[0], referee)
     assert play(problem).say("1").parts == {"won": 0.5, "unreadable": 0.0}
 
 
@@ -65,20 +65,20 @@ def test_nothing_of_others_is_taken_for_markup(text):
     row = {"question": text, "answer": text}
     inner = QuestionEnv(row, get_rewards("exact_match"))
     problem = Problem(text, text, lambda count: [ToolEnv(inner, [add], system=text)], text)
-    table = Table(play(problem))
+    table = _PlayWidget(play(problem))
     table.field.value = f'{text}<tool_call>{{"name": {json.dumps(text)}, "arguments": {{"first": 1}}}}</tool_call>'
     table.buttons["say"].click()
     table.field.value = text
     table.buttons["say"].click()
-    table.press("nonsense")
-    for page in (table.seen.value, table.trouble.value):
+    table._press("nonsense")
+    for page in (table.game_view.value, table.error_box.value):
         assert "<script" not in page and "<img" not in page and "<b>" not in page and "\x1b" not in page
         assert 'class="kitchen-view tex2jax_ignore mathjax_ignore"' in page
     assert "\x1b" not in repr(table.game)
 
 
 def test_without_anybody_looking_it_is_text_and_html():
-    assert not is_live()
+    assert not has_frontend()
     shown = play("guess")._repr_mimebundle_()
     assert shown.keys() == {"text/html", "text/plain"} and "Guess my number" in shown["text/plain"]
 
@@ -90,5 +90,5 @@ def test_what_a_person_does_is_what_a_policy_would_have_to_do():
     env.start()
     call = {"function": {"name": "search", "arguments": {"query": problem.text}}}
     found = env.step(Message("assistant", tool_calls=(call,))).messages[0]
-    assert game.call("search", query=problem.text).shown.messages[-1] == found
+    assert game.call_tool("search", query=problem.text)._shown_episode.messages[-1] == found
     assert game.say(problem.gold).parts == dict(env.step(Message("assistant", problem.gold)).parts)

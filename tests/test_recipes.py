@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from shrunk import SHRUNK
 
 from kitchen.cli.main import main
-from kitchen.config import parameters
+from kitchen.config import config_fields
 from kitchen.recipes.registry import RECIPES, get_recipe, notebook_path
-from kitchen.reports.build import read_manifest, recorded
+from kitchen.reports.build import read_manifest, read_recorded
 from kitchen.store.run import Run
 
 
@@ -45,13 +45,13 @@ def test_a_recipe_cooks_into_a_report(name, tmp_path):
     assert "results.json" in {made["name"] for made in manifest["artifacts"]}
     assert (run_dir / "report.ipynb").stat().st_size < 300_000
     if name == "pretrain":
-        assert set(recorded(run_dir / "report.ipynb")["tasks"]) and (run_dir / "artifacts" / "shipped").is_dir()
+        assert set(read_recorded(run_dir / "report.ipynb")["tasks"]) and (run_dir / "artifacts" / "shipped").is_dir()
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_notebook_matches_its_settings(name):
     (cell,), code = code_of(name)
-    defaults = {item.name: item.default for item in parameters(get_recipe(name).config)}
+    defaults = {item.name: item.default for item in config_fields(get_recipe(name).config)}
     found = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell).body}
     assert all(value is None or defaults.get(key, value) == value for key, value in found.items())
     if name == "sft":

@@ -5,9 +5,9 @@ from shrunk import SHRUNK
 
 from kitchen.evaluation import token_f1
 from kitchen.session.kitchen import Kitchen
-from kitchen.session.regrade import regrade, regrade_rollouts, stored_answers
+from kitchen.session.regrade import read_answers, regrade, regrade_rollouts
 from kitchen.types import InvalidValue, UnknownName
-from kitchen.workflows.rl import rollouts
+from kitchen.workflows.rl import load_rollouts
 
 
 def calls(k):
@@ -23,14 +23,14 @@ def test_every_evaluation_can_be_graded_anew(runs, name):
     assert [one.label for one in found.rows][:2] == ["before", second]
     for one in found.rows:
         wanted = [token_f1(answer.text, answer.question.reference) for answer in one.answers]
-        assert list(one.grades) == wanted and one.score[0] == pytest.approx(sum(wanted) / len(wanted))
+        assert list(one.grades) == wanted and one.new_mean[0] == pytest.approx(sum(wanted) / len(wanted))
     assert len(k.log) == count and "graded anew by token_f1" in repr(found)
     same = k.regrade(lambda answer, row: 1.0)
-    assert all(one.score[0] == 1 for one in same.rows)
+    assert all(one.new_mean[0] == 1 for one in same.rows)
     with pytest.raises(UnknownName, match="did you mean 'token_f1'"):
         k.regrade("token_f2")
     k.close()
-    kept = regrade(stored_answers(k.run_record), "token_f1")
+    kept = regrade(read_answers(k.run_record), "token_f1")
     mine = {one.label: one.grades for one in found.rows}
     assert {one.label: one.grades for one in kept.rows} == {label: mine[label] for label in ("before", "after")}
     closed = Kitchen.resume(k.run_dir)
@@ -45,7 +45,7 @@ def test_rollouts_by_the_reward_they_had_are_as_they_were(runs):
     assert len(same) == 2 and all(old == pytest.approx(new) for _, old, new in same)
     other = regrade_rollouts(k.run_record, lambda answer, row: float(row["answer"] in ("odd", "even")))
     assert [new for *_, new in other] == [1.0, 1.0]
-    assert sum(len(group.trajectories) for _, group in rollouts(k.run_record)) == 32
+    assert sum(len(group.trajectories) for _, group in load_rollouts(k.run_record)) == 32
     k.close()
 
 

@@ -15,13 +15,13 @@ from kitchen.rendering.base import (
     RENDERERS,
     TRAIN_ON,
     TemplateRenderer,
-    check_datum,
+    _check_datum,
+    _trained_message_indices,
+    concatenate_tokens,
     get_renderer,
-    joined,
     render_conversations,
     split_reasoning,
     to_datum,
-    trained_messages,
 )
 from kitchen.types import InvalidValue, Message, RowError, UnknownName
 
@@ -92,7 +92,7 @@ def trained_text(renderer, chat, train_on="all_assistant_messages"):
 
 
 def text_of(renderer, chat):
-    return renderer.tokenizer.decode(joined(renderer.render(chat, set())), control=True)
+    return renderer.tokenizer.decode(concatenate_tokens(renderer.render(chat, set())), control=True)
 
 
 def dicts(chat):
@@ -104,7 +104,7 @@ def check_against_transformers(theirs, ours, chat):
     renderer = TemplateRenderer(ours)
     whole = theirs.apply_chat_template(dicts(chat), return_dict=True)["input_ids"]
     prompt = theirs.apply_chat_template(dicts(chat[:-1]), add_generation_prompt=True, return_dict=True)
-    assert joined(renderer.render(chat, set())) == whole
+    assert concatenate_tokens(renderer.render(chat, set())) == whole
     assert renderer.generation_prompt(chat[:-1]) == prompt["input_ids"]
     datum = to_datum(renderer, chat, "last_assistant_message")
     assert [*datum.tokens, datum.targets[-1]] == whole
@@ -168,9 +168,9 @@ def test_the_mask_is_what_a_model_would_write(template):
 def test_what_ends_an_answer():
     made = tokenizer(CHATML)
     assert TemplateRenderer(made).stop_sequences()[0] == made.control_tokens["<|im_end|>"]
-    assert TemplateRenderer(tokenizer(THEN_EOS)).turn_end == "<|im_end|>"
+    assert TemplateRenderer(tokenizer(THEN_EOS)).turn_end_token == "<|im_end|>"
     following = TemplateRenderer(tokenizer(NO_END))
-    assert following.turn_end is None and following.stop_sequences()[0] == made.control_tokens["<|im_start|>"]
+    assert following.turn_end_token is None and following.stop_sequences()[0] == made.control_tokens["<|im_start|>"]
 
 
 def test_a_template_that_drops_earlier_thinking():
@@ -264,7 +264,7 @@ def test_real_templates_give_the_ids_of_transformers():
 def test_every_mode_trains_its_messages(name, train_on):
     renderer = get_renderer(name, tokenizer(CHATML))
     chat = [*CHAT[:2], Message("assistant", "5", trainable=True), *CHAT[3:]]
-    wanted = trained_messages(chat, train_on)
+    wanted = _trained_message_indices(chat, train_on)
     text = trained_text(renderer, chat, train_on)
     for index, message in enumerate(chat):
         assert (message.content.strip() in text) == (index in wanted), (index, text)
@@ -287,9 +287,9 @@ def test_trainable_overrules_every_mode(name):
 
 def test_the_last_turn_is_a_whole_tool_loop():
     chat = [*CHAT[1:3], *TOOLS]
-    assert trained_messages(chat, "last_assistant_turn") == {3, 5}
-    assert trained_messages(chat, "last_assistant_message") == {5}
-    assert trained_messages(chat, "all_assistant_messages") == {1, 3, 5}
+    assert _trained_message_indices(chat, "last_assistant_turn") == {3, 5}
+    assert _trained_message_indices(chat, "last_assistant_message") == {5}
+    assert _trained_message_indices(chat, "all_assistant_messages") == {1, 3, 5}
 
 
 # -- nobody types a control token ----------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_nobody_types_a_control_token_into_a_tool_call(template):
     chat = [TOOLS[0], replace(TOOLS[1], tool_calls=(sly,))]
     for renderer in (TemplateRenderer(tokenizer(template)), get_renderer("qwen3", tokenizer(CHATML))):
         made = renderer.tokenizer
-        ids = joined(renderer.render(chat))
+        ids = concatenate_tokens(renderer.render(chat))
         marks = [made.control_tokens[name] for name in ("<|im_start|>", "<|im_end|>")]
         assert [ids.count(mark) for mark in marks] == [2, 2]
         text = made.decode(ids, control=True)
@@ -443,8 +443,8 @@ def test_the_linter_names_the_row():
         render_conversations(renderer, rows)
     everything = data[0].replace(weights=[1] * len(data[0]))
     with pytest.raises(RowError, match="every token is trained"):
-        check_datum(everything, "all_assistant_messages", 100)
-    assert check_datum(everything, "all_tokens", 100) is everything
+        _check_datum(everything, "all_assistant_messages", 100)
+    assert _check_datum(everything, "all_tokens", 100) is everything
 
 
 def test_a_misspelt_setting_is_not_a_bad_row():
@@ -474,6 +474,6 @@ def test_colours_escape_what_rows_contain():
 def test_what_stands_beside_tokens_is_shown():
     datum = to_datum(get_renderer("chatml", tokenizer(CHATML)), CHAT)
     view = show_tokens(datum, tokenizer(), [float("nan")] * (len(datum) - 1) + [-0.25], "logprob")
-    assert view.hover(len(datum)).endswith("weight 1, logprob -0.25") and "nan" in view.hover(1)
+    assert view._hover_text(len(datum)).endswith("weight 1, logprob -0.25") and "nan" in view._hover_text(1)
     assert view._repr_html_().count("background:rgba(213,94,0") == 1
     assert show_white_space("a  b \u200b") == "a··b ⟨200B⟩"

@@ -12,19 +12,19 @@ import pytest
 from injections import INJECTIONS, encodable, write_rows
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from kitchen.config import ExperimentSpec, digest
+from kitchen.config import ExperimentSpec, json_digest
 from kitchen.display.diff import results_table
 from kitchen.display.figures import loss_figure
-from kitchen.formatting import decimate, visible
+from kitchen.formatting import decimate, visible_text
 from kitchen.reports.build import (
     MANIFEST_MIME,
     PLOTLY_MIME,
     RESULT_MIME,
     manifest,
     read_manifest,
-    recorded,
-    run_report,
+    read_recorded,
     to_html,
+    write_report,
 )
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import EventLog, Run, file_hash
@@ -155,7 +155,7 @@ def test_answers_show_as_text_in_html_and_in_a_terminal():
     assert tags <= {"div", "small", "table", "thead", "tbody", "tr", "th", "td", "b", "mark", "span"}
     assert not set("\x1b\x07\u202e") & set(repr(view)) and not set("\x1b\x07\u202e") & set(view.html)
     view.html.encode("utf-8")
-    assert visible("  two\n\tlines ") == "  two\n\tlines ", "white space stays"
+    assert visible_text("  two\n\tlines ") == "  two\n\tlines ", "white space stays"
 
 
 def test_figures_of_long_runs_stay_small_and_keep_every_spike():
@@ -172,14 +172,14 @@ def test_figures_of_long_runs_stay_small_and_keep_every_spike():
 def test_manifest_round_trip(hostile_run, tmp_path):
     run = hostile_run.run_record
     found = manifest(run)
-    assert read_manifest(run_report(run, tmp_path / "report.ipynb")) == found == json.loads(json.dumps(found))
+    assert read_manifest(write_report(run, tmp_path / "report.ipynb")) == found == json.loads(json.dumps(found))
     assert ExperimentSpec(**found["spec"]) == run.spec and found["spec"]["datasets"]
     losses = [
         json.loads(line)["measurements"]["loss"]
         for line in (run.path / "events.jsonl").read_text().splitlines()
         if '"train.step"' in line
     ]
-    assert found["losses"] == {"count": len(losses), "sha256": digest(losses)}
+    assert found["losses"] == {"count": len(losses), "sha256": json_digest(losses)}
     last = json.loads((run.path / "events.jsonl").read_text().splitlines()[-1])
     assert found["events"] == {"count": EventLog.verify(run.path / "events.jsonl"), "head": last["hash"]}
     hashes = {made["name"]: made["sha256"] for made in found["artifacts"]}
@@ -207,9 +207,9 @@ def test_record_and_read_back(tmp_path):
     import papermill
 
     cells = [
-        new_code_cell("from kitchen.reports.build import record\nimport numpy as np"),
-        new_code_cell("record(loss=np.float32(0.5), curve=(1, 2), nested={'a': [None, True]})"),
-        new_code_cell("record(loss=0.25)"),
+        new_code_cell("from kitchen.reports.export import record_values\nimport numpy as np"),
+        new_code_cell("record_values(loss=np.float32(0.5), curve=(1, 2), nested={'a': [None, True]})"),
+        new_code_cell("record_values(loss=0.25)"),
         new_code_cell("1 / 0"),
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -219,14 +219,14 @@ def test_record_and_read_back(tmp_path):
             str(tmp_path / "out.ipynb"),
             progress_bar=False,
         )
-    assert recorded(tmp_path / "out.ipynb") == {"loss": 0.25, "curve": [1, 2], "nested": {"a": [None, True]}}
+    assert read_recorded(tmp_path / "out.ipynb") == {"loss": 0.25, "curve": [1, 2], "nested": {"a": [None, True]}}
     text = to_html(tmp_path / "out.ipynb", tmp_path / "out.html").read_text()
     assert "<b>FAILED</b>" in text and "ZeroDivisionError" in text and "<details><summary>traceback" in text
     assert nbformat.read(tmp_path / "out.ipynb", 4).cells[2].outputs[0].data[RESULT_MIME]
 
 
 def test_the_built_notebook_runs_again_in_the_runs_folder(hostile_run):
-    document = nbformat.read(run_report(hostile_run.run_record, hostile_run.run_dir / "again.ipynb"), 4)
+    document = nbformat.read(write_report(hostile_run.run_record, hostile_run.run_dir / "again.ipynb"), 4)
     code = "\n".join(cell.source for cell in document.cells if cell.cell_type == "code")
     subprocess.run([sys.executable, "-c", code], cwd=hostile_run.run_dir, check=True, capture_output=True)
     shown = [output for cell in document.cells for output in cell.get("outputs", [])]
@@ -245,7 +245,7 @@ def test_a_run_that_did_not_end_well_says_so_first(tmp_path, status, word):
     run.log.append(event("run.start", recipe="sft", run_id="run"))
     if status:
         run.log.append(event("run.stop", status=status, reason="RowError: <row 7>", seconds=1.0))
-    text = run_report(run).read_text()
+    text = write_report(run).read_text()
     assert text.index(f"<b>{word}</b>") < text.index("<h1") and ("&lt;row 7&gt;" in text) == bool(status)
     run.close()
 
@@ -255,7 +255,7 @@ def test_a_simulated_run_says_so_first(tmp_path):
     run.log.append(event("run.start", recipe="sft", run_id="run"))
     run.log.append(event("artifact.register", model="sft", version=1, sha256="0", simulated=True))
     run.log.append(event("run.stop", status="completed", seconds=1.0))
-    assert manifest(run)["simulated"] is True and "<b>SIMULATED</b>" in run_report(run).read_text()
+    assert manifest(run)["simulated"] is True and "<b>SIMULATED</b>" in write_report(run).read_text()
     run.close()
 
 

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from kitchen.envs.retrieval import HashedEmbeddings, Index, MemoryVectors, Passage, pieces
-from kitchen.envs.search import atlas, atlas_index, search_problems
-from kitchen.ports.protocols import ADAPTERS, PORTS, adapter_class, connect, observe, verbs
+from kitchen.envs.retrieval import HashedEmbeddings, MemoryVectors, Passage, PassageIndex, _word_pieces
+from kitchen.envs.search import _atlas_index, _make_towns, search_problems
+from kitchen.ports.protocols import ADAPTERS, PORTS, _port_methods, adapter_class, create_adapter, observe
 from kitchen.telemetry import MemoryLog
 from kitchen.types import Message
 
@@ -20,7 +20,7 @@ minilm = pytest.mark.skipif(
 @pytest.mark.parametrize("port", ["completer", "embeddings", "vectors"])
 def test_every_adapter_has_the_verbs_of_its_port(port):
     for name in ADAPTERS[port]:
-        assert all(callable(getattr(adapter_class(port, name), verb)) for verb in verbs(PORTS[port])), name
+        assert all(callable(getattr(adapter_class(port, name), verb)) for verb in _port_methods(PORTS[port])), name
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -42,10 +42,10 @@ def test_search_equals_cosines_computed_one_by_one(seed):
 def test_hashed_vectors_approach_counts_of_pieces():
     """With room for all pieces there are no accidents: the cosine is that of the damped counts themselves."""
     texts = ["the tower of the town", "a town by the river", "towers and rivers"]
-    every = sorted({piece for text in texts for piece in pieces(text)})
+    every = sorted({piece for text in texts for piece in _word_pieces(text)})
     table = np.zeros((3, len(every)))
     for row, text in zip(table, texts, strict=True):
-        for piece in pieces(text):
+        for piece in _word_pieces(text):
             row[every.index(piece)] += 1
     damped = np.where(table > 0, 1 + np.log(np.maximum(table, 1)), 0)
     damped /= np.linalg.norm(damped, axis=1, keepdims=True)
@@ -55,10 +55,10 @@ def test_hashed_vectors_approach_counts_of_pieces():
 
 def test_calls_of_the_ports_are_spans():
     log = MemoryLog()
-    index = Index(
+    index = PassageIndex(
         [Passage("Ferry", "It crosses the sound.")],
-        observe(connect("embeddings", "hashed"), "embeddings", "hashed", log),
-        observe(connect("vectors", "memory"), "vectors", "memory", log),
+        observe(create_adapter("embeddings", "hashed"), "embeddings", "hashed", log),
+        observe(create_adapter("vectors", "memory"), "vectors", "memory", log),
     )
     index.search("sound")
     calls = [(item["port"], item["verb"], item["status"]) for item in log.events]
@@ -81,17 +81,17 @@ def test_a_policy_that_searches_as_shown_is_right_and_one_that_guesses_is_not():
             else:
                 assert step.messages[0].content == said["content"]
         assert step.done and step.reward == 1
-        assert problem.make(1)[0].step(Message("assistant", atlas()[0].name)).reward == 0
+        assert problem.make(1)[0].step(Message("assistant", _make_towns()[0].name)).reward == 0
 
 
 @minilm
 def test_a_sentence_model_finds_what_shares_no_word():
-    embeddings = connect("embeddings", "transformers", embedding_model=f"package:{MINILM}/model", device="cpu")
+    embeddings = create_adapter("embeddings", "transformers", embedding_model=f"package:{MINILM}/model", device="cpu")
     rows = embeddings.embed(["a cat sits outside", "a feline rests outdoors", "stock prices fell"]).result()
     assert np.linalg.norm(rows, axis=1) == pytest.approx(np.ones(3), abs=1e-5) and rows.shape == (3, 384)
     assert rows[0] @ rows[1] > 0.5 > rows[0] @ rows[2]
-    index = atlas_index(embeddings)
-    right = [index.search(f"In what place is {town.goods} made, on the {town.river}?", 3) for town in atlas()[:20]]
+    index = _atlas_index(embeddings)
+    right = [index.search(f"In what place is {town.goods} made, on the {town.river}?", 3) for town in _make_towns()[:20]]
     titles = [{passage.title for passage, _ in found} for found in right]
-    wanted = [{town.name, f"River {town.river}"} for town in atlas()[:20]]
+    wanted = [{town.name, f"River {town.river}"} for town in _make_towns()[:20]]
     assert sum(bool(one & found) for one, found in zip(wanted, titles, strict=True)) >= 18

@@ -15,17 +15,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from kitchen.envs.base import question
-from kitchen.envs.code import Examiner, check_of, code_problems, code_rows, same
-from kitchen.envs.rewards import check_gold
-from kitchen.envs.sandbox import Limits, Sandbox, found, missing
-from kitchen.train.rollouts import play
+from kitchen.envs.base import question_messages
+from kitchen.envs.code import CodeGrader, _json_equal, _parse_test, code_problems, code_rows
+from kitchen.envs.rewards import check_gold_answers
+from kitchen.envs.sandbox import Sandbox, SandboxLimits, _find_containment, containment_problem
+from kitchen.train.rollouts import play_groups
 from kitchen.types import Completion, InvalidValue, Message, MissingCapability
 
 ROOT = Path(__file__).resolve().parents[1]
-walled = pytest.mark.skipif(bool(missing()), reason=missing() or "the sandbox works here")
+walled = pytest.mark.skipif(bool(containment_problem()), reason=containment_problem() or "the sandbox works here")
 MARK = 100_000_000 + os.getpid()  # a limit by which this test's own sandboxes can be told from others
-SHORT = Limits(seconds=2.0, output_bytes=4096)
+SHORT = SandboxLimits(seconds=2.0, output_bytes=4096)
 ATTEMPT = """
 def attempt(work):
     try:
@@ -80,9 +80,9 @@ def command_of(folder):
 def test_a_program_reads_its_input_and_says_what_it_has_to_say(box):
     program = "import sys\nprint(sys.stdin.read().upper(), end='')\nsys.stderr.write('é')\nsys.exit(3)"
     outcome = box.run(program, "straße\n" * 40000)
-    assert (outcome.code, outcome.stopped, outcome.stderr, outcome.ok) == (None, "output", "", False)
+    assert (outcome.exit_code, outcome.stop_reason, outcome.stderr, outcome.ok) == (None, "output", "", False)
     outcome = box.run(program, "straße\n")
-    assert (outcome.stdout, outcome.stderr, outcome.code, outcome.stopped) == ("STRASSE\n", "é", 3, "")
+    assert (outcome.stdout, outcome.stderr, outcome.exit_code, outcome.stop_reason) == ("STRASSE\n", "é", 3, "")
     assert box.run("import os; os.write(1, b'\\xff')").stdout == "\ufffd"
     assert box.run("print(1)", "never read" * 100000).stdout == "1\n"
     assert not box.run("print('\x00')").ok
@@ -101,10 +101,12 @@ def test_what_a_program_says_is_no_part_of_any_command(box, tmp_path):
 
 
 @walled
-@pytest.mark.parametrize("program", ["while True: pass", "import time; time.sleep(99)", "import signal\nsignal.pause()"])
+@pytest.mark.parametrize(
+    "program", ["while True: pass", "import time; time.sleep(99)", "import signal\nsignal.pause()"]
+)
 def test_an_endless_program_is_stopped(program):
     outcome = Sandbox(replace(SHORT, seconds=0.5)).run(program)
-    assert (outcome.stopped, outcome.code) == ("time", None) and 0.5 <= outcome.seconds < 2
+    assert (outcome.stop_reason, outcome.exit_code) == ("time", None) and 0.5 <= outcome.seconds < 2
 
 
 @walled
@@ -113,21 +115,21 @@ def test_a_program_that_hides_is_stopped():
     deaf += "  except (OSError, ValueError): pass\n"
     deaf += "os.close(0); os.close(1); os.close(2)\nos.fork()\nwhile True: pass"
     outcome = Sandbox(replace(SHORT, seconds=0.5)).run(deaf)
-    assert outcome.stopped == "time" and outcome.seconds < 2
+    assert outcome.stop_reason == "time" and outcome.seconds < 2
 
 
 @walled
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_endless_output_is_cut(box, stream):
     outcome = box.run(f"import sys\nwhile True: sys.{stream}.write('x' * 5000)")
-    assert outcome.stopped == "output" and getattr(outcome, stream) == "x" * 4096 and outcome.seconds < 2
-    assert box.run(f"import sys\nsys.{stream}.write('x' * 4096)").stopped == ""
+    assert outcome.stop_reason == "output" and getattr(outcome, stream) == "x" * 4096 and outcome.seconds < 2
+    assert box.run(f"import sys\nsys.{stream}.write('x' * 4096)").stop_reason == ""
 
 
 @walled
 def test_memory_is_limited(box):
-    assert box.run("kept = []\nwhile True: kept.append('x' * 10_000_000 + str(len(kept)))").stopped == "memory"
-    assert box.run("import mmap; mmap.mmap(-1, 1 << 30)").code == 1
+    assert box.run("kept = []\nwhile True: kept.append('x' * 10_000_000 + str(len(kept)))").stop_reason == "memory"
+    assert box.run("import mmap; mmap.mmap(-1, 1 << 30)").exit_code == 1
     assert box.run("print(len(bytearray(100 << 20)))").ok
 
 
@@ -155,7 +157,7 @@ def test_a_fork_bomb_stays_small(box):
     assert outcome.ok and 1 <= int(outcome.stdout) < SHORT.processes
     started = time.monotonic()
     outcome = box.run("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass")
-    assert outcome.stopped == "time" and time.monotonic() - started < 6
+    assert outcome.stop_reason == "time" and time.monotonic() - started < 6
     threads = "import threading, time\nmade = 0\ntry:\n  while made < 300: "
     threads += "threading.Thread(target=time.sleep, args=(30,), daemon=True).start(); made += 1"
     outcome = box.run(threads + "\nexcept RuntimeError: pass\nprint(made, flush=True)\nimport os; os._exit(0)")
@@ -179,7 +181,7 @@ def test_the_work_folder_is_limited_and_empty_for_everybody():
     for _ in range(2):
         outcome = box.run(fill + "except OSError as error: print(error.errno, written <= 1 << 20)")
         assert outcome.stdout == "/tmp []\n28 True\n", outcome
-    assert box.run("open('one', 'wb').write(bytes(2 << 20))").code == 1
+    assert box.run("open('one', 'wb').write(bytes(2 << 20))").exit_code == 1
 
 
 # what is outside
@@ -198,9 +200,17 @@ def test_no_file_outside_can_be_read(box, tmp_path):
         str(Path(__file__)),
         str(ROOT / "kitchen" / "types.py"),
     ]
-    paths += [f"/proc/{os.getpid()}/environ", "/proc/self/environ", "/proc/1/environ", "/sys/kernel/vmcoreinfo", "/dev/mem"]
+    paths += [
+        f"/proc/{os.getpid()}/environ",
+        "/proc/self/environ",
+        "/proc/1/environ",
+        "/sys/kernel/vmcoreinfo",
+        "/dev/mem",
+    ]
     all_refused(box, *(f"open({path!r}, 'rb').read()" for path in paths))
-    all_refused(box, *(f"os.listdir({str(path)!r})" for path in (tmp_path, ROOT, "/proc", "/sys", "/var", "/run", "/home")))
+    all_refused(
+        box, *(f"os.listdir({str(path)!r})" for path in (tmp_path, ROOT, "/proc", "/sys", "/var", "/run", "/home"))
+    )
     assert attempts(box, "len(os.listdir('/usr/bin'))") in (["done 1"], ["refused FileNotFoundError"])
     top = set(eval(attempts(box, "os.listdir('/')")[0].removeprefix("done ")))
     assert top.isdisjoint({"proc", "sys", "home", "var", "run", "mnt", "opt", "boot", "srv"}), top
@@ -211,7 +221,7 @@ def test_no_file_outside_can_be_read(box, tmp_path):
 def test_the_home_folder_holds_nothing_but_perhaps_the_way_to_the_interpreter(box):
     home = str(Path.home())
     said = attempts(box, f"[file for _, _, files in os.walk({home!r}) for file in files][:3]")[0]
-    assert said == "done []" or found()[1].startswith(home)
+    assert said == "done []" or _find_containment()[1].startswith(home)
 
 
 @walled
@@ -229,10 +239,17 @@ def test_nothing_outside_can_be_written(box, tmp_path):
         "/var/tmp/x",
     ]
     all_refused(box, *(f"open({place!r}, 'w')" for place in places))
-    all_refused(box, "os.remove('/usr/lib/os-release')", "os.mkdir('/x')", "os.chmod('/', 0o777)", "os.symlink('/', '/y')")
+    all_refused(
+        box, "os.remove('/usr/lib/os-release')", "os.mkdir('/x')", "os.chmod('/', 0o777)", "os.symlink('/', '/y')"
+    )
     all_refused(box, "os.chroot('/tmp')", "os.remove('/usr/lib')")
     all_refused(
-        box, "os.mknod('/tmp/disk', 0o60600, 0x800)", "os.setuid(0)", "os.setgid(0)", "os.setgroups([0])", "os.nice(-5)"
+        box,
+        "os.mknod('/tmp/disk', 0o60600, 0x800)",
+        "os.setuid(0)",
+        "os.setgid(0)",
+        "os.setgroups([0])",
+        "os.nice(-5)",
     )
     assert not list(tmp_path.iterdir()) and not (ROOT / "x").exists()
 
@@ -252,7 +269,9 @@ def test_there_is_no_network(box):
         program += "attempt(lambda: socket.create_connection(('192.0.2.1', 80), 1))\n"
         program += "attempt(lambda: socket.getaddrinfo('example.org', 80))\n"
         program += f"attempt(lambda: socket.socket(socket.AF_UNIX).connect('\\0{name}'))\n"
-        program += f"attempt(lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {datagrams})))\n"
+        program += (
+            f"attempt(lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {datagrams})))\n"
+        )
         program += "attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))\n"
         said = box.run(program).stdout.splitlines()
         assert len(said) == 6 and all(line.startswith("refused") for line in said[:4] + said[5:]), said
@@ -264,7 +283,9 @@ def test_there_is_no_network(box):
 @walled
 def test_no_other_process_can_be_seen_or_signalled(box):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"]) as bystander:
-        all_refused(box, f"os.kill({bystander.pid}, 9)", *(f"os.{name}({os.getpid()})" for name in ("getpgid", "pidfd_open")))
+        all_refused(
+            box, f"os.kill({bystander.pid}, 9)", *(f"os.{name}({os.getpid()})" for name in ("getpgid", "pidfd_open"))
+        )
         all_refused(box, f"os.kill({os.getpid()}, 0)")
         box.run("import os\ntry: os.kill(-1, 9)\nexcept OSError: pass\nos.kill(os.getppid(), 15); os.killpg(0, 9)")
         alive = bystander.poll() is None
@@ -275,7 +296,14 @@ def test_no_other_process_can_be_seen_or_signalled(box):
 @walled
 def test_our_environment_and_privileges_stay_outside(box, monkeypatch):
     monkeypatch.setenv("API_SECRET", "hunter2")
-    works = ("dict(os.environ)", "os.getresuid()", "os.getresgid()", "os.uname().nodename", "os.fstat(3)", "os.fstat(4)")
+    works = (
+        "dict(os.environ)",
+        "os.getresuid()",
+        "os.getresgid()",
+        "os.uname().nodename",
+        "os.fstat(3)",
+        "os.fstat(4)",
+    )
     said = attempts(box, *works)
     assert "hunter2" not in said[0] and "API_SECRET" not in said[0]
     assert said[1:4] == ["done (65534, 65534, 65534)", "done (65534, 65534, 65534)", "done sandbox"]
@@ -288,7 +316,9 @@ def test_limits_can_not_be_raised(box):
     program = (
         ATTEMPT
         + "import resource\n"
-        + "\n".join(f"attempt(lambda: resource.setrlimit(resource.RLIMIT_{name}, (1 << 40, 1 << 40)))" for name in names)
+        + "\n".join(
+            f"attempt(lambda: resource.setrlimit(resource.RLIMIT_{name}, (1 << 40, 1 << 40)))" for name in names
+        )
     )
     assert [line.split()[0] for line in box.run(program).stdout.splitlines()] == ["refused"] * len(names)
 
@@ -299,7 +329,9 @@ def test_limits_can_not_be_raised(box):
 @walled
 def test_children_do_not_outlive_the_run():
     before, box = children(), Sandbox(replace(SHORT, file_bytes=MARK))
-    linger = "import os, signal, time\nif os.fork() == 0:\n  os.setsid(); signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    linger = (
+        "import os, signal, time\nif os.fork() == 0:\n  os.setsid(); signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    )
     linger += "  if os.fork() == 0:\n    print('up', flush=True); time.sleep(30)\n  os._exit(0)\n"
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(box.run, linger + "time.sleep(1); print('over')")
@@ -332,9 +364,13 @@ def test_many_runs_leave_nothing_behind(tmp_path, monkeypatch):
     box.run("pass")
     files, threads, processes = len(os.listdir("/proc/self/fd")), set(threading.enumerate()), children()
     programs = ["print(1)", "while True: pass", "while True: print(1)", "import os; os.abort()"] * 6
-    stopped = [outcome.stopped for outcome in box.run_all(programs)]
+    stopped = [outcome.stop_reason for outcome in box.run_all(programs)]
     assert stopped[1::4] == ["time"] * 6 and set(stopped) == {"", "time", "output", "killed"}
-    assert len(os.listdir("/proc/self/fd")) <= files and set(threading.enumerate()) <= threads and children() == processes
+    assert (
+        len(os.listdir("/proc/self/fd")) <= files
+        and set(threading.enumerate()) <= threads
+        and children() == processes
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -345,10 +381,18 @@ def test_a_run_dies_with_us():
         for _ in range(200):
             time.sleep(0.02)
             below = [
-                folder for folder in Path("/proc").iterdir() if folder.name.isdecimal() and parent_of(folder) == process.pid
+                folder
+                for folder in Path("/proc").iterdir()
+                if folder.name.isdecimal() and parent_of(folder) == process.pid
             ]
-            inner = [folder for one in below for folder in Path("/proc").iterdir() if parent_of(folder) == int(one.name)]
-            if inner and b"sleep(60)" not in b"".join(command_of(folder) for folder in inner) and b"-I" in command_of(inner[0]):
+            inner = [
+                folder for one in below for folder in Path("/proc").iterdir() if parent_of(folder) == int(one.name)
+            ]
+            if (
+                inner
+                and b"sleep(60)" not in b"".join(command_of(folder) for folder in inner)
+                and b"-I" in command_of(inner[0])
+            ):
                 break
         process.kill()
     assert inner
@@ -365,14 +409,14 @@ def test_a_run_dies_with_us():
 def test_without_bubblewrap_nothing_runs_unless_one_says_so(monkeypatch, tmp_path):
     kept = Sandbox(SHORT, unsafe=True)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "apt-get install bubblewrap" in missing()
+    assert "apt-get install bubblewrap" in containment_problem()
     with pytest.raises(MissingCapability, match="apt-get install bubblewrap; or say Sandbox\\(unsafe=True\\)"):
         Sandbox()
     monkeypatch.setenv("API_SECRET", "hunter2")
     outcome = kept.run("import os; print(input(), 'API_SECRET' in os.environ)", "open")
     assert outcome.ok and outcome.stdout == "open False\n" and not outcome.contained
-    assert kept.run("while True: print(1)").stopped == "output" and kept.run("'x' * (1 << 30)").stopped == "memory"
-    assert Sandbox(replace(SHORT, seconds=0.3), unsafe=True).run("while True: pass").stopped == "time"
+    assert kept.run("while True: print(1)").stop_reason == "output" and kept.run("'x' * (1 << 30)").stop_reason == "memory"
+    assert Sandbox(replace(SHORT, seconds=0.3), unsafe=True).run("while True: pass").stop_reason == "time"
     assert [one.stdout for one in kept.run_all(["print(1)", "print(2)"])] == ["1\n", "2\n"]
 
 
@@ -387,7 +431,7 @@ def test_a_bubblewrap_that_does_not_work_is_named(monkeypatch, tmp_path):
     os.chmod(broken, 0o755)
     os.chmod(tmp_path, 0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert "needs user namespaces" in missing()
+    assert "needs user namespaces" in containment_problem()
     with pytest.raises(MissingCapability, match="user namespaces"):
         Sandbox()
 
@@ -397,13 +441,18 @@ def test_a_bubblewrap_that_does_not_work_is_named(monkeypatch, tmp_path):
 DOUBLED = {
     "question": "f(x): twice x",
     "answer": "lambda x: 2*x",
-    "tests": ["assert f(1) == 2", "assert f(-3) == -6", "assert f(0) == 0", {"call": "f(10**6)", "expected": 2000000}],
+    "tests": [
+        "assert f(1) == 2",
+        "assert f(-3) == -6",
+        "assert f(0) == 0",
+        {"call": "f(10**6)", "expected": 2000000},
+    ],
 }
 
 
 @pytest.fixture(scope="module")
 def examiner():
-    return Examiner(Sandbox(Limits(seconds=1.5), unsafe=bool(missing())))
+    return CodeGrader(Sandbox(SandboxLimits(seconds=1.5), unsafe=bool(containment_problem())))
 
 
 CHEATS = {
@@ -432,7 +481,7 @@ CHEATS = {
 
 @pytest.mark.parametrize("cheat", CHEATS.values(), ids=CHEATS.keys())
 def test_cheats_earn_nothing(examiner, cheat):
-    assert examiner.score(cheat, DOUBLED) == 0
+    assert examiner.pass_rate(cheat, DOUBLED) == 0
 
 
 def test_one_guess_for_a_call_and_no_more(examiner):
@@ -440,12 +489,15 @@ def test_one_guess_for_a_call_and_no_more(examiner):
     finds = "import sys, os\nframe = sys._getframe()\nwhile 'mark' not in frame.f_locals: frame = frame.f_back\n"
     finds += "mark = frame.f_locals['mark']\n"
     many = (
-        finds + "for i in range(4):\n  for v in (2, -6, 0, 2000000): os.write(1, f'\\n{mark} {i} {v}\\n'.encode())\nos._exit(0)"
+        finds
+        + "for i in range(4):\n  for v in (2, -6, 0, 2000000): os.write(1, f'\\n{mark} {i} {v}\\n'.encode())\nos._exit(0)"
     )
-    assert examiner.score(many, DOUBLED) == 0
+    assert examiner.pass_rate(many, DOUBLED) == 0
     one = finds + "os.write(1, b''.join(f'\\n{mark} {i} 2\\n'.encode() for i in range(4)))\nos._exit(0)"
-    assert examiner.score(one, DOUBLED) == examiner.score("lambda x: 2", DOUBLED) == 0.25
-    assert examiner.score(finds + "os.write(1, f'\\n{mark} 0 {\"9\" * 5000}\\n{mark} 1 ' + '[' * 9000)\n", DOUBLED) == 0
+    assert examiner.pass_rate(one, DOUBLED) == examiner.pass_rate("lambda x: 2", DOUBLED) == 0.25
+    assert (
+        examiner.pass_rate(finds + "os.write(1, f'\\n{mark} 0 {\"9\" * 5000}\\n{mark} 1 ' + '[' * 9000)\n", DOUBLED) == 0
+    )
 
 
 @walled
@@ -457,8 +509,8 @@ def test_what_is_expected_never_enters_the_sandbox(examiner):
         seen.append(program + stdin)
         return examiner.sandbox.run(program, stdin)
 
-    spied = Examiner(SimpleNamespace(run=run))  # pyright: ignore[reportArgumentType]
-    assert spied.score("lambda x: 2*x", {**DOUBLED, "tests": ["assert f(61728) == 123456"]}) == 1
+    spied = CodeGrader(SimpleNamespace(run=run))  # pyright: ignore[reportArgumentType]
+    assert spied.pass_rate("lambda x: 2*x", {**DOUBLED, "tests": ["assert f(61728) == 123456"]}) == 1
     assert "123456" not in seen[0] and "61728" in seen[0]
 
 
@@ -477,27 +529,34 @@ def test_what_is_expected_never_enters_the_sandbox(examiner):
     ],
 )
 def test_the_share_of_tests_is_right(examiner, program, share):
-    assert examiner.score(program, DOUBLED) == share
+    assert examiner.pass_rate(program, DOUBLED) == share
 
 
 def test_values_are_compared_by_kind(examiner):
     values = ("True", "1", "(1, 'a', None)", "{'a': [1.5]}")
     row = {"answer": "", "tests": [f"assert f({number}) == {value}" for number, value in enumerate(values)]}
-    assert examiner.score("lambda i: [True, 1, (1, 'a', None), {'a': (1.5,)}][i]", row) == 1
-    assert examiner.score("lambda i: [1, True, (1, 'a'), {'b': (1.5,)}][i]", row) == 0
-    assert not same({"a": 1}, {"a": True}) and same([], []) and not same([], {})
+    assert examiner.pass_rate("lambda i: [True, 1, (1, 'a', None), {'a': (1.5,)}][i]", row) == 1
+    assert examiner.pass_rate("lambda i: [1, True, (1, 'a'), {'b': (1.5,)}][i]", row) == 0
+    assert not _json_equal({"a": 1}, {"a": True}) and _json_equal([], []) and not _json_equal([], {})
     with pytest.raises(InvalidValue):
-        check_of("assert f(1) == 2, f(2)  == 3 or import os")
+        _parse_test("assert f(1) == 2, f(2)  == 3 or import os")
 
 
 def test_a_program_is_run_once_and_the_memory_is_bounded():
     runs = []
-    sandbox = Sandbox(SHORT, unsafe=bool(missing()))
+    sandbox = Sandbox(SHORT, unsafe=bool(containment_problem()))
     counted = SimpleNamespace(run=lambda program, stdin: runs.append(1) or sandbox.run(program, stdin))
-    examiner = Examiner(counted, remembered=2)  # pyright: ignore[reportArgumentType]
-    for program in ("lambda x: 1", "lambda x: 1", "```\nlambda x: 1\n```", "lambda x: 2", "lambda x: 3", "lambda x: 1"):
-        examiner.score(program, DOUBLED)
-    assert len(runs) == 4 and len(examiner.known) == 2
+    examiner = CodeGrader(counted, cache_size=2)  # pyright: ignore[reportArgumentType]
+    for program in (
+        "lambda x: 1",
+        "lambda x: 1",
+        "```\nlambda x: 1\n```",
+        "lambda x: 2",
+        "lambda x: 3",
+        "lambda x: 1",
+    ):
+        examiner.pass_rate(program, DOUBLED)
+    assert len(runs) == 4 and len(examiner._cache) == 2
 
 
 def test_a_sandbox_that_fails_is_an_error_and_is_tried_again():
@@ -509,10 +568,10 @@ def test_a_sandbox_that_fails_is_an_error_and_is_tried_again():
             raise answer
         return answer
 
-    examiner = Examiner(SimpleNamespace(run=run))  # pyright: ignore[reportArgumentType]
+    examiner = CodeGrader(SimpleNamespace(run=run))  # pyright: ignore[reportArgumentType]
     with pytest.raises(OSError, match="no memory"):
-        examiner.score("lambda x: 1", DOUBLED)
-    assert examiner.score("lambda x: 1", DOUBLED) == 0
+        examiner.pass_rate("lambda x: 1", DOUBLED)
+    assert examiner.pass_rate("lambda x: 1", DOUBLED) == 0
 
 
 def test_rows_say_what_their_gold_programs_do(examiner):
@@ -521,11 +580,11 @@ def test_rows_say_what_their_gold_programs_do(examiner):
     for row in rows:
         world = {"f": eval(row["answer"])}  # our own text, made by rule
         assert all(eval(test.removeprefix("assert "), world) for test in row["tests"]), row
-    check_gold([examiner.reward()], rows[:10])
-    assert all(question(row)[0].content.isascii() and len(row["tests"]) == 8 for row in rows)
-    prompts = {question(row)[0].content for row in code_rows(6000, seed=0)}
+    check_gold_answers([examiner.as_reward()], rows[:10])
+    assert all(question_messages(row)[0].content.isascii() and len(row["tests"]) == 8 for row in rows)
+    prompts = {question_messages(row)[0].content for row in code_rows(6000, seed=0)}
     assert len(prompts) > 4000 and max(map(len, prompts)) < 80
-    assert prompts.isdisjoint(question(row)[0].content for row in code_rows(500, seed=1, split="test"))
+    assert prompts.isdisjoint(question_messages(row)[0].content for row in code_rows(500, seed=1, split="test"))
 
 
 def test_a_group_of_programs_is_played_side_by_side(examiner):
@@ -546,7 +605,7 @@ def test_a_group_of_programs_is_played_side_by_side(examiner):
     from kitchen.types import SamplingParams
 
     policy = Policy(SimpleNamespace(sample=sample), renderer, SamplingParams(max_tokens=4))  # pyright: ignore
-    groups = play(policy, code_problems([DOUBLED, {**DOUBLED, "question": "f(x): double x"}], examiner), 4, seed=0)
+    groups = play_groups(policy, code_problems([DOUBLED, {**DOUBLED, "question": "f(x): double x"}], examiner), 4, seed=0)
     assert [[one.total_reward for one in group.trajectories] for group in groups] == [[1, 0.25, 0, 1]] * 2
     assert groups[0].trajectories[1].metadata["parts"] == {"passes_tests": 0.25}
     assert json.dumps(groups[0].trajectories[0].metadata)

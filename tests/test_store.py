@@ -9,7 +9,7 @@ import time
 import pytest
 
 from kitchen.config import ExperimentSpec
-from kitchen.store.run import EventLog, Run, RunIndex, write_whole
+from kitchen.store.run import EventLog, Run, RunIndex, write_atomically
 from kitchen.telemetry import event
 from kitchen.types import DamagedData, InvalidValue
 
@@ -79,9 +79,9 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path):
 
 
 def test_what_was_there_survives_a_failed_rewrite(tmp_path):
-    path = write_whole(tmp_path / "results.json", lambda file: file.write_text("[1]"))
+    path = write_atomically(tmp_path / "results.json", lambda file: file.write_text("[1]"))
     with pytest.raises(ZeroDivisionError):
-        write_whole(path, lambda file: file.write_text(str(1 / 0)))
+        write_atomically(path, lambda file: file.write_text(str(1 / 0)))
     assert path.read_text() == "[1]" and list(tmp_path.iterdir()) == [path]
 
 
@@ -118,7 +118,7 @@ def test_what_kitchen_did_not_make_is_never_replaced(tmp_path, kind):
     else:
         path.symlink_to({"file": mine / "chapters" / "one.txt", "folder": mine, "nothing": tmp_path / "no"}[kind.split()[-1]])
     with pytest.raises(InvalidValue, match="is a (folder|link)"):
-        write_whole(path, lambda file: pytest.fail("refused before any work"))
+        write_atomically(path, lambda file: pytest.fail("refused before any work"))
     assert path.is_dir() if "folder" in kind else path.is_symlink()
     assert [item.read_text() for item in tmp_path.rglob("one.txt")] == ["years of work"]
 

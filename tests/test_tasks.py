@@ -7,7 +7,14 @@ import sys
 
 import pytest
 
-from kitchen.data.synthetic import TASKS, generate, mixture, preference_pairs, split_of, talks
+from kitchen.data.synthetic import (
+    TASKS,
+    generate_task_rows,
+    mixture,
+    multi_turn_rows,
+    preference_pairs,
+    split_of,
+)
 
 INTEGER = re.compile(r"\d+")
 
@@ -60,14 +67,14 @@ SOLVERS = {
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_answers_agree_with_an_independent_solution(name):
-    for row in generate(name, 200, seed=3):
+    for row in generate_task_rows(name, 200, seed=3):
         assert row["answer"] == str(SOLVERS[name](prompt_of(row))), prompt_of(row)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_splits_share_no_prompt_whatever_the_seed(name):
-    train = {prompt_of(row) for seed in range(3) for row in generate(name, 200, seed)}
-    held_out = [prompt_of(row) for row in generate(name, 8, seed=9, split="test")]
+    train = {prompt_of(row) for seed in range(3) for row in generate_task_rows(name, 200, seed)}
+    held_out = [prompt_of(row) for row in generate_task_rows(name, 8, seed=9, split="test")]
     assert len(set(held_out)) == len(held_out)
     assert not train & set(held_out)
     assert {split_of(prompt) for prompt in train} == {"train"}
@@ -76,7 +83,7 @@ def test_splits_share_no_prompt_whatever_the_seed(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_one_prompt_has_one_answer(name):
     answers = {}
-    for row in generate(name, 500, seed=0) + generate(name, 8, seed=0, split="test"):
+    for row in generate_task_rows(name, 500, seed=0) + generate_task_rows(name, 8, seed=0, split="test"):
         assert answers.setdefault(prompt_of(row), row["answer"]) == row["answer"]
 
 
@@ -117,9 +124,9 @@ def test_a_later_question_is_answered_as_the_first_one_was_meant():
     "The same facts, asked on their own in full words, give each answer; what the first question is about is read off its answer."
     alone = {}
     for name in ("colour", "capital", "opposite", "calendar", "young", "sound"):
-        for row in generate(name, 3000, seed=7):
+        for row in generate_task_rows(name, 3000, seed=7):
             alone[name, row["answer"]] = prompt_of(row)
-    for row in talks(300, seed=5):
+    for row in multi_turn_rows(300, seed=5):
         said = [message["content"] for message in row["messages"][1::2]]
         about = {name for name, answer in alone if answer == said[0]}
         assert about and len(set(said)) == len(said) and row["answer"] == said[-1]

@@ -7,7 +7,7 @@ from kitchen.data.formats import Batches
 from kitchen.envs.base import question_problems
 from kitchen.rendering.base import get_renderer, to_datum
 from kitchen.session.kitchen import Kitchen
-from kitchen.train.distillation import instructed, train_on_policy
+from kitchen.train.distillation import instruction_view, train_on_policy
 from kitchen.train.sft import adam_schedule, train_sft
 from kitchen.types import AdamParams, Message, SamplingParams
 
@@ -66,7 +66,7 @@ def test_a_model_that_is_shown_the_answer_teaches_itself_to_know_it():
     teacher = model.create_sampling_client()
     assert [answer(teacher, ("system", word), ("user", asked)) for word, asked in words] == ["no", "no", "si", "si"]
     rows = [{"question": "x?", "answer": "no", "task": "own"}, {"question": "y?", "answer": "si", "task": "own"}]
-    apart = taught(model, question_problems(rows, ()), {"": teacher}, dress=instructed("{gold}"))
+    apart = taught(model, question_problems(rows, ()), {"": teacher}, teacher_view=instruction_view("{gold}"))
     assert np.mean(apart[-5:]) < 0.2 * np.mean(apart[:5])
     sampler = model.create_sampling_client()
     assert [answer(sampler, ("user", row["question"])) for row in rows] == ["no", "si"]

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer, disguise
+from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer, _control_placeholder
 from kitchen.types import BackendError, InvalidValue
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -27,8 +27,8 @@ TYPED = [
     "<unk>",
     "<0x0A>",
     "<|im_<|im_end|>end|>",
-    disguise(2),
-    disguise(323),
+    _control_placeholder(2),
+    _control_placeholder(323),
 ]
 
 

@@ -24,7 +24,7 @@ from transformers import (
 from kitchen.adapters.torch.client import TorchService
 from kitchen.adapters.torch.logprobs import Traits
 from kitchen.adapters.torch.lora import lora_layers
-from kitchen.store.objects import Objects, States
+from kitchen.store.objects import ObjectStore, StateStore
 from kitchen.types import (
     AdamParams,
     BackendError,
@@ -59,9 +59,7 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SMALL, tie_word_embeddings=True),
     "mistral": MistralConfig(**SMALL, sliding_window=9),
     "gemma3": Gemma3TextConfig(**SMALL, sliding_window=9),
-    "gemma2": Gemma2Config(
-        **SMALL, query_pre_attn_scalar=8, attn_logit_softcapping=5.0, final_logit_softcapping=3.0
-    ),
+    "gemma2": Gemma2Config(**SMALL, query_pre_attn_scalar=8, attn_logit_softcapping=5.0, final_logit_softcapping=3.0),
     "cohere": CohereConfig(**SMALL, logit_scale=0.25),
     "gpt2": GPT2Config(
         vocab_size=258,
@@ -83,9 +81,7 @@ def folders(tmp_path_factory):
     """A directory for each architecture: random weights and a tokenizer of bytes."""
     root = tmp_path_factory.mktemp("models")
     tokenizer = Tokenizer(
-        models.BPE(
-            {letter: place for place, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []
-        )
+        models.BPE({letter: place for place, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -94,9 +90,7 @@ def folders(tmp_path_factory):
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
         tokenizer.save(str(root / name / "tokenizer.json"))
-        (root / name / "tokenizer_config.json").write_text(
-            '{"eos_token": "<|im_end|>", "pad_token": "<|pad|>"}'
-        )
+        (root / name / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>", "pad_token": "<|pad|>"}')
     return root
 
 
@@ -118,9 +112,7 @@ def batch(count=4, seed=0, longest=40):
         length = int(rng.integers(5, longest))
         weights = rng.choice([0.0, 0.5, 1.0], length)
         weights[-1] = 1.0
-        data.append(
-            Datum.from_tokens(rng.integers(0, 256, length + 1), [0.0, *weights], origin=f"datum {place}")
-        )
+        data.append(Datum.from_tokens(rng.integers(0, 256, length + 1), [0.0, *weights], origin=f"datum {place}"))
     return data
 
 
@@ -129,9 +121,7 @@ def plain_loss(model, data):
     total = torch.zeros((), dtype=torch.float64)
     for datum in data:
         logits = model(input_ids=torch.tensor(datum.tokens)[None], use_cache=False).logits[0]
-        nll = torch.nn.functional.cross_entropy(
-            logits.double(), torch.tensor(datum.targets), reduction="none"
-        )
+        nll = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(datum.targets), reduction="none")
         total = total + (nll * torch.tensor(datum.weights)).sum()
     return total
 
@@ -163,13 +153,11 @@ def test_full_loss_gradient_and_step_equal_transformers(name, folders, service):
     output = client.forward_backward(data, "cross_entropy").result(60)
     assert output.loss_sum == pytest.approx(loss.item(), rel=1e-5)
     theirs = dict(reference.named_parameters())
-    gradients = client.learner.accumulated()
+    gradients = client.learner.accumulated_gradient()
     assert gradients.keys() == theirs.keys()
     for key, gradient in gradients.items():
         assert close(gradient, theirs[key].grad), key
-    optimizer = torch.optim.AdamW(
-        reference.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1
-    )
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
     optimizer.step()
     assert client.optim_step(ADAM).result(60).metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
@@ -192,18 +180,14 @@ def test_lora_loss_and_gradient_equal_peft(name, lora, folders, service, tmp_pat
         draws = torch.Generator().manual_seed(place)
         layer.lora_B.data.normal_(0, 0.1, generator=draws)
     client.save_weights(tmp_path / "adapter").result(60)
-    adapted = peft.PeftModel.from_pretrained(
-        copy.deepcopy(base), tmp_path / "adapter", is_trainable=True
-    ).eval()
+    adapted = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter", is_trainable=True).eval()
     loss = plain_loss(adapted, data)
     loss.backward()
-    assert client.forward_backward(data, "cross_entropy").result(60).loss_sum == pytest.approx(
-        loss.item(), rel=1e-5
-    )
+    assert client.forward_backward(data, "cross_entropy").result(60).loss_sum == pytest.approx(loss.item(), rel=1e-5)
     theirs = {key: value.grad for key, value in adapted.named_parameters() if value.requires_grad}
     mine = {
         f"base_model.model.{key.rpartition('.')[0]}.{key.rpartition('.')[2]}.default.weight": gradient
-        for key, gradient in client.learner.accumulated().items()
+        for key, gradient in client.learner.accumulated_gradient().items()
     }
     assert mine.keys() == theirs.keys(), "the same layers are adapted"
     for key, gradient in mine.items():
@@ -244,7 +228,7 @@ def test_passes_and_order_change_nothing(name, folders, service):
         output = client.forward_backward([data[place] for place in order], "cross_entropy").result(60)
         back = np.argsort(list(order))
         results.append([output.loss_fn_outputs[place]["logprobs"] for place in back])
-        gradients.append(client.learner.accumulated())
+        gradients.append(client.learner.accumulated_gradient())
     for other, gradient in zip(results[1:], gradients[1:], strict=True):
         for first, second, datum in zip(results[0], other, data, strict=True):
             assert (np.isnan(first) == (datum.weights == 0)).all() and np.allclose(
@@ -272,7 +256,7 @@ def test_accumulation_is_concatenation_and_a_failure_leaves_no_trace(llama, serv
     apart.forward_backward(data[2:], "cross_entropy").result(60)
     together.forward_backward(data, "cross_entropy").result(60)
     for mine, theirs in zip(
-        apart.learner.accumulated().values(), together.learner.accumulated().values(), strict=True
+        apart.learner.accumulated_gradient().values(), together.learner.accumulated_gradient().values(), strict=True
     ):
         assert close(mine, theirs)
     assert apart.optim_step(ADAM).result(60).metrics["grad_norm"] > 0
@@ -294,24 +278,19 @@ def test_a_custom_loss_is_differentiated_and_sees_everything(limit, llama):
         sums = torch.stack(
             [(each * torch.tensor(datum.weights)).sum() for each, datum in zip(logprobs, data, strict=True)]
         )
-        return -torch.nn.functional.logsigmoid(0.1 * (sums[0] - sums[1])) + (sums[2:] ** 2).mean(), {
-            "margin": 2.0
-        }
+        return -torch.nn.functional.logsigmoid(0.1 * (sums[0] - sums[1])) + (sums[2:] ** 2).mean(), {"margin": 2.0}
 
     output = client.forward_backward_custom(data, preference).result(60)
-    tables = [
-        reference(input_ids=torch.tensor(datum.tokens)[None]).logits[0].log_softmax(1) for datum in data
-    ]
+    tables = [reference(input_ids=torch.tensor(datum.tokens)[None]).logits[0].log_softmax(1) for datum in data]
     logprobs = [
-        table.gather(1, torch.tensor(datum.targets)[:, None])[:, 0]
-        for table, datum in zip(tables, data, strict=True)
+        table.gather(1, torch.tensor(datum.targets)[:, None])[:, 0] for table, datum in zip(tables, data, strict=True)
     ]
     loss, _ = preference(data, logprobs)
     loss.backward()
     assert output.loss_sum == pytest.approx(loss.item(), rel=1e-4) and output.metrics["margin"] == 2.0
     assert not any(np.isnan(each["logprobs"]).any() for each in output.loss_fn_outputs)
     theirs = dict(reference.named_parameters())
-    assert all(close(gradient, theirs[key].grad) for key, gradient in client.learner.accumulated().items())
+    assert all(close(gradient, theirs[key].grad) for key, gradient in client.learner.accumulated_gradient().items())
 
 
 def test_importance_sampling_off_policy_equals_autograd(llama, service):
@@ -334,7 +313,7 @@ def test_importance_sampling_off_policy_equals_autograd(llama, service):
     output = client.forward_backward(data, "importance_sampling").result(60)
     assert output.loss_sum == pytest.approx(loss.item(), rel=1e-4)
     theirs = dict(reference.named_parameters())
-    assert all(close(gradient, theirs[key].grad) for key, gradient in client.learner.accumulated().items())
+    assert all(close(gradient, theirs[key].grad) for key, gradient in client.learner.accumulated_gradient().items())
 
 
 @pytest.mark.parametrize("lora", [LoraParams(rank=4, dropout=0.2), None], ids=["lora", "full"])
@@ -344,14 +323,10 @@ def test_a_saved_state_goes_on_bit_for_bit(lora, dtype, folders, tmp_path):
     client = service.create_training_client(str(folders / "qwen3"), lora, 3)
     for seed in range(3):
         step(client, batch(seed=seed))
-    client.forward_backward(batch(seed=9), "cross_entropy").result(
-        60
-    )  # pending gradients belong to the state
+    client.forward_backward(batch(seed=9), "cross_entropy").result(60)  # pending gradients belong to the state
     saved = client.save_state("middle").result(60)
-    assert saved.path == str(tmp_path / "middle.json") and len(Objects(tmp_path / "objects").names()) == 3
-    again = TorchService(device="cpu", dtype=dtype, tokens_at_once=60).create_training_client_from_state(
-        saved.path
-    )
+    assert saved.path == str(tmp_path / "middle.json") and len(ObjectStore(tmp_path / "objects").names()) == 3
+    again = TorchService(device="cpu", dtype=dtype, tokens_at_once=60).create_training_client_from_state(saved.path)
     assert again.digest() == client.digest()
     for each in (client, again):
         each.optim_step(ADAM).result(60)
@@ -373,8 +348,8 @@ def test_a_damaged_state_is_noticed(llama, tmp_path):
     client = service.create_training_client(llama, LORA, 0)
     step(client, batch())
     path = client.save_state("state").result(60).path
-    objects = Objects(tmp_path / "objects")
-    weights = objects.path(States.listing(path)["packs"]["weights"])
+    objects = ObjectStore(tmp_path / "objects")
+    weights = objects.path(StateStore.read_listing(path)["packs"]["weights"])
     content = bytearray(weights.read_bytes())
     content[-3] ^= 16
     weights.write_bytes(content)
@@ -438,18 +413,9 @@ def test_training_goes_on_from_an_exported_adapter(llama, service, tmp_path):
     )
     step(again, batch())
     again.save_weights(tmp_path / "second").result(60)
-    assert (
-        json.loads((tmp_path / "second" / "adapter_config.json").read_text())["base_model_name_or_path"]
-        == llama
-    )
-    assert (
-        service.create_sampling_client(str(tmp_path / "first")).compute_logprobs([1, 2, 3]).result(60)
-        == before
-    )
-    assert (
-        service.create_sampling_client(str(tmp_path / "second")).compute_logprobs([1, 2, 3]).result(60)
-        != before
-    )
+    assert json.loads((tmp_path / "second" / "adapter_config.json").read_text())["base_model_name_or_path"] == llama
+    assert service.create_sampling_client(str(tmp_path / "first")).compute_logprobs([1, 2, 3]).result(60) == before
+    assert service.create_sampling_client(str(tmp_path / "second")).compute_logprobs([1, 2, 3]).result(60) != before
     with pytest.raises(InvalidValue, match="has LoRA rank 4 and alpha 8"):
         service.create_training_client(str(tmp_path / "first"), LoraParams(rank=2), 0)
     with pytest.raises(InvalidValue, match="is a LoRA export"):
@@ -479,9 +445,7 @@ def test_greedy_sampling_equals_generate_and_logprobs_the_trainer(name, folders,
             whole = [*prompt, *one.tokens]
             datum = Datum.from_tokens(whole, [0.0] * len(prompt) + [1.0] * len(one.tokens))
             scored = (
-                client.forward([datum], "cross_entropy")
-                .result(60)
-                .loss_fn_outputs[0]["logprobs"][len(prompt) - 1 :]
+                client.forward([datum], "cross_entropy").result(60).loss_fn_outputs[0]["logprobs"][len(prompt) - 1 :]
             )
             assert scored == pytest.approx(np.array(one.logprobs), abs=2e-4)
 
@@ -521,9 +485,7 @@ def test_sampling_is_a_function_of_seeds(llama, service):
 
 def test_stops_are_ids_and_text(llama, service):
     sampler, tokenizer = service.create_sampling_client(llama), service.get_tokenizer(llama)
-    free = (
-        sampler.sample([1, 2, 3], 1, SamplingParams(max_tokens=20, seed=1, stop=())).result(60).completions[0]
-    )
+    free = sampler.sample([1, 2, 3], 1, SamplingParams(max_tokens=20, seed=1, stop=())).result(60).completions[0]
     assert free.stop_reason == "length" and len(free.tokens) == 20
     cut = (
         sampler.sample([1, 2, 3], 1, SamplingParams(max_tokens=20, seed=1, stop=(free.tokens[4],)))
@@ -537,14 +499,10 @@ def test_stops_are_ids_and_text(llama, service):
         if tokenizer.decode(free.tokens[start : start + 2]).isascii()
     )
     cut = (
-        sampler.sample([1, 2, 3], 1, SamplingParams(max_tokens=20, seed=1, stop=(text[1],)))
-        .result(60)
-        .completions[0]
+        sampler.sample([1, 2, 3], 1, SamplingParams(max_tokens=20, seed=1, stop=(text[1],))).result(60).completions[0]
     )
     assert cut.stop_reason == "stop" and tokenizer.decode(cut.tokens).endswith(text[1])
-    room = (
-        sampler.sample(list(range(120)), 1, SamplingParams(max_tokens=50, stop=())).result(60).completions[0]
-    )
+    room = sampler.sample(list(range(120)), 1, SamplingParams(max_tokens=50, stop=())).result(60).completions[0]
     assert len(room.tokens) == 8 and room.stop_reason == "length", "the model takes 128 tokens"
 
 
@@ -568,13 +526,9 @@ def test_a_models_own_dropout_is_asked_for(folders):
     for wanted in (False, True):
         service = TorchService(device="cpu", model_dropout=wanted)
         client = service.create_training_client(str(folders / "gpt2"), None, 0)
-        losses[wanted] = [
-            client.forward_backward(batch(), "cross_entropy").result(60).loss_sum for _ in range(2)
-        ]
+        losses[wanted] = [client.forward_backward(batch(), "cross_entropy").result(60).loss_sum for _ in range(2)]
         losses[wanted].append(client.forward(batch(), "cross_entropy").result(60).loss_sum)
-    assert (
-        len(set(losses[False])) == 1 and len(set(losses[True])) == 3 and losses[True][2] == losses[False][2]
-    )
+    assert len(set(losses[False])) == 1 and len(set(losses[True])) == 3 and losses[True][2] == losses[False][2]
 
 
 def test_bfloat16_learns_in_float32_masters(folders):
@@ -678,9 +632,7 @@ def test_model_directories_that_lack_something_say_what(folders, service, tmp_pa
     with pytest.raises(InvalidValue, match="transformers cannot open this model"):
         service.create_training_client(str(tmp_path / "bare"), LORA, 0)
     config = json.loads((tmp_path / "bare" / "config.json").read_text())
-    (tmp_path / "bare" / "config.json").write_text(
-        json.dumps({**config, "vocab_size": 100, "pad_token_id": None})
-    )
+    (tmp_path / "bare" / "config.json").write_text(json.dumps({**config, "vocab_size": 100, "pad_token_id": None}))
     with pytest.raises(InvalidValue, match="the tokenizer has 258 ids but the model only 100"):
         service.create_training_client(f"init:{tmp_path / 'bare'}", LORA, 0)
     (tmp_path / "bare" / "config.json").write_text('{"model_type": "llama"')
@@ -733,9 +685,7 @@ def test_a_gguf_file_opens_trains_and_is_exported(service, tmp_path):
         client = service.create_training_client(name, None, 0)
         with torch.no_grad():
             expected = plain_loss(theirs, batch()).item()
-        assert client.forward(batch(), "cross_entropy").result(60).loss_sum == pytest.approx(
-            expected, rel=1e-5
-        )
+        assert client.forward(batch(), "cross_entropy").result(60).loss_sum == pytest.approx(expected, rel=1e-5)
     tokenizer = service.get_tokenizer(name)
     assert tokenizer.decode(tokenizer.encode("Grüße")) == "Grüße" and tokenizer.eos_token_id == 257
     client.save_weights(tmp_path / "export").result(60)
@@ -762,7 +712,7 @@ def test_disk_full_leaves_nothing_half_written(llama, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("kitchen.store.objects.write_whole", full)
+        patched.setattr("kitchen.store.objects.write_atomically", full)
         patched.setattr("kitchen.adapters.torch.lora.save_file", full)
         for failing in (client.save_state("state"), client.save_weights(tmp_path / "export")):
             with pytest.raises(OSError, match="No space left"):

@@ -1,10 +1,8 @@
 # made from the modules' __all__ by `make prepare`
 from . import protocols as protocols
 from .protocols import ADAPTERS as ADAPTERS
-from .protocols import Awaited as Awaited
+from .protocols import AdapterFuture as AdapterFuture
 from .protocols import BlobStore as BlobStore
-from .protocols import CHANGING as CHANGING
-from .protocols import CHILDREN as CHILDREN
 from .protocols import Completer as Completer
 from .protocols import CustomLoss as CustomLoss
 from .protocols import DatasetStore as DatasetStore
@@ -12,12 +10,9 @@ from .protocols import EmbeddingClient as EmbeddingClient
 from .protocols import Future as Future
 from .protocols import HubClient as HubClient
 from .protocols import ModelRegistry as ModelRegistry
-from .protocols import Observed as Observed
-from .protocols import ObservedFuture as ObservedFuture
+from .protocols import ObservedPort as ObservedPort
 from .protocols import PORTS as PORTS
-from .protocols import Port as Port
 from .protocols import Profiler as Profiler
-from .protocols import Result as Result
 from .protocols import Rows as Rows
 from .protocols import SamplingClient as SamplingClient
 from .protocols import ServiceClient as ServiceClient
@@ -28,6 +23,5 @@ from .protocols import VectorStore as VectorStore
 from .protocols import adapter_address as adapter_address
 from .protocols import adapter_class as adapter_class
 from .protocols import adapter_names as adapter_names
-from .protocols import connect as connect
+from .protocols import create_adapter as create_adapter
 from .protocols import observe as observe
-from .protocols import verbs as verbs

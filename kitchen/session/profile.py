@@ -9,12 +9,20 @@ __all__ = ['Profile', 'profile']
 import time
 from dataclasses import dataclass
 
-from ..display.figures import Share, shares, spans
-from ..ports.protocols import Profiler
+from ..display.figures import TimeShare, spans, time_shares
 from ..engine.runner import Runner
+from kitchen.formatting import (
+    align_columns,
+    box_html,
+    right_align_columns,
+    seconds_text,
+    small_html,
+    text_table_html,
+    visible_text,
+)
+from ..ports.protocols import Profiler
 from ..telemetry import Event
 from ..types import Cost, InvalidValue
-from ..formatting import aligned, boxed, escaped_table, faint, seconds_text, to_the_right, visible
 
 # %% ../../nbs/66_session/6_profile.ipynb #dc18896c
 @dataclass(frozen=True)
@@ -22,17 +30,17 @@ class Profile:
     "What one optimizer step spent its time on."
 
     seconds: float  # under the profiler
-    shares: tuple[Share, ...]  # of port calls
+    shares: tuple[TimeShare, ...]  # of port calls
     costs: tuple[Cost, ...]
-    by: str  # the profiler
+    profiler_name: str  # the profiler
     count: int = 15  # rows to show
 
     @property
-    def head(self) -> str:
+    def _head(self) -> str:
         "What was measured, in words."
-        return f"one optimizer step: {seconds_text(self.seconds)} under the {self.by} profiler, which slows it down"
+        return f"one optimizer step: {seconds_text(self.seconds)} under the {self.profiler_name} profiler, which slows it down"
 
-    def rows(self) -> list[list[str]]:
+    def _rows(self) -> list[list[str]]:
         "The costs that are shown: name, calls, time and share of all."
         whole = sum(cost.seconds for cost in self.costs) or 1.0
         found = [
@@ -42,23 +50,35 @@ class Profile:
         rest = self.costs[self.count :]
         left = sum(cost.seconds for cost in rest)
         calls = sum(cost.calls for cost in rest)
-        return [*found, [f"{len(rest):,} others", f"{calls:,}", seconds_text(left), f"{left / whole:.1%}"]] if rest else found
+        return (
+            [*found, [f"{len(rest):,} others", f"{calls:,}", seconds_text(left), f"{left / whole:.1%}"]]
+            if rest
+            else found
+        )
 
-    def ports(self) -> list[list[str]]:
+    def _port_rows(self) -> list[list[str]]:
         "Port calls, longest first."
         return [[one.row, f"{one.calls:,}", seconds_text(one.seconds)] for one in self.shares]
 
     def _repr_html_(self) -> str:
-        calls = escaped_table(("port call", "calls", "time"), self.ports(), (1, 2))
-        inside = escaped_table(("inside", "calls", "own time", "share"), self.rows(), (1, 2, 3))
-        return boxed(faint(self.head), calls, inside)
+        calls = text_table_html(("port call", "calls", "time"), self._port_rows(), (1, 2))
+        inside = text_table_html(("inside", "calls", "own time", "share"), self._rows(), (1, 2, 3))
+        return box_html(small_html(self._head), calls, inside)
 
     def __repr__(self) -> str:
-        tables = [[("port call", "calls", "time"), *self.ports()], [("inside", "calls", "own time", "share"), *self.rows()]]
-        return "\n\n".join([visible(self.head), *(aligned(to_the_right(rows, range(1, len(rows[0])))) for rows in tables)])
+        tables = [
+            [("port call", "calls", "time"), *self._port_rows()],
+            [("inside", "calls", "own time", "share"), *self._rows()],
+        ]
+        return "\n\n".join(
+            [
+                visible_text(self._head),
+                *(align_columns(right_align_columns(rows, range(1, len(rows[0])))) for rows in tables),
+            ]
+        )
 
 
-def profile(spare: Runner, profiler: Profiler, by: str, count: int = 15) -> Profile:
+def profile(spare_runner: Runner, profiler: Profiler, profiler_name: str, count: int = 15) -> Profile:
     "Profile the second of the next two optimizer steps."
 
     def stepped(item: Event) -> bool:
@@ -68,12 +88,12 @@ def profile(spare: Runner, profiler: Profiler, by: str, count: int = 15) -> Prof
 
     def step() -> None:
         started = time.perf_counter()
-        found.append((spare.advance(stepped), time.perf_counter() - started))
+        found.append((spare_runner.advance(stepped), time.perf_counter() - started))
 
     step()
-    place = len(spare.run.log.events)
+    place = len(spare_runner.run.log.events)
     costs = profiler.profile(step)
     if any(item is None or item.name != "train.step" for item, _ in found):
         raise InvalidValue("fewer than two optimizer steps are left to profile; rewind(step=…) first")
-    calls = [one for one in shares(spans(spare.run.log.events[place:])) if one.kind == "port"]
-    return Profile(found[-1][1], tuple(calls), tuple(costs), by, count)
+    calls = [one for one in time_shares(spans(spare_runner.run.log.events[place:])) if one.kind == "port"]
+    return Profile(found[-1][1], tuple(calls), tuple(costs), profiler_name, count)

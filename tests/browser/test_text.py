@@ -64,7 +64,9 @@ def test_a_report_of_hostile_rows_runs_nothing_and_asks_for_nothing(tmp_path, ta
     from kitchen import Kitchen
 
     rows = write_rows(tmp_path / "hostile.jsonl", copies=8)
-    with Kitchen("sft", backend="toy", dataset=f"file:{rows}", epochs=1, batch_size=32, graded=60, renderer="chatml") as k:
+    with Kitchen(
+        "sft", backend="toy", dataset=f"file:{rows}", epochs=1, batch_size=32, graded=60, renderer="chatml"
+    ) as k:
         page = k.run().report(tmp_path / "report.html")
     dialogs = []
     tab.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
