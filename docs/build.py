@@ -84,18 +84,16 @@ def write_page(source: Path, one: Page, executed: Path, addresses: Mapping[str, 
     return f"{one.address}.ipynb"
 
 
-def contents(pages: Iterable[Page | Section], caption: str = "", hidden: bool = True) -> str:
-    """A table of contents for sphinx."""
-    options = [f":caption: {caption}"] if caption else []
-    options += [":hidden:"] if hidden else []
+def contents(pages: Iterable[Page | Section]) -> str:
+    """A table of contents for sphinx, which the sidebar shows."""
     entries = [f"{one.title.replace('<', '')} </{one.address}>" for one in pages]
-    return "\n".join(["```{toctree}", *options, ":maxdepth: 1", "", *entries, "```"])
+    return "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *entries, "```"])
 
 
 def listing(title: str, words: str, pages: Sequence[Page]) -> str:
     """A page that lists others, each with what it says of itself."""
     rows = [f"[{one.title}](/{one.address}.ipynb)\n: {one.summary or '…'}" for one in pages]
-    return "\n\n".join([f"# {title}", words, *rows]) + "\n"
+    return "\n\n".join([f"# {title}", words, *rows, contents(pages)]) + "\n"
 
 
 def section_index(found: Sequence[Section]) -> str:
@@ -105,22 +103,14 @@ def section_index(found: Sequence[Section]) -> str:
     for section in found:
         parts += [f"## [{section.title}](/{section.address})"]
         parts += ["\n".join(f"- [{one.title}](/{one.address}.ipynb): {one.summary}" for one in section.pages)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, contents(found)]) + "\n"
 
 
-def landing(guides: Sequence[Page], recipes: Sequence[Page], found: Sequence[Section], overview: bool) -> str:
+def landing(overview: Sequence[Page]) -> str:
     """The front page, with what the sidebar holds."""
-    start = [Page(Path(), "overview", "Overview")] if overview else []
-    reference = [Page(Path(), "api/index", "API"), Page(Path(), "glossary", "Glossary")]
-    parts = [
-        (DOCS / "index.md").read_text(encoding="utf-8").strip(),
-        contents(start),
-        contents([Page(Path(), "guides/index", "All how-tos"), *guides], "How-to"),
-        contents([Page(Path(), "recipes/index", "All recipes"), *recipes], "Recipes"),
-        contents([Page(Path(), "sections/index", "All pages"), *found], "Page by page"),
-        contents(reference, "Reference"),
-    ]
-    return "\n\n".join(parts) + "\n"
+    titles = {"guides/index": "How-to", "recipes/index": "Recipes", "sections/index": "Page by page", "api/index": "API", "glossary": "Glossary"}
+    fixed = [Section(title, address) for address, title in titles.items()]
+    return f"{(DOCS / 'index.md').read_text(encoding='utf-8').strip()}\n\n{contents([*overview, *fixed])}\n"
 
 
 def recipe_pages(folder: Path) -> list[Page]:
@@ -148,9 +138,9 @@ def write_sources(source: Path, root: Path, small: bool, reports: Path | None, p
         note = "" if given else SMALL_NOTE if one.address in done else UNRUN_NOTE
         kept.add(write_page(source, one, given or done.get(one.address, one.notebook), addresses, note))
     texts = {f"api/{name}.rst": module_page(name, next((one.address for one in literate if one.module == name), "")) for name in modules()}
-    texts |= {f"{section.address}.md": section_page(section) for section in shelves}
+    texts |= {f"{section.address}.md": listing(section.title.capitalize(), "", section.pages) for section in shelves}
     texts |= {
-        "index.md": landing(guides, recipes, shelves, bool(overview)),
+        "index.md": landing(overview),
         "api/index.rst": index_page(),
         "glossary.md": glossary(),
         "guides/index.md": listing("How-to", "One task a page, executed when the site was built.", guides),
@@ -160,11 +150,6 @@ def write_sources(source: Path, root: Path, small: bool, reports: Path | None, p
     for address, text in texts.items():
         write(source, address, text)
     forget(source, kept | texts.keys())
-
-
-def section_page(section: Section) -> str:
-    """The pages of one folder, with what each says of itself."""
-    return listing(section.title.capitalize(), "", section.pages) + "\n" + contents(section.pages)
 
 
 def forget(source: Path, kept: Iterable[str]) -> None:

@@ -54,6 +54,11 @@ def add_comments(app: Any, what: str, name: str, value: Any, options: Any, lines
     lines[:] = documented(lines, value, docments(value) if what in ("class", "exception", "function", "method") else {})
 
 
+def readable(app: Any, what: str, name: str, value: Any, options: Any, signature: str | None, result: str | None) -> Any:
+    """A signature that sphinx can read as Python: of a field that is made anew each time it would show `<factory>`."""
+    return (signature or "").replace("=<factory>", "=..."), result
+
+
 def add_scripts(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """The policy on every page; plotly.js, one file for all, on those that show a figure."""
     context["metatags"] = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">' + context.get("metatags", "")
@@ -85,5 +90,6 @@ def setup(app: Any) -> None:
     """Join the above to sphinx."""
     app.add_html_math_renderer("mathml", inline_renderers=(visit_formula, None), block_renderers=(visit_formula, None))
     app.connect("autodoc-process-docstring", add_comments)
+    app.connect("autodoc-process-signature", readable)
     app.connect("html-page-context", add_scripts)
     app.connect("builder-inited", write_scripts)

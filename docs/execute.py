@@ -103,15 +103,12 @@ def run_cell(shell: Any, source: str) -> list[Mapping[str, Any]]:
     """What a cell shows; raises PageError if it fails."""
     from IPython.utils.capture import capture_output
 
-    # a result that shows itself (`_ipython_display_`) does so after execnb has stopped listening
-    with capture_output() as late:
-        shown = [*shell.run(source)]
+    # execnb asks a result for its looks once more when it has stopped listening: one that shows itself would do so twice
+    with capture_output():
+        shown = shell.run(source)
     if shell.exc:
         raise PageError(f"{source}\n\n{''.join(traceback.format_exception(shell.exc))}")
-    if late.stdout:
-        shown.append({"output_type": "stream", "name": "stdout", "text": late.stdout})
-    displayed = [{"output_type": "display_data", "data": one.data, "metadata": one.metadata} for one in late.outputs]
-    return [*shown, *displayed]
+    return list(shown)
 
 
 def executed(job: Job) -> NotebookNode:

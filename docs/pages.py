@@ -186,6 +186,8 @@ def shown(notebook: NotebookNode, one: Page, addresses: Mapping[str, str]) -> No
     words = [cell for cell in copy.cells if cell.cell_type == "markdown"]
     for cell in words:
         cell.source = linked_pages(linked_names(cell.source, one.module), addresses)
+    if words:
+        words[0].source = re.sub(r"^# .*", f"# {one.title}", words[0].source)
     first = copy.cells.index(words[0]) + 1 if words else 0
     copy.cells.insert(first, new_markdown_cell(origin(one)))
     return copy
