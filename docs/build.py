@@ -5,6 +5,7 @@ written as HTML by sphinx (conf.py). What is built lies in docs/_build/html; not
 """
 
 import argparse
+import hashlib
 import os
 import re
 import runpy
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import nbformat
 from api import index_page, module_page
-from execute import ENVIRONMENT, ROOT, Job, PageError, run_all
+from execute import ENVIRONMENT, ROOT, Job, PageError, code_digest, run_all
 from glossary import glossary
 from library import modules, public
 from pages import Page, Section, by_stem, notebooks, page, sections, shown
@@ -159,6 +160,20 @@ def forget(source: Path, kept: Iterable[str]) -> None:
             path.unlink()
 
 
+def start_anew(out: Path) -> None:
+    """Take away what sphinx kept, unless this build has the same pages and the same code: it rewrites only pages that changed,
+    and others would go on with an old sidebar, or an old signature."""
+    names = sorted(path.relative_to(out).as_posix() for path in (out / "source").rglob("*") if path.is_file())
+    ours = [path.read_bytes() for path in sorted(DOCS.glob("*.*")) + sorted((DOCS / "static").glob("*"))]
+    fronts = [path.read_bytes() for path in sorted((out / "source").rglob("index.*"))]
+    stamp = hashlib.sha256(b"\0".join([code_digest().encode(), "\n".join(names).encode(), *ours, *fronts])).hexdigest()
+    kept = out / "stamp"
+    if not kept.exists() or kept.read_text() != stamp:
+        for folder in ("doctrees", "html", "jupyter_execute"):
+            shutil.rmtree(out / folder, ignore_errors=True)
+    kept.write_text(stamp)
+
+
 def outward(site: Path) -> list[str]:
     """Everything in the site's pages and styles that a browser would fetch from another machine."""
     files = [path for path in sorted(site.rglob("*")) if path.suffix in (".html", ".css")]
@@ -194,6 +209,7 @@ def main(words: Sequence[str] | None = None) -> str:
         write_sources(out / "source", ROOT, chosen.recipes == "small", chosen.reports, chosen.jobs)
     except PageError as error:
         return str(error)
+    start_anew(out)
     if html(out / "source", out / "html", chosen.jobs):
         return "sphinx did not build the site"
     found = outward(out / "html")

@@ -1,5 +1,6 @@
 """Sphinx configuration: furo, notebooks that are executed already, figures and formulae without a network."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def add_comments(app: Any, what: str, name: str, value: Any, options: Any, lines
 
 def readable(app: Any, what: str, name: str, value: Any, options: Any, signature: str | None, result: str | None) -> Any:
     """A signature that sphinx can read as Python: of a field that is made anew each time it would show `<factory>`."""
-    return (signature or "").replace("=<factory>", "=..."), result
+    return re.sub(r"=( ?)<factory>", r"=\1...", signature or ""), result
 
 
 def add_scripts(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
