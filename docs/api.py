@@ -55,7 +55,9 @@ def entry(module: ModuleType, name: str, value: Any) -> str:
         return f"``{name}``: see :py:obj:`{place}.{name}`.\n"
     if inspect.isclass(value):
         kind = "autoexception" if issubclass(value, BaseException) else "autoclass"
-        hidden = "\n   :exclude-members: model_config, model_post_init" if "model_fields" in dir(value) else ""
+        hidden = (
+            "\n   :exclude-members: model_config, model_post_init" if "model_fields" in dir(value) else ""
+        )
         return f".. {kind}:: {full}\n   :members:{hidden}\n"
     if inspect.isroutine(value) or inspect.isfunction(inspect.unwrap(value)):
         return f".. autofunction:: {full}\n"
@@ -72,7 +74,8 @@ def constant(module: ModuleType, name: str, value: Any) -> str:
     if isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value):
         about += ["Its names: " + ", ".join(f"``{key}``" for key in value if key.strip()) + "."]
     body = "".join(f"\n   {line}\n" for line in about)
-    return "\n".join([f".. py:data:: {name}", *options, body])
+    # what stands before it may have left another module in force
+    return "\n".join([f".. py:currentmodule:: {module.__name__}\n", f".. py:data:: {name}", *options, body])
 
 
 @cache
@@ -80,7 +83,9 @@ def tree(module: ModuleType) -> tuple[ast.Module, Mapping[int, str]]:
     """A module's syntax tree, and its comments by line."""
     source = inspect.getsource(module)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    comments = {
+        token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT
+    }
     return ast.parse(source), comments
 
 
@@ -89,7 +94,11 @@ def assignments(module: ModuleType) -> dict[str, ast.Assign | ast.AnnAssign]:
     """The assignments to single names at the top of a module."""
     found: dict[str, ast.Assign | ast.AnnAssign] = {}
     for node in tree(module)[0].body:
-        target = node.targets[0] if isinstance(node, ast.Assign) and len(node.targets) == 1 else getattr(node, "target", None)
+        target = (
+            node.targets[0]
+            if isinstance(node, ast.Assign) and len(node.targets) == 1
+            else getattr(node, "target", None)
+        )
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(target, ast.Name):
             found[target.id] = node
     return found
@@ -101,28 +110,44 @@ def words(module: ModuleType, node: ast.stmt) -> str:
 
 
 def docments(value: Any) -> dict[str, str]:
-    """The comments beside a function's parameters or a class's fields, as fastcore's docments reads them; "return" is the result."""
+    """The comments beside a function's parameters or a class's fields ("docments"); "return" is the result."""
     module = modules().get(getattr(value, "__module__", ""))
     node = definition(module, getattr(value, "__qualname__", "")) if module else None
     if module is None or node is None:
         return {}
     comments = tree(module)[1]
     if isinstance(node, ast.ClassDef):
-        fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
+        fields = [
+            part
+            for part in node.body
+            if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+        ]
         noted = {ast.unparse(part.target): comments.get(part.end_lineno or 0, "") for part in fields}
         maker = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
-        return {name: text for name, text in noted.items() if text} | (beside(maker[0], comments) if maker else {})
+        return {name: text for name, text in noted.items() if text} | (
+            beside(maker[0], comments) if maker else {}
+        )
     return beside(node, comments)
 
 
 def beside(node: ast.FunctionDef | ast.AsyncFunctionDef, comments: Mapping[int, str]) -> dict[str, str]:
     """The comments on lines that hold one parameter each, and on the line of the result."""
     arguments = node.args
-    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    every = [
+        *arguments.posonlyargs,
+        *arguments.args,
+        *arguments.kwonlyargs,
+        arguments.vararg,
+        arguments.kwarg,
+    ]
     found: dict[int, list[str]] = {}
     for one in filter(None, every):
         found.setdefault(one.end_lineno or 0, []).append(one.arg)
-    told = {names[0]: comments[line] for line, names in found.items() if len(names) == 1 and line in comments and line > node.lineno}
+    told = {
+        names[0]: comments[line]
+        for line, names in found.items()
+        if len(names) == 1 and line in comments and line > node.lineno
+    }
     line = node.returns.end_lineno if node.returns is not None else None
     if line in comments and line not in found and line != node.lineno:
         told["return"] = comments[line]
@@ -163,7 +188,9 @@ def escaped(text: str) -> str:
 def documented(lines: list[str], value: Any, told: Mapping[str, str]) -> list[str]:
     """A docstring's lines as reStructuredText, followed by what the comments and pydantic's fields say."""
     described = {name: text for name, text in field_words(value).items() if name not in told}
-    fields = [f":param {name}: {rst(text)}" for name, text in (described | dict(told)).items() if name != "return"]
+    fields = [
+        f":param {name}: {rst(text)}" for name, text in (described | dict(told)).items() if name != "return"
+    ]
     result = [f":returns: {rst(told['return'])}"] if "return" in told else []
     return [*(rst(line) for line in lines), "", *fields, *result, ""]
 

@@ -109,7 +109,13 @@ def section_index(found: Sequence[Section]) -> str:
 
 def landing(overview: Sequence[Page]) -> str:
     """The front page, with what the sidebar holds."""
-    titles = {"guides/index": "How-to", "recipes/index": "Recipes", "sections/index": "Page by page", "api/index": "API", "glossary": "Glossary"}
+    titles = {
+        "guides/index": "How-to",
+        "recipes/index": "Recipes",
+        "sections/index": "Page by page",
+        "api/index": "API",
+        "glossary": "Glossary",
+    }
     fixed = [Section(title, address) for address, title in titles.items()]
     return f"{(DOCS / 'index.md').read_text(encoding='utf-8').strip()}\n\n{contents([*overview, *fixed])}\n"
 
@@ -138,14 +144,23 @@ def write_sources(source: Path, root: Path, small: bool, reports: Path | None, p
         given = report_of(one.notebook.stem, reports)
         note = "" if given else SMALL_NOTE if one.address in done else UNRUN_NOTE
         kept.add(write_page(source, one, given or done.get(one.address, one.notebook), addresses, note))
-    texts = {f"api/{name}.rst": module_page(name, next((one.address for one in literate if one.module == name), "")) for name in modules()}
-    texts |= {f"{section.address}.md": listing(section.title.capitalize(), "", section.pages) for section in shelves}
+    texts = {
+        f"api/{name}.rst": module_page(
+            name, next((one.address for one in literate if one.module == name), "")
+        )
+        for name in modules()
+    }
+    texts |= {
+        f"{section.address}.md": listing(section.title.capitalize(), "", section.pages) for section in shelves
+    }
     texts |= {
         "index.md": landing(overview),
         "api/index.rst": index_page(),
         "glossary.md": glossary(),
         "guides/index.md": listing("How-to", "One task a page, executed when the site was built.", guides),
-        "recipes/index.md": listing("Recipes", "Each is a notebook, and its report when it has run: `kitchen cook NAME`.", recipes),
+        "recipes/index.md": listing(
+            "Recipes", "Each is a notebook, and its report when it has run: `kitchen cook NAME`.", recipes
+        ),
         "sections/index.md": section_index(shelves),
     }
     for address, text in texts.items():
@@ -166,7 +181,9 @@ def start_anew(out: Path) -> None:
     names = sorted(path.relative_to(out).as_posix() for path in (out / "source").rglob("*") if path.is_file())
     ours = [path.read_bytes() for path in sorted(DOCS.glob("*.*")) + sorted((DOCS / "static").glob("*"))]
     fronts = [path.read_bytes() for path in sorted((out / "source").rglob("index.*"))]
-    stamp = hashlib.sha256(b"\0".join([code_digest().encode(), "\n".join(names).encode(), *ours, *fronts])).hexdigest()
+    stamp = hashlib.sha256(
+        b"\0".join([code_digest().encode(), "\n".join(names).encode(), *ours, *fronts])
+    ).hexdigest()
     kept = out / "stamp"
     if not kept.exists() or kept.read_text() != stamp:
         for folder in ("doctrees", "html", "jupyter_execute"):
@@ -177,23 +194,59 @@ def start_anew(out: Path) -> None:
 def outward(site: Path) -> list[str]:
     """Everything in the site's pages and styles that a browser would fetch from another machine."""
     files = [path for path in sorted(site.rglob("*")) if path.suffix in (".html", ".css")]
-    return [f"{path.relative_to(site)}: {found[0]}" for path in files for found in OUTWARD.finditer(path.read_text(encoding="utf-8"))]
+    return [
+        f"{path.relative_to(site)}: {found[0]}"
+        for path in files
+        for found in OUTWARD.finditer(path.read_text(encoding="utf-8"))
+    ]
 
 
 def html(source: Path, site: Path, processes: int) -> int:
     """Let sphinx write the site; its exit code."""
     from sphinx.cmd.build import build_main
 
-    return build_main(["-q", "-b", "html", "-c", str(DOCS), "-d", str(site.parent / "doctrees"), "-j", str(processes), str(source), str(site)])
+    return build_main(
+        [
+            "-q",
+            "-b",
+            "html",
+            "-c",
+            str(DOCS),
+            "-d",
+            str(site.parent / "doctrees"),
+            "-j",
+            str(processes),
+            str(source),
+            str(site),
+        ]
+    )
 
 
 def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
-    parser = argparse.ArgumentParser(description="Build the documentation site.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=DOCS / "_build", help="folder for the site (html/), the cache and what lies between")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="pages that run at the same time")
-    parser.add_argument("--recipes", choices=("small", "none"), default="small", help="run recipes with small settings, or show them unexecuted")
-    parser.add_argument("--reports", type=Path, help="folder of cooked reports to show instead: NAME.ipynb or NAME/report.ipynb")
+    parser = argparse.ArgumentParser(
+        description="Build the documentation site.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=DOCS / "_build",
+        help="folder for the site (html/), the cache and what lies between",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="pages that run at the same time"
+    )
+    parser.add_argument(
+        "--recipes",
+        choices=("small", "none"),
+        default="small",
+        help="run recipes with small settings, or show them unexecuted",
+    )
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        help="folder of cooked reports to show instead: NAME.ipynb or NAME/report.ipynb",
+    )
     parser.add_argument("--fresh", action="store_true", help="forget the cache, and run everything again")
     return parser.parse_args(words)
 

@@ -52,17 +52,23 @@ POLICY = (
 
 def add_comments(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Docstrings as they stand, and below them what comments say of parameters."""
-    lines[:] = documented(lines, value, docments(value) if what in ("class", "exception", "function", "method") else {})
+    lines[:] = documented(
+        lines, value, docments(value) if what in ("class", "exception", "function", "method") else {}
+    )
 
 
-def readable(app: Any, what: str, name: str, value: Any, options: Any, signature: str | None, result: str | None) -> Any:
+def readable(
+    app: Any, what: str, name: str, value: Any, options: Any, signature: str | None, result: str | None
+) -> Any:
     """A signature that sphinx can read as Python: of a field that is made anew each time it would show `<factory>`."""
     return re.sub(r"=( ?)<factory>", r"=\1...", signature or ""), result
 
 
 def add_scripts(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """The policy on every page; plotly.js, one file for all, on those that show a figure."""
-    context["metatags"] = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">' + context.get("metatags", "")
+    context["metatags"] = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">' + context.get(
+        "metatags", ""
+    )
     if 'class="figure"' in (context.get("body") or ""):
         app.add_js_file("plotly.js", loading_method="defer")
         app.add_js_file("report.js", loading_method="defer")
@@ -89,7 +95,9 @@ def visit_formula(translator: Any, node: Any) -> None:
 
 def setup(app: Any) -> None:
     """Join the above to sphinx."""
-    app.add_html_math_renderer("mathml", inline_renderers=(visit_formula, None), block_renderers=(visit_formula, None))
+    app.add_html_math_renderer(
+        "mathml", inline_renderers=(visit_formula, None), block_renderers=(visit_formula, None)
+    )
     app.connect("autodoc-process-docstring", add_comments)
     app.connect("autodoc-process-signature", readable)
     app.connect("html-page-context", add_scripts)

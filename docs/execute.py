@@ -63,17 +63,28 @@ def with_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> No
     """The notebook with a cell of assignments behind its parameters, as papermill would put it."""
     if not parameters:
         return notebook
-    lines = ["# small, so that the page is built quickly", *(f"{name} = {value!r}" for name, value in parameters.items())]
-    tagged = [number for number, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    lines = [
+        "# small, so that the page is built quickly",
+        *(f"{name} = {value!r}" for name, value in parameters.items()),
+    ]
+    tagged = [
+        number for number, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])
+    ]
     if not tagged:
         raise PageError(f"there is no cell tagged 'parameters' to set {', '.join(parameters)}")
-    notebook.cells.insert(tagged[0] + 1, new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]}))
+    notebook.cells.insert(
+        tagged[0] + 1, new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]})
+    )
     return notebook
 
 
 def code_digest() -> str:
     """One hash of everything that decides what a page shows, beside the page itself."""
-    files = [path for path in sorted((ROOT / "kitchen").rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    files = [
+        path
+        for path in sorted((ROOT / "kitchen").rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
     whole = hashlib.sha256()
     for path in [*files, Path(__file__)]:
         whole.update(f"{path.relative_to(ROOT)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -95,7 +106,14 @@ def outputs(shown: Iterable[Mapping[str, Any]]) -> list[NotebookNode]:
 
 def sheet(found: list[dict[str, Any]]) -> dict[str, Any]:
     """A notebook of one cell with these outputs: reading it joins the lines of texts that come in lists."""
-    cell = {"cell_type": "code", "id": "0", "source": "", "metadata": {}, "execution_count": None, "outputs": found}
+    cell = {
+        "cell_type": "code",
+        "id": "0",
+        "source": "",
+        "metadata": {},
+        "execution_count": None,
+        "outputs": found,
+    }
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}
 
 
@@ -174,4 +192,6 @@ def run_missing(jobs: Mapping[str, Job], kept: Mapping[str, Path], processes: in
             print(f"  {'FAILED' if reason else 'ran'} {name}", flush=True)
             failed |= {name: reason} if reason else {}
     if failed:
-        raise PageError("\n\n".join(f"{name} failed in this cell:\n{reason}" for name, reason in failed.items()))
+        raise PageError(
+            "\n\n".join(f"{name} failed in this cell:\n{reason}" for name, reason in failed.items())
+        )

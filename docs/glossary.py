@@ -26,7 +26,9 @@ def glossary() -> str:
 def cell(text: Any) -> str:
     """Words in a cell of a table: code in backticks and formulas stay, nothing else is markup."""
     parts = MARKUP.split(" ".join(str(text).split()))
-    escaped = [part if MARKUP.fullmatch(part) else re.sub(r"([\\*_<>$#~^\[\]{}`])", r"\\\1", part) for part in parts]
+    escaped = [
+        part if MARKUP.fullmatch(part) else re.sub(r"([\\*_<>$#~^\[\]{}`])", r"\\\1", part) for part in parts
+    ]
     return "".join(escaped).replace("|", "\\|")
 
 
@@ -44,7 +46,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def events() -> str:
     """Every event by the first part of its name, with measurements, their units, and what identifies it."""
     kinds = public("EVENTS")
-    parts = ["## Events", "Everything that happens is an event of one of these kinds; a measurement's unit stands in brackets, 1 is none."]
+    parts = [
+        "## Events",
+        "Everything that happens is an event of one of these kinds; a measurement's unit stands in brackets, 1 is none.",
+    ]
     for family in dict.fromkeys(name.partition(".")[0] for name in kinds):
         rows = [event_row(kind) for name, kind in kinds.items() if name.partition(".")[0] == family]
         parts += [f"### Events: {family}", table(("event", "says", "measurements", "identified by"), rows)]
@@ -63,14 +68,26 @@ def settings() -> str:
     users: dict[tuple[str, ...], list[str]] = {}
     for recipe in recipes.values():
         for item in parameters(recipe.config):
-            allowed = ", ".join(map(code, item.choices)) or cell(item.bounds)
-            live = "while it runs" if item.live else ""
-            row = (code(item.name), f"{item.kind}", code(repr(item.default)), allowed, live, cell(item.description))
+            allowed = [
+                item.kind,
+                ", ".join(map(code, item.choices)) or cell(item.bounds),
+                "live" if item.live else "",
+            ]
+            row = (
+                code(item.name),
+                code(repr(item.default)),
+                cell(item.description),
+                "; ".join(filter(None, allowed)),
+            )
             users.setdefault(row, []).append(recipe.name)
     order = list(dict.fromkeys(row[0] for row in users))
-    rows = [[*row[:5], takers(names, recipes), row[5]] for row, names in sorted(users.items(), key=lambda pair: order.index(pair[0][0]))]
-    head = ("setting", "kind", "default", "allowed", "can change", "recipes", "what it is")
-    words = "Settings of the recipes: `kitchen cook NAME --setting value`. Where recipes take different defaults, each has a row."
+    together = sorted(users.items(), key=lambda pair: order.index(pair[0][0]))
+    rows = [[*row, takers(names, recipes)] for row, names in together]
+    words = (
+        "Settings of the recipes: `kitchen cook NAME --setting value`. Where recipes take different defaults, each has a row; "
+        "a live one can be changed while the run stands at a boundary: `k.set(…)`."
+    )
+    head = ("setting", "default", "what it is", "what it takes", "recipes")
     return "\n\n".join(["## Settings", words, table(head, rows)])
 
 
@@ -79,7 +96,11 @@ def takers(names: Sequence[str], every: Mapping[str, Any]) -> str:
     missing = [name for name in every if name not in names]
     if not missing:
         return "all"
-    return f"all but {', '.join(map(code, missing))}" if len(missing) <= 3 else ", ".join(map(code, names))
+    return (
+        f"all but {', '.join(map(code, missing))}"
+        if len(missing) < len(names)
+        else ", ".join(map(code, names))
+    )
 
 
 def registries() -> dict[str, Mapping[str, Any]]:
@@ -87,7 +108,12 @@ def registries() -> dict[str, Mapping[str, Any]]:
     found = {}
     for module in modules().values():
         for name, value in exported(module).items():
-            if name.isupper() and name != "EVENTS" and home(module, name, value) == module.__name__ and is_choice(value):
+            if (
+                name.isupper()
+                and name != "EVENTS"
+                and home(module, name, value) == module.__name__
+                and is_choice(value)
+            ):
                 found[f"{module.__name__}.{name}"] = value
     return found
 
@@ -104,14 +130,22 @@ def is_choice(value: Any) -> bool:
 def is_chosen(value: Any) -> bool:
     """Whether something is what a name stands for."""
     first = value[0] if isinstance(value, tuple) and value else value
-    return callable(first) or dataclasses.is_dataclass(first) or (isinstance(first, str) and bool(ADDRESS.fullmatch(first)))
+    return (
+        callable(first)
+        or dataclasses.is_dataclass(first)
+        or (isinstance(first, str) and bool(ADDRESS.fullmatch(first)))
+    )
 
 
 def entries(registry: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Names with what they stand for; of a table of tables, names with a colon: such as adapters, by their port."""
     found = []
     for name, value in registry.items():
-        found += [(f"{name}: {inner}", one) for inner, one in value.items()] if isinstance(value, Mapping) else [(name, value)]
+        found += (
+            [(f"{name}: {inner}", one) for inner, one in value.items()]
+            if isinstance(value, Mapping)
+            else [(name, value)]
+        )
     return found
 
 
@@ -150,10 +184,19 @@ def environments() -> list[str]:
 def names() -> str:
     """Every table of names, those of environments too."""
     parts = ["## Names", "What stands behind the names that settings and functions take."]
-    parts += ["### Environments", "Kinds of environments, as `env` names them (`kind` or `kind:name`): " + ", ".join(map(code, environments())) + "."]
+    parts += [
+        "### Environments",
+        "Kinds of environments, as `env` names them (`kind` or `kind:name`): "
+        + ", ".join(map(code, environments()))
+        + ".",
+    ]
     for address, registry in registries().items():
         module, _, constant = address.rpartition(".")
         rows = [[code(name), cell(says(value))] for name, value in entries(registry)]
         title = constant.replace("_", " ").capitalize()
-        parts += [f"### {title}", f"{{py:obj}}`{constant} <{address}>` of [`{module}`](/api/{module})", table(("name", "what it is"), rows)]
+        parts += [
+            f"### {title}",
+            f"{{py:obj}}`{constant} <{address}>` of [`{module}`](/api/{module})",
+            table(("name", "what it is"), rows),
+        ]
     return "\n\n".join(parts)

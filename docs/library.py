@@ -26,7 +26,11 @@ def exported(module: ModuleType) -> dict[str, Any]:
 def home(module: ModuleType, name: str, value: Any) -> str:
     """The module in which an exported thing is defined: another one where it is only handed on."""
     defined = getattr(value, "__module__", None)
-    known = defined in modules() and getattr(value, "__qualname__", name) == name and name in exported(modules()[defined])
+    known = (
+        defined in modules()
+        and getattr(value, "__qualname__", name) == name
+        and name in exported(modules()[defined])
+    )
     return defined if isinstance(defined, str) and known else module.__name__
 
 
@@ -44,5 +48,7 @@ def public(name: str) -> Any:
     """The one public thing of that name, wherever its module stands: the site does not break when a module moves."""
     places = homes().get(name, ())
     if len(places) != 1:
-        raise LookupError(f"{name!r} should be public in one module of {NAME}; it is in {', '.join(places) or 'none'}")
+        raise LookupError(
+            f"{name!r} should be public in one module of {NAME}; it is in {', '.join(places) or 'none'}"
+        )
     return getattr(modules()[places[0]], name)

@@ -123,11 +123,15 @@ def linked_names(words: str, module: str) -> str:
         name = found["name"]
         places = homes().get(name, ()) if name else ()
         own = module if module in places else ""
-        telling = len(places) == 1 and re.search(r"[a-z][A-Z]|\w_\w", name)  # `sample` may be any word, `SftConfig` is a class
+        telling = len(places) == 1 and re.search(
+            r"[a-z][A-Z]|\w_\w", name
+        )  # `sample` may be any word, `SftConfig` is a class
         place = own or (places[0] if telling else "")
         return f"{{py:obj}}`{found[0].strip('`')} <{place}.{name}>`" if place else found[0]
 
-    lines = re.split(r"(^#.*$)", words, flags=re.MULTILINE)  # a link in a heading would stand in every table of contents
+    lines = re.split(
+        r"(^#.*$)", words, flags=re.MULTILINE
+    )  # a link in a heading would stand in every table of contents
     return "".join(line if line.startswith("#") else CODE.sub(link, line) for line in lines)
 
 
@@ -159,7 +163,9 @@ def origin(one: Page) -> str:
 def shown_output(output: NotebookNode) -> NotebookNode:
     """The output without what only our own programs read."""
     if "data" in output:
-        output.data = nbformat.from_dict({mime: value for mime, value in output.data.items() if not mime.startswith(OURS)})
+        output.data = nbformat.from_dict(
+            {mime: value for mime, value in output.data.items() if not mime.startswith(OURS)}
+        )
     return output
 
 

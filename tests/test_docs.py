@@ -27,7 +27,10 @@ def words():
 
 def notebook(path, *sources):
     """Write a notebook: markdown where a source begins with a heading or a quotation mark, else code."""
-    cells = [(new_markdown_cell if source.startswith(("# ", "> ", "## ")) else new_code_cell)(source) for source in sources]
+    cells = [
+        (new_markdown_cell if source.startswith(("# ", "> ", "## ")) else new_code_cell)(source)
+        for source in sources
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(cells=cells), path)
     return path
@@ -48,14 +51,39 @@ def test_the_glossary_holds_every_setting_with_its_default(words):
     for recipe in library.public("RECIPES").values():
         for item in library.public("parameters")(recipe.config):
             rows = [line for line in settings if line.startswith(f"| `{item.name}` |")]
-            told = [row for row in rows if f"| {glossary.code(repr(item.default))} |" in row and glossary.cell(item.description) in row]
+            told = [
+                row
+                for row in rows
+                if f"| {glossary.code(repr(item.default))} |" in row
+                and glossary.cell(item.description) in row
+            ]
             assert len(told) >= 1, f"{recipe.name}: {item.name}"
 
 
 @pytest.mark.parametrize(
     "table",
-    ["METRICS", "REWARDS", "LOSSES", "SFT_LOSSES", "PAIR_LOSSES", "DISTILL_LOSSES", "OBJECTIVES", "RENDERERS", "SCHEDULES"]
-    + ["TASKS", "PORTS", "RECIPES", "FORMATS", "TRAIN_ON", "ADVANTAGES", "AGGREGATIONS", "TRIGGERS", "CHECKS"],
+    [
+        "METRICS",
+        "REWARDS",
+        "LOSSES",
+        "SFT_LOSSES",
+        "PAIR_LOSSES",
+        "DISTILL_LOSSES",
+        "OBJECTIVES",
+        "RENDERERS",
+        "SCHEDULES",
+    ]
+    + [
+        "TASKS",
+        "PORTS",
+        "RECIPES",
+        "FORMATS",
+        "TRAIN_ON",
+        "ADVANTAGES",
+        "AGGREGATIONS",
+        "TRIGGERS",
+        "CHECKS",
+    ],
 )
 def test_the_glossary_holds_every_table_of_names(words, table):
     (address,) = [address for address in glossary.registries() if address.endswith(f".{table}")]
@@ -76,7 +104,10 @@ def test_every_term_is_explained_once_and_every_reference_has_its_term():
     lines = glossary.TERMS.read_text(encoding="utf-8").partition("```{glossary}\n")[2].splitlines()
     terms = [line for line in lines if line and not line.startswith((" ", "`"))]
     assert len(terms) == len(set(terms)) > 30 and terms == sorted(terms, key=str.casefold)
-    referred = {found[1] or found[2] for found in re.finditer(r"\{term\}`(?:[^`<]*<([^>]+)>|([^`]+))`", "\n".join(lines))}
+    referred = {
+        found[1] or found[2]
+        for found in re.finditer(r"\{term\}`(?:[^`<]*<([^>]+)>|([^`]+))`", "\n".join(lines))
+    }
     assert referred <= set(terms)
 
 
@@ -89,31 +120,52 @@ def test_the_api_holds_every_public_name():
             directives = (f":: {name}.{item}\n", f".. py:data:: {item}\n", f":py:obj:`{place}.{item}`")
             assert any(words in text for words in directives), f"{name}.{item}"
         parent = name.rpartition(".")[0]
-        assert f"<{name}>" in (api.module_page(parent) if parent and parent != library.NAME else api.index_page())
+        assert f"<{name}>" in (
+            api.module_page(parent) if parent and parent != library.NAME else api.index_page()
+        )
 
 
 def test_comments_beside_parameters_are_told():
     told = api.docments(library.public("declare"))
     assert told == {"metadata": "names, separated by spaces", "measurements": "name=unit"}
     assert "-1 until it is there" in api.docments(library.public("Event"))["sequence"]
-    lines = api.documented(["One `name` and a `b c`, $x_1$ and 2*3*4."], library.public("declare"), {"metadata": "names"})
-    assert lines[0] == r"One :py:obj:`name` and a ``b c``, :math:`x_1` and 2\*3\*4." and ":param metadata: names" in lines
+    lines = api.documented(
+        ["One `name` and a `b c`, $x_1$ and 2*3*4."], library.public("declare"), {"metadata": "names"}
+    )
+    assert (
+        lines[0] == r"One :py:obj:`name` and a ``b c``, :math:`x_1` and 2\*3\*4."
+        and ":param metadata: names" in lines
+    )
 
 
 def test_every_notebook_has_a_page():
     shelves = pages.sections(ROOT / "nbs")
     found = [one.notebook for shelf in shelves for one in shelf.pages]
     guides = pages.notebooks(ROOT / "nbs" / "guides")
-    assert {*found, *guides, ROOT / "nbs" / "index.ipynb"} == {path for path in (ROOT / "nbs").rglob("*.ipynb") if "checkpoints" not in str(path)}
+    assert {*found, *guides, ROOT / "nbs" / "index.ipynb"} == {
+        path for path in (ROOT / "nbs").rglob("*.ipynb") if "checkpoints" not in str(path)
+    }
     addresses = [one.address for shelf in shelves for one in shelf.pages]
     assert len(addresses) == len(set(addresses)) == len(found)
     recipes = [one.notebook.stem for one in build.recipe_pages(ROOT / "recipes_nb")]
-    assert set(library.public("RECIPES")) <= set(recipes) and len(recipes) == len(list((ROOT / "recipes_nb").glob("*.ipynb")))
+    assert set(library.public("RECIPES")) <= set(recipes) and len(recipes) == len(
+        list((ROOT / "recipes_nb").glob("*.ipynb"))
+    )
 
 
 def test_pages_are_found_in_folders_too(tmp_path):
-    for name in ("20_data/10_last", "20_data/2_mix", "10_core/0_types", "90_adapters/torch/0_client", "index", "guides/0_start", "_proc/0_copy"):
-        notebook(tmp_path / f"{name}.ipynb", f"#| default_exp {name.split('_')[-1]}", "# a title\n> What it\n> is")
+    for name in (
+        "20_data/10_last",
+        "20_data/2_mix",
+        "10_core/0_types",
+        "90_adapters/torch/0_client",
+        "index",
+        "guides/0_start",
+        "_proc/0_copy",
+    ):
+        notebook(
+            tmp_path / f"{name}.ipynb", f"#| default_exp {name.split('_')[-1]}", "# a title\n> What it\n> is"
+        )
     shelves = pages.sections(tmp_path)
     assert [(shelf.title, shelf.address) for shelf in shelves] == [
         ("core", "sections/core"), ("data", "sections/data"), ("adapters / torch", "sections/adapters-torch"),
@@ -123,7 +175,14 @@ def test_pages_are_found_in_folders_too(tmp_path):
 
 
 def test_a_page_shows_its_code_without_directives_and_without_what_is_hidden(tmp_path):
-    path = notebook(tmp_path / "page.ipynb", "#| default_exp lesson", "# lesson\n> Short", "#| hide\nsecret", "#| export\nx = 1", "#| echo: false\nx")
+    path = notebook(
+        tmp_path / "page.ipynb",
+        "#| default_exp lesson",
+        "# lesson\n> Short",
+        "#| hide\nsecret",
+        "#| export\nx = 1",
+        "#| echo: false\nx",
+    )
     one = pages.page(path, "pages")
     cells = pages.shown(nbformat.read(path, 4), one, {}).cells
     code = [(cell.source, cell.metadata.tags) for cell in cells if cell.cell_type == "code"]
@@ -136,13 +195,15 @@ def test_names_and_pages_in_the_text_become_links():
         f"{{py:obj}}`EventKind <{library.homes()['EventKind'][0]}.EventKind>`, `sample`\n# `EventKind`"
     )
     assert pages.linked_names("```\n`EventKind`\n```", "") == "```\n`EventKind`\n```"
-    assert pages.linked_pages("[a](../10_store.ipynb#run) [b](https://x.y/store.html)", {"store": "pages/store"}) == (
-        "[a](/pages/store.ipynb#run) [b](https://x.y/store.html)"
-    )
+    assert pages.linked_pages(
+        "[a](../10_store.ipynb#run) [b](https://x.y/store.html)", {"store": "pages/store"}
+    ) == ("[a](/pages/store.ipynb#run) [b](https://x.y/store.html)")
 
 
 def test_notebooks_are_run_once_and_cells_that_are_not_meant_to_run_are_left(tmp_path):
-    path = notebook(tmp_path / "page.ipynb", "# page", "#| eval: false\n1 / 0", "a: int = 1", "print(a)\na + 1")
+    path = notebook(
+        tmp_path / "page.ipynb", "# page", "#| eval: false\n1 / 0", "a: int = 1", "print(a)\na + 1"
+    )
     cells = nbformat.read(path, 4)
     cells.cells[2].metadata["tags"] = ["parameters"]
     nbformat.write(cells, path)
@@ -155,7 +216,10 @@ def test_notebooks_are_run_once_and_cells_that_are_not_meant_to_run_are_left(tmp
 
 
 def test_a_page_that_fails_stops_the_build_and_is_named(tmp_path):
-    jobs = {name: execute.Job(notebook(tmp_path / f"{name}.ipynb", source)) for name, source in {"good": "1", "bad": "1 / 0"}.items()}
+    jobs = {
+        name: execute.Job(notebook(tmp_path / f"{name}.ipynb", source))
+        for name, source in {"good": "1", "bad": "1 / 0"}.items()
+    }
     with pytest.raises(execute.PageError, match=r"(?s)^bad failed in this cell:\n1 / 0.*ZeroDivisionError"):
         execute.run_all(jobs, tmp_path / "cache", 2)
     assert len(list((tmp_path / "cache").glob("*.ipynb"))) == 1
@@ -175,10 +239,19 @@ def test_a_figure_is_drawn_by_the_sites_own_script(tmp_path):
     pytest.importorskip("furo")
     pytest.importorskip("myst_nb")
     source, one = tmp_path / "source", pages.Page(tmp_path / "page.ipynb", "index", "A page")
-    notebook(one.notebook, "# A page\n\n$\\frac12$", "from plotly.graph_objects import Figure\nFigure().add_scatter(y=[1, 2])")
+    notebook(
+        one.notebook,
+        "# A page\n\n$\\frac12$",
+        "from plotly.graph_objects import Figure\nFigure().add_scatter(y=[1, 2])",
+    )
     executed = execute.run_all({"index": execute.Job(one.notebook)}, tmp_path / "cache", 1)["index"]
     build.write_page(source, one, executed, {})
     assert build.html(source, tmp_path / "html", 1) == 0 and build.outward(tmp_path / "html") == []
     text = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
-    assert text.count('class="figure"') == 1 and "_static/plotly.js" in text and "<math" in text and "connect-src" in text
+    assert (
+        text.count('class="figure"') == 1
+        and "_static/plotly.js" in text
+        and "<math" in text
+        and "connect-src" in text
+    )
     assert (tmp_path / "html" / "_static" / "plotly.js").stat().st_size > 1e6
