@@ -61,7 +61,9 @@ def readable(
     app: Any, what: str, name: str, value: Any, options: Any, signature: str | None, result: str | None
 ) -> Any:
     """A signature that sphinx can read as Python: of a field that is made anew each time it would show `<factory>`."""
-    return re.sub(r"=( ?)<factory>", r"=\1...", signature or ""), result
+    if signature is None:  # of a module or an attribute
+        return None
+    return re.sub(r"=( ?)<factory>", r"=\1...", signature), result
 
 
 def add_scripts(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
