@@ -273,5 +273,4 @@ def main(words: Sequence[str] | None = None) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     sys.exit(main())
