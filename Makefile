@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help cook test prepare clean
+.PHONY: help cook test docs prepare clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,13 @@ $(VENV)/developed: $(VENV)/installed
 	$(PIP) install -qq --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VENV)/documented: $(VENV)/developed
+	$(PIP) install -qq --no-compile -c constraints.txt -e '.[dev,docs]'
+	@touch $@
+
+docs: $(VENV)/documented  ## build the documentation site, docs/_build/html/index.html; DOCS="--help" lists its settings
+	$(BIN)/python docs/build.py $(DOCS)
+
 prepare: $(VENV)/developed  ## after editing a page: export, clean, README
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
@@ -38,4 +45,4 @@ prepare: $(VENV)/developed  ## after editing a page: export, clean, README
 	$(BIN)/python .ci/readme.py
 
 clean:  ## remove what was built (runs stay)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) docs/_build build dist *.egg-info .pytest_cache .ruff_cache .coverage*

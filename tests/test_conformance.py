@@ -474,4 +474,4 @@ def test_report_is_readable():
     assert isinstance(report, Report) and report.summary.endswith("2 passed, 0 failed, 0 skipped")
     assert "losses_are_sums" in str(report) and report._repr_html_().count("<tr>") == 3
     with pytest.raises(UnknownName, match="did you mean 'state_resumes_exactly'"):
-        conformance(ToyService(), SMALL, only=["state_goes"])
+        conformance(ToyService(), SMALL, only=["state_resumes"])
