@@ -14,7 +14,7 @@ cook: $(VENV)/installed  ## set up, fine-tune the embedded model (recipe sft), p
 	$(BIN)/kitchen cook sft
 
 test: $(VENV)/developed  ## set up, then everything CI checks: sync, lint, types, pages, tests, recipes, coverage
-	BIN=$(CURDIR)/$(BIN) bash .ci/checks
+	BIN=$(abspath $(BIN)) bash .ci/checks
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -84,7 +84,7 @@ def imported(module: str) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     names = {name.removeprefix("kitchen.") for name in found if name.startswith("kitchen.")}
-    return {THROUGH_PACKAGE.get(name, name) for name in names} & PAGES.keys()
+    return {name if name in PAGES else THROUGH_PACKAGE.get(name, "") for name in names} & PAGES.keys()
 
 
 @pytest.mark.parametrize("module", PAGES)
