@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help cook test prepare clean
+.PHONY: help cook test prepare hooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,14 @@ prepare: $(VENV)/developed  ## after editing a page: export, clean, README
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_clean --fname recipes_nb
 	$(BIN)/python .ci/readme.py
+
+hooks: $(VENV)/developed  ## once for each clone: merge drivers for pages and generated files, checks before each commit
+	git config merge.nbdev-merge.name "merge notebooks cell by cell"
+	git config merge.nbdev-merge.driver "$(abspath $(BIN))/nbdev_merge %O %A %B %P"
+	git config merge.kitchen-generated.name "keep our side; make prepare writes the file again"
+	git config merge.kitchen-generated.driver true
+	git config kitchen.bin "$(abspath $(BIN))"
+	$(BIN)/pre-commit install
 
 clean:  ## remove what was built (runs stay)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage*
