@@ -52,7 +52,7 @@ setup(
     keywords=settings["keywords"].split(),
     packages=find_packages(include=["kitchen", "kitchen.*"]),
     package_dir={"": "."},  # with this alone an editable install is one line in a .pth file
-    package_data={"kitchen": ["assets/**/*", "py.typed"]},
+    package_data={"kitchen": ["assets/**/*", "py.typed", "**/*.pyi"]},
     cmdclass={"build_py": BuildWithRecipes},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
