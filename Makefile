@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help cook test docs prepare clean
+.PHONY: help cook test docs prepare hooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -14,7 +14,7 @@ cook: $(VENV)/installed  ## set up, fine-tune the embedded model (recipe sft), p
 	$(BIN)/kitchen cook sft
 
 test: $(VENV)/developed  ## set up, then everything CI checks: sync, lint, types, pages, tests, recipes, coverage
-	BIN=$(CURDIR)/$(BIN) bash .ci/checks
+	BIN=$(abspath $(BIN)) bash .ci/checks
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -43,6 +43,14 @@ prepare: $(VENV)/developed  ## after editing a page: export, clean, README
 	$(BIN)/nbdev_clean --fname recipes_nb
 	$(BIN)/python .ci/packages.py
 	$(BIN)/python .ci/readme.py
+
+hooks: $(VENV)/developed  ## once for each clone: merge drivers for pages and generated files, checks before each commit
+	git config merge.nbdev-merge.name "merge notebooks cell by cell"
+	git config merge.nbdev-merge.driver "$(abspath $(BIN))/nbdev_merge %O %A %B %P"
+	git config merge.kitchen-generated.name "keep our side; make prepare writes the file again"
+	git config merge.kitchen-generated.driver true
+	git config kitchen.bin "$(abspath $(BIN))"
+	$(BIN)/pre-commit install
 
 clean:  ## remove what was built (runs stay)
 	rm -rf $(VENV) docs/_build build dist *.egg-info .pytest_cache .ruff_cache .coverage*

@@ -4,6 +4,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="], interpolation=None)
@@ -14,6 +15,26 @@ extras = {
     for key, value in settings.items()
     if key.endswith("_requirements")
 }
+integrations = extras.keys() - {"dev", "docs"}
+extras["all"] = sorted({requirement for name in integrations for requirement in extras[name]})
+extras["dev"] = [*extras["dev"], *extras["all"]]
+
+
+class BuildWithRecipes(build_py):
+    """Put the recipes into the package when a wheel is built; an editable install reads them where they stand.
+
+    A `package_dir` entry for them would do the same, but makes setuptools install an import hook that comes after the
+    path, so that in the folder above a clone named `kitchen` the clone itself, seen as a namespace, hides the package.
+    """
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for notebook in sorted((here / "recipes_nb").glob("*.ipynb")):
+                target = Path(self.build_lib, "kitchen", "recipes_nb", notebook.name)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(notebook), str(target))
+
 
 setup(
     name=settings["lib_name"],
@@ -24,11 +45,15 @@ setup(
     author=settings["author"],
     author_email=settings["author_email"],
     url=settings["git_url"],
-    license="Apache-2.0",
+    project_urls=dict(line.split(" = ") for line in settings["project_urls"].strip().splitlines()),
+    license_expression=settings["license"],
+    license_files=["LICENSE"],
+    classifiers=settings["classifiers"].strip().splitlines(),
     keywords=settings["keywords"].split(),
-    packages=[*find_packages(include=["kitchen", "kitchen.*"]), "kitchen.recipes_nb"],
-    package_dir={"kitchen.recipes_nb": "recipes_nb"},
-    package_data={"kitchen": ["assets/**/*", "py.typed", "**/*.pyi"], "kitchen.recipes_nb": ["*.ipynb"]},
+    packages=find_packages(include=["kitchen", "kitchen.*"]),
+    package_dir={"": "."},  # with this alone an editable install is one line in a .pth file
+    package_data={"kitchen": ["assets/**/*", "py.typed", "**/*.pyi"]},
+    cmdclass={"build_py": BuildWithRecipes},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=extras,

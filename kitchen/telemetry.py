@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas
 import os
 from functools import cache
+from typing import Any
 
 import numpy as np
 

@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
+
+TESTS = Path(__file__).resolve().parent
 
 os.environ.setdefault(
     "OPENBLAS_NUM_THREADS", "1"
@@ -17,6 +20,25 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 def pytest_collection_modifyitems(items):
     """Tests in a browser come last: while one is open, Playwright keeps an event loop in this thread."""
     items.sort(key=lambda item: "browser" in item.path.parts)
+
+
+def skipped(session):
+    """Places and reasons of skipped tests, but for those of kitchen.testing, which skips what a backend does not claim to do."""
+    reports = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    found = {(Path(report.longrepr[0]).resolve(), report.longrepr[2]) for report in reports}
+    return sorted(f"{path}: {reason}" for path, reason in found if path.is_relative_to(TESTS))
+
+
+def pytest_sessionfinish(session):
+    """Where everything is installed that tests need, as in CI, a skipped test is a failure."""
+    if os.environ.get("KITCHEN_NO_SKIPS") and not hasattr(session.config, "workerinput") and skipped(session):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Name the tests for which that is so."""
+    if os.environ.get("KITCHEN_NO_SKIPS") and (found := skipped(terminalreporter._session)):
+        terminalreporter.write_line("skipped, which KITCHEN_NO_SKIPS forbids:\n  " + "\n  ".join(found), red=True)
 
 
 @pytest.fixture(autouse=True)
