@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pandas
 import os
 from functools import cache
-from typing import Any
 
 import numpy as np
 

@@ -23,15 +23,11 @@ from ..telemetry import EVENTS, Event, smooth
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-import math
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 
 from .svg import Picture
-from ..formatting import decimate
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
