@@ -13,25 +13,18 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .svg import Picture
 from ..engine.workflow import events_by_phase
 from ..formatting import NEUTRAL_GREY, align_columns, decimate, number_text, seconds_text, visible_text
 from ..telemetry import EVENTS, Event, smooth
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-from functools import cached_property
-from typing import TYPE_CHECKING
-
-
-from .svg import Picture
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-from xml.etree import ElementTree
 
 # %% ../../nbs/60_display/1_figures.ipynb #2a71b8b6
 PALETTE = {  # Okabe & Ito, https://jfly.uni-koeln.de/color/

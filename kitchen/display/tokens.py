@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pytest import raises
 
 from ..formatting import View, box_html, escape_html, small_html, visible_text
 from ..ports.protocols import Tokenizer

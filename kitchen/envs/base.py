@@ -18,8 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from pytest import raises
-
 from .rewards import Reward, Row, check_gold_answers, short_repr, weighted_reward
 from ..seeding import random_generator
 from ..types import InvalidValue, Message, UnknownName
