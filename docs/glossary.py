@@ -64,7 +64,7 @@ def event_row(kind: Any) -> list[str]:
 
 def settings() -> str:
     """Every setting of every recipe: one row for what is the same, another where a recipe differs."""
-    recipes, parameters = public("RECIPES"), public("parameters")
+    recipes, parameters = public("RECIPES"), public("config_fields")
     users: dict[tuple[str, ...], list[str]] = {}
     for recipe in recipes.values():
         for item in parameters(recipe.config):

@@ -19,7 +19,9 @@ def modules() -> dict[str, ModuleType]:
 
 
 def exported(module: ModuleType) -> dict[str, Any]:
-    """What a module's `__all__` names; without one there is nothing public."""
+    """What a module's `__all__` names; a package only hands on what its modules define, so that nothing is told twice."""
+    if hasattr(module, "__path__"):
+        return {}
     return {name: getattr(module, name) for name in vars(module).get("__all__", ())}
 
 

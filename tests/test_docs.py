@@ -49,7 +49,7 @@ def test_the_glossary_holds_every_event_with_measurements_and_units(words):
 def test_the_glossary_holds_every_setting_with_its_default(words):
     settings = words.partition("## Settings")[2].partition("## Names")[0].splitlines()
     for recipe in library.public("RECIPES").values():
-        for item in library.public("parameters")(recipe.config):
+        for item in library.public("config_fields")(recipe.config):
             rows = [line for line in settings if line.startswith(f"| `{item.name}` |")]
             told = [
                 row
@@ -143,7 +143,7 @@ def test_every_notebook_has_a_page():
     found = [one.notebook for shelf in shelves for one in shelf.pages]
     guides = pages.notebooks(ROOT / "nbs" / "guides")
     assert {*found, *guides, ROOT / "nbs" / "index.ipynb"} == {
-        path for path in (ROOT / "nbs").rglob("*.ipynb") if "checkpoints" not in str(path)
+        path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
     }
     addresses = [one.address for shelf in shelves for one in shelf.pages]
     assert len(addresses) == len(set(addresses)) == len(found)
