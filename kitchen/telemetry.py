@@ -72,10 +72,8 @@ declare_event("stage.error", "a stage failed", "stage error", seconds="s")
 declare_event("stage.retry", "a failed stage is tried again, after a pause", "stage error", attempt="1", pause="s")
 declare_event("stage.skip", "a failed stage was passed over; its values are the declared ones", "stage error gives")
 declare_event("stage.rollback", "a failed stage is tried again from the last boundary", "stage error", attempt="1")
-declare_event("parallel.stop", "concurrent parts have all ended", "part gives", seconds="s")
-declare_event("parallel.cancel", "a concurrent part was stopped because another failed", "part cause")
 declare_event(
-    "stream.item", "an item of a stream was consumed", "part", item="1", version="1", lag="versions", waited="s"
+    "stream.item", "an item that a producer made was consumed", "part", item="1", version="1", lag="versions", waited="s"
 )
 declare_event("port.call", "one call of a port, from request to result", "port adapter verb status", seconds="s")
 declare_event(

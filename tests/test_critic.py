@@ -12,7 +12,7 @@ from kitchen.rendering.base import get_renderer
 from kitchen.session.kitchen import Kitchen
 from kitchen.train.ppo import Critic, _policy_and_critic_data, learn_with_critic
 from kitchen.train.rl import PolicyUpdateSettings
-from kitchen.train.rollouts import Policy, play_groups
+from kitchen.train.rollouts import Policy, RolloutRound, play_groups
 from kitchen.train.trajectories import EpisodeLimits
 from kitchen.types import AdamParams, SamplingParams
 
@@ -75,7 +75,8 @@ def test_a_policy_learns_from_single_rollouts(toy):
     for step in range(30):
         groups = play_groups(Policy(training.create_sampling_client(), renderer, params), problems, 1, step)
         rewards.append(np.mean([group.rewards for group in groups]))
-        list(learn_with_critic(training, groups, learning, critic, AdamParams(0.01), AdamParams(0.003), losses, 2 * step))
+        rolled = RolloutRound(step, tuple(groups), 0.0)
+        list(learn_with_critic(training, rolled, learning, critic, AdamParams(0.01), AdamParams(0.003), losses))
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.3
 
 

@@ -9,11 +9,11 @@ import nbformat
 import pytest
 from shrunk import SHRUNK
 
-from kitchen.engine.produce import parallel, produce, stream
+from kitchen.engine.produce import produce
 from kitchen.engine.workflow import Flow, Stage, stages
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import EventLog
-from kitchen.telemetry import EVENTS, MemoryLog, event, event_table
+from kitchen.telemetry import EVENTS, MemoryLog, event_table
 
 FAULTY = {"env": "module:faulty:raises", "on_failure": "drop", "baseline": "critic"}
 SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded": 4, "max_tokens": 8}
@@ -64,21 +64,13 @@ def with_a_history():
 
 
 def with_failures():
-    """Events of stages that fail under each policy, and of concurrent parts."""
+    """Events of stages that fail under each policy, and of a producer and its consumer."""
     tries = Counter()
 
     def moody(name):
         tries[name] += 1
         if tries[name] == 1:
             raise OSError("away")
-
-    def quick():
-        yield event("train.evaluate", split="test", loss=1.0, perplexity=2.7, bits_per_byte=1.0, trained_tokens=1, seconds=0.0)
-        return 1
-
-    def endless():
-        while True:
-            yield from quick()
 
     log = MemoryLog()
     flow = Flow(Stage("rolls", lambda: moody("rolls")).with_retry_policy(retries=1, rollback=True), {}, log)
@@ -87,10 +79,13 @@ def with_failures():
         flow,
         Flow(Stage("retries", lambda: moody("retries")).with_retry_policy(retries=1, pause=0.001), {}, log),
         Flow(Stage("skips", lambda: 1 / 0, ("a",)).with_retry_policy(skip={"a": None}), {}, log),
-        Flow(parallel("two", Stage("left", quick, ("left",)), Stage("right", lambda: 2, ("right",))), {}, log),
-        Flow(parallel("bad", Stage("fails", lambda: 1 / 0), Stage("endless", endless)), {}, log),
-        Flow(produce("loop", Stage("make", lambda: 3, ("item",)), Stage("use", lambda item: None), "item", 3, lag=1), {}, log),
-        Flow(stream("read", Stage("source", lambda: iter(range(2))), Stage("use", lambda item: None), "item"), {}, log),
+        Flow(
+            produce(
+                "loop", Stage("make", lambda: 3, ("item",)), Stage("use", lambda item: None), "item", 3, lag=1
+            ),
+            {},
+            log,
+        ),
     )
     for part in parts:
         with suppress(ZeroDivisionError):
@@ -107,7 +102,12 @@ def of_every_method():
 
 
 def test_declared_is_emitted_is_documented(logs):
-    events = [item for k in logs for item in k.run_record.log.events] + with_a_history() + with_failures() + of_every_method()
+    events = (
+        [item for k in logs for item in k.run_record.log.events]
+        + with_a_history()
+        + with_failures()
+        + of_every_method()
+    )
     emitted = {item.name for item in events}
     assert emitted == EVENTS.keys(), (
         f"never emitted: {EVENTS.keys() - emitted}; undeclared: {emitted - EVENTS.keys()}"

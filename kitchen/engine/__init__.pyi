@@ -12,13 +12,8 @@ from .checkpoints import boundary_state as boundary_state
 from .checkpoints import is_training_client as is_training_client
 from .checkpoints import state_hash as state_hash
 from .checkpoints import training_clients as training_clients
-from .produce import Parallel as Parallel
-from .produce import PartFailed as PartFailed
 from .produce import Produce as Produce
 from .produce import ProducerLag as ProducerLag
-from .produce import StreamLoop as StreamLoop
-from .produce import parallel as parallel
-from .produce import stream as stream
 from .runner import Breakpoint as Breakpoint
 from .runner import Runner as Runner
 from .runner import before_stage as before_stage

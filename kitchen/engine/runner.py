@@ -36,7 +36,7 @@ from ..telemetry import Event, event
 from ..types import InvalidValue, KitchenError, UnknownName
 
 # %% ../../nbs/50_engine/4_runner.ipynb #6f3448aa
-_MILESTONES = frozenset({"stage.stop", "train.step", "parallel.stop", "stream.item"})
+_MILESTONES = frozenset({"stage.stop", "train.step", "stream.item"})
 _EDITS = frozenset({"config.edit", "state.edit"})
 
 

@@ -19,7 +19,7 @@ from ..losses.value import ScalarHead, gae, value_loss
 from ..ports.protocols import SamplingClient, TrainingClient
 from ..telemetry import Event, event
 from .rl import PolicyUpdateSettings, add_group_reference_logprobs, take_steps
-from .rollouts import trajectory_to_datums
+from .rollouts import RolloutRound, rollout_events, trajectory_to_datums
 from .sft import split_micro_batches
 from .trajectories import TrajectoryGroup
 from ..types import AdamParams, Datum, ForwardBackwardOutput, InvalidValue, Trajectory
@@ -163,18 +163,19 @@ def _value_metrics(returns: np.ndarray, values: np.ndarray) -> dict[str, float]:
 # %% ../../nbs/35_train/6_ppo.ipynb #b8819cff
 def learn_with_critic(
     training: TrainingClient,
-    groups: Sequence[TrajectoryGroup],
+    rolled: RolloutRound,
     update_settings: PolicyUpdateSettings,
     critic: Critic,
     adam: AdamParams,
     critic_adam: AdamParams,
     losses: frozenset[str],  # those the backend has of its own
-    step: int,  # optimizer steps done before this batch
     reference: SamplingClient | None = None,
     lag: int = 0,  # by how many versions the policy that sampled was older
 ) -> Iterator[Event]:
-    "Optimizer steps of both on a batch of rollouts; yields what was measured, and `train.step` after each step of the policy."
-    data, lessons, expected = _policy_and_critic_data(groups, critic, update_settings, reference)
+    "Optimizer steps of both on one round of rollouts; yields what was measured, and `train.step` after each step of the policy."
+    step = rolled.number * update_settings.substeps
+    yield from rollout_events(rolled.groups, step, rolled.seconds)
+    data, lessons, expected = _policy_and_critic_data(rolled.groups, critic, update_settings, reference)
     for number in range(update_settings.substeps):
         part, started = lessons[number :: update_settings.substeps], time.perf_counter()
         if part:

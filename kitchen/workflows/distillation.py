@@ -26,19 +26,16 @@ from kitchen.train.distillation import (
     InstructionView,
     TeacherView,
     instruction_view,
-    on_policy_data,
-    on_policy_settings,
+    learn_from_teachers,
     soft_targets,
     student_view,
     train_off_policy,
 )
-from ..train.rl import take_steps
-from ..train.rollouts import rollout_events
+from ..train.rollouts import RolloutRound
 from ..train.sft import adam_schedule, held_out_loss, train_sft
 from ..types import AdamParams, Datum, LoraParams, Message, SamplingParams, UnknownName
 from . import rl
 from kitchen.workflows.rl import (
-    RolloutRound,
     adam_at,
     answer_problems,
     count_steps,
@@ -168,12 +165,11 @@ def learn_from_teacher(
     rolled: RolloutRound, rounds: int, run: Run,
 ) -> StageEvents[int]:  # fmt: skip
     "One optimizer step on what the teacher says about the student's answers."
-    data = on_policy_data(rolled.groups, masters, renderer, _teacher_context(config))
     save_rollouts(run, rolled)
-    yield from rollout_events(rolled.groups, rolled.number, rolled.seconds)
-    learning, adam = on_policy_settings(config.max_tokens), adam_at(config, rolled.number, rounds)
-    losses, lag = service.capabilities().losses, rl.updates_behind(config, rolled.number)
-    yield from take_steps(training, data, learning, adam, losses, rolled.number, lag)
+    adam, lag = adam_at(config, rolled.number, rounds), rl.updates_behind(config, rolled.number)
+    yield from learn_from_teachers(
+        training, rolled, masters, renderer, config.max_tokens, adam, service.capabilities().losses, _teacher_context(config), lag
+    )
     return rolled.number + 1
 
 
