@@ -185,6 +185,7 @@ class Stage:
     function: Callable[..., Any]
     gives: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()  # capabilities of the backend
+    after: tuple[str, ...] = ()  # stages or values that it takes nothing from, and yet has to wait for
     rename: Mapping[str, str] = field(default_factory=dict)  # what the function gives -> under which name
     remake: bool = False  # its values come from files and settings: made again, rather than kept in snapshots
     retry_policy: RetryPolicy = RetryPolicy()
@@ -357,7 +358,8 @@ def stage(
     requires: str = "",
     name: str = "",
     remake: bool = False,
-    **policy: Any,  # fields of Policy
+    after: str = "",  # stages or values it waits for without taking anything from them
+    **policy: Any,  # fields of RetryPolicy
 ) -> Callable[[Callable[..., Any]], Stage]:
     "Declare a function as a stage."
 
@@ -368,6 +370,7 @@ def stage(
             function,
             tuple(gives.split()),
             tuple(requires.split()),
+            tuple(after.split()),
             remake=remake,
             retry_policy=RetryPolicy(**policy),
         )
@@ -594,7 +597,8 @@ def _tree_lines(part: WorkflowPart, depth: int = 0) -> Iterator[str]:
     if isinstance(part, Stage):
         gives = f" → {', '.join(part.gives)}" if part.gives else ""
         requires = f"  [{', '.join(part.requires)}]" if part.requires else ""
-        yield f"{indent}{part.name}({', '.join(part.takes)}){gives}{requires}"
+        takes = [*part.takes, *(f"after {name}" for name in part.after)]
+        yield f"{indent}{part.name}({', '.join(takes)}){gives}{requires}"
         return
     yield f"{indent}{part.name}{getattr(part, 'about', '')}"
     for inner in part.parts:

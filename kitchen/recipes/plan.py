@@ -31,6 +31,7 @@ def stage_rows(part: WorkflowPart, adapters: Mapping[str, str], depth: int = 0) 
     if isinstance(part, Stage):
         ports = [f"{name}: {adapters[name]}" for name in part.takes if name in adapters]
         needs = [name for name in part.takes if name not in adapters and name not in ("config", "run")]
+        needs += [f"after {name}" for name in part.after]
         asks = [f"needs {name}" for name in part.requires]
         return [[indent + part.name, ", ".join(needs), ", ".join(part.gives), ", ".join(ports + asks), part.description]]
     does = "a workflow of its own" if isinstance(part, Scope) else ""
