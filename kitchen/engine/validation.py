@@ -11,7 +11,7 @@ import inspect
 import re
 import textwrap
 import types
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -182,8 +182,8 @@ class _CheckState:
 
 def check_workflow(
     workflow: WorkflowPart,
-    start: set[str],  # names that exist before the first stage
-    results: set[str] = frozenset(),  # pyright: ignore[reportArgumentType]  # outputs that are the point of it all
+    start: Set[str],  # names that exist before the first stage
+    results: Set[str] = frozenset(),  # outputs that are the point of it all
     capabilities: Capabilities | None = None,
     config: type[Config] | None = None,  # class of the settings
 ) -> None:
@@ -241,7 +241,7 @@ def _check_part(part: WorkflowPart, scene: _CheckState) -> None:
     if isinstance(part, Scope):
         scene.scopes.pop()
     scene.done.add(scene.label(part.name))
-    certain = part.guaranteed_outputs()  # pyright: ignore[reportAttributeAccessIssue]
+    certain = part.guaranteed_outputs()
     scene.available |= {scene.outer(name) for name in certain}
 
 

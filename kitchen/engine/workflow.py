@@ -139,6 +139,8 @@ class WorkflowPart(Protocol):
     @property
     def parts(self) -> tuple["WorkflowPart", ...]: ...
 
+    def guaranteed_outputs(self) -> set[str]: ...
+
     def run(self, flow: Flow, at: WorkflowPosition) -> Iterator[Event]: ...
 
 # %% ../../nbs/50_engine/0_workflow.ipynb #17b03892
@@ -208,6 +210,10 @@ class Stage:
     def takes(self) -> tuple[str, ...]:
         "Names of all values it looks at, optional ones included."
         return tuple(name for name in inspect.signature(self.function).parameters if name != "progress")
+
+    def guaranteed_outputs(self) -> set[str]:
+        "Names of the values it is sure to give."
+        return set(self.gives)
 
     @property
     def resumable(self) -> bool:
@@ -382,9 +388,17 @@ class Composition:
     "What all compositions have in common."
 
     name: str
-    needed_values: tuple[str, ...] = ()  # values it looks at itself
-    about: str = ""  # how often or when its parts run
     isolated: bool = False  # whether its parts do not see each other's values
+
+    @property
+    def needed_values(self) -> tuple[str, ...]:
+        "Values it looks at itself."
+        return ()
+
+    @property
+    def about(self) -> str:
+        "How often or when its parts run."
+        return ""
 
     def tree(self) -> str:
         "The workflow as an indented text."
@@ -412,7 +426,7 @@ def _line_html(line: str) -> str:
 
 def guaranteed_outputs(part: WorkflowPart) -> set[str]:
     "Names of the values a part is sure to give."
-    return set(part.gives) if isinstance(part, Stage) else part.guaranteed_outputs()  # pyright: ignore[reportAttributeAccessIssue]
+    return part.guaranteed_outputs()
 
 
 @dataclass(frozen=True, repr=False)
@@ -444,12 +458,12 @@ class Loop(Composition):
         return (self.body,)
 
     @property
-    def needed_values(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def needed_values(self) -> tuple[str, ...]:
         "The value that says how often."
         return (self.times,) if isinstance(self.times, str) else ()
 
     @property
-    def about(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def about(self) -> str:
         "How often."
         return f" × {self.times}"
 
@@ -478,12 +492,12 @@ class When(Composition):
         return (self.then,) if self.otherwise is None else (self.then, self.otherwise)
 
     @property
-    def needed_values(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def needed_values(self) -> tuple[str, ...]:
         "The value that decides."
         return (self.condition,)
 
     @property
-    def about(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def about(self) -> str:
         "The condition."
         return f" if {self.condition}"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import ExperimentSpec
+from ..config import Config, ExperimentSpec
 from ..engine.checkpoints import SnapshotPolicy
 from ..engine.runner import live_settings
 from ..engine.workflow import Composition, Flow, Scope, Stage, WorkflowPart
@@ -70,7 +70,7 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plan(
-    recipe: Recipe, config: Any, adapters: Mapping[str, str], snapshot_policy: SnapshotPolicy, measure: bool = True
+    recipe: Recipe, config: Config, adapters: Mapping[str, str], snapshot_policy: SnapshotPolicy, measure: bool = True
 ) -> Plan:
     "Count what a run would do, and estimate how long it would take."
     with tempfile.TemporaryDirectory(prefix="kitchen-plan-") as folder:

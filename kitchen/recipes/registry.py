@@ -120,7 +120,8 @@ def get_recipe(name: str) -> Recipe:
 
 def notebook_path(name: str) -> Path:
     "The notebook of a recipe: of the checkout, or of the installed package."
-    package = Path(find_spec("kitchen").origin or "").parent  # pyright: ignore[reportOptionalMemberAccess]
+    found = find_spec("kitchen")
+    package = Path(found.origin if found and found.origin else "").parent
     for folder in (package / "recipes_nb", package.parent / "recipes_nb"):
         if (folder / f"{name}.ipynb").is_file():
             return folder / f"{name}.ipynb"
