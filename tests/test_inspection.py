@@ -44,7 +44,7 @@ from kitchen.types import (
     Trajectory,
     Transition,
 )
-from kitchen.workflows.settings import SftConfig
+from kitchen.workflows.sft import SftConfig
 
 OURS = {  # every tag that a view may make
     "div", "small", "b", "br", "span", "table", "thead", "tbody", "tr", "th", "td", "code", "details", "summary", "mark",

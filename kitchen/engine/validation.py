@@ -6,14 +6,18 @@
 __all__ = ['check_workflow']
 
 # %% ../../nbs/50_engine/1_validation.ipynb #495baaf6
+import ast
 import inspect
 import re
+import textwrap
 import types
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .workflow import Scope, Stage, WorkflowError, WorkflowPart, resolve_name
+from ..config import Config
+from .workflow import Scope, Stage, WorkflowError, WorkflowPart, resolve_name, stages
 from ..ports.protocols import PORTS, adapter_names
 from ..store.run import Run
 from ..types import Capabilities, MissingCapability, nearest
@@ -55,6 +59,98 @@ def _type_fits(given: Any, wanted: Any) -> bool:
     except TypeError:  # protocols with plain attributes are compared by their adapters' own check
         return True
 
+# %% ../../nbs/50_engine/1_validation.ipynb #6b2a3945
+def _suggestion(name: str, choices: set[str]) -> str:
+    "The hint with the nearest name, or nothing."
+    found = nearest(name, choices)
+    return f"; did you mean {found!r}?" if found else ""
+
+
+@cache
+def _function_tree(function: types.FunctionType) -> ast.FunctionDef | None:
+    "The parsed source of a function; None where it is not at hand, or is no longer what runs."
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, TypeError, SyntaxError):  # defined by exec; a lambda in the middle of an expression
+        return None
+    return tree if isinstance(tree, ast.FunctionDef) and tree.name == function.__name__ else None
+
+
+def _code_names(code: types.CodeType) -> set[str]:
+    "Names that a function's bytecode knows, those of functions inside it too: a file edited since its import does not mislead."
+    inner = [_code_names(one) for one in code.co_consts if isinstance(one, types.CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _nodes_with(tree: ast.AST, name: str) -> Iterator[ast.AST]:
+    "All nodes of a function but for functions inside it that have a parameter of that name."
+    for node in ast.iter_child_nodes(tree):
+        arguments = getattr(node, "args", None)
+        if isinstance(arguments, ast.arguments) and name in {one.arg for one in ast.walk(arguments) if isinstance(one, ast.arg)}:
+            continue
+        yield node
+        yield from _nodes_with(node, name)
+
+
+def _called_function(call: ast.expr, scope: Mapping[str, Any]) -> types.FunctionType | None:
+    "The plain function or stage that a call names, by itself or in a module; None for anything else."
+    found = scope.get(call.id) if isinstance(call, ast.Name) else None
+    if isinstance(call, ast.Attribute) and isinstance(call.value, ast.Name):
+        module = scope.get(call.value.id)
+        found = getattr(module, call.attr, None) if isinstance(module, types.ModuleType) else None
+    found = found.function if isinstance(found, Stage) else found
+    return found if isinstance(found, types.FunctionType) else None
+
+
+@cache
+def _setting_reads(function: types.FunctionType, parameter: str) -> tuple[tuple[str, str], ...]:
+    "Settings read from a parameter: each with the function that reads it, this one or one that is called with the parameter."
+    found: dict[tuple[str, str], None] = {}
+    waiting, seen = [(function, parameter)], set[tuple[types.FunctionType, str]]()
+    while waiting:
+        function, parameter = waiting.pop()
+        tree = _function_tree(function) if (function, parameter) not in seen else None
+        seen.add((function, parameter))
+        if tree is None:
+            continue
+        nodes, known = [node for part in tree.body for node in (part, *_nodes_with(part, parameter))], _code_names(function.__code__)
+
+        def is_config(node: ast.AST, parameter: str = parameter) -> bool:
+            return isinstance(node, ast.Name) and node.id == parameter
+
+        calls = [node for node in nodes if isinstance(node, ast.Call)]
+        asks = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("isinstance", "hasattr")]
+        if any(is_config(node) and not isinstance(getattr(node, "ctx", None), ast.Load) for node in nodes) or any(
+            call.args and is_config(call.args[0]) for call in asks
+        ):
+            continue  # it is another object from somewhere on, or its kind is looked at
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and is_config(node.value) and node.attr in known:
+                found[node.attr, function.__name__] = None
+        for call in calls:
+            inner = _called_function(call.func, function.__globals__)
+            if inner is None:
+                continue
+            names = inspect.getfullargspec(inner).args
+            waiting += [(inner, name) for name, value in zip(names, call.args, strict=False) if is_config(value)]
+            waiting += [(inner, one.arg) for one in call.keywords if one.arg and is_config(one.value)]
+    return tuple(found)
+
+
+def _unknown_settings(part: Stage, parameter: str, config: type[Config]) -> list[str]:
+    "What a stage reads from its config that the class does not have, each with the nearest name."
+    function = inspect.unwrap(part.function)
+    open_class = config.model_config.get("extra") == "allow" or getattr(config, "__getattr__", None) is not getattr(Config, "__getattr__", None)
+    if not isinstance(function, types.FunctionType) or open_class:
+        return []
+    known = {*config.model_fields, *(name for name in vars(config) if not name.startswith("_"))}
+    return [
+        f"reads {parameter}.{name}{'' if place == function.__name__ else f' in {place}()'}, which {config.__name__} does not have"
+        + _suggestion(name, known)
+        for name, place in _setting_reads(function, parameter)
+        if name not in config.model_fields and not hasattr(config, name)
+    ]
+
 # %% ../../nbs/50_engine/1_validation.ipynb #04a04588
 @dataclass
 class _CheckState:
@@ -64,6 +160,8 @@ class _CheckState:
     given: dict[str, str]  # every name any stage gives, and which
     kinds: dict[str, Any]  # declared types of what is there
     used: set[str] = field(default_factory=set)
+    done: set[str] = field(default_factory=set)  # parts that are sure to be over
+    names: set[str] = field(default_factory=set)  # all stages
     scopes: list[Scope] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -79,20 +177,21 @@ class _CheckState:
 
     def copy_for_branch(self) -> "_CheckState":
         "The same place, for a branch that others do not see."
-        return _CheckState(set(self.available), self.given, dict(self.kinds), self.used, self.scopes, self.problems)
+        return replace(self, available=set(self.available), kinds=dict(self.kinds), done=set(self.done))
 
 
 def check_workflow(
     workflow: WorkflowPart,
-    start: set[str],  # names that exist before the first stage
-    results: set[str] = frozenset(),  # pyright: ignore[reportArgumentType]  # outputs that are the point of it all
+    start: Set[str],  # names that exist before the first stage
+    results: Set[str] = frozenset(),  # outputs that are the point of it all
     capabilities: Capabilities | None = None,
+    config: type[Config] | None = None,  # class of the settings
 ) -> None:
     "Raise WorkflowError (or MissingCapability) listing every mistake, before anything runs."
-    kinds = {name: PORTS.get(name, {"run": Run}.get(name, Any)) for name in start}
+    kinds = {name: PORTS.get(name, {"run": Run, "config": config or Any}.get(name, Any)) for name in start}
     first = _CheckState(set(), {}, {})
     _collect_outputs(workflow, first)
-    scene = _CheckState(set(start), first.given, kinds)
+    scene = _CheckState(set(start), first.given, kinds, names={one.name for one in stages(workflow)})
     _check_part(workflow, scene)
     used = scene.used | results
     scene.problems += [
@@ -141,7 +240,8 @@ def _check_part(part: WorkflowPart, scene: _CheckState) -> None:
         scene.kinds |= branch.kinds
     if isinstance(part, Scope):
         scene.scopes.pop()
-    certain = part.guaranteed_outputs()  # pyright: ignore[reportAttributeAccessIssue]
+    scene.done.add(scene.label(part.name))
+    certain = part.guaranteed_outputs()
     scene.available |= {scene.outer(name) for name in certain}
 
 
@@ -151,13 +251,36 @@ def _check_stage(part: Stage, scene: _CheckState) -> None:
     for name in part.takes:
         key = _use_value(scene, part.name, name, name not in part.needs)
         given, wanted = scene.kinds.get(key, Any), declared.get(name, Any)
-        if key in scene.available and not _type_fits(given, wanted):
+        configs = [kind for kind in (given, wanted) if inspect.isclass(kind) and issubclass(kind, Config)]
+        if configs:
+            label = scene.label(part.name)
+            scene.problems += [f"stage {label!r} {problem}" for problem in _unknown_settings(part, name, configs[0])]
+        if key in scene.available and len(configs) < 2 and not _type_fits(given, wanted):  # configs fit if they have what is read
             source = f"stage {scene.given[key]!r} gives" if key in scene.given else "the run has"
             scene.problems.append(
                 f"stage {scene.label(part.name)!r} needs {name!r} as {_type_name(wanted)}, but {source} {_type_name(given)}"
             )
+    for name in part.after:
+        _check_order(part, name, scene)
+    scene.done.add(scene.label(part.name))
     scene.available |= {scene.outer(name) for name in part.gives}
     scene.kinds |= {scene.outer(name): kind for name, kind in _output_types(part).items()}
+
+
+def _check_order(part: Stage, name: str, scene: _CheckState) -> None:
+    "Complain if a stage is to come after one that is not sure to be over, or after a value that is not sure to be there."
+    key = resolve_name(scene.scopes, name, scene.available)
+    scene.used.add(key)
+    if key in scene.available or name in scene.done or scene.label(name) in scene.done:
+        return
+    waits = f"stage {scene.label(part.name)!r} is to come after {name!r}, which"
+    if key in scene.given:
+        scene.problems.append(f"{waits} stage {scene.given[key]!r} gives only later or not always")
+    elif name in scene.names or scene.label(name) in scene.names:
+        scene.problems.append(f"{waits} comes only later or not always")
+    else:
+        known = {one.removeprefix(scene.label("")) for one in scene.names | scene.available | scene.given.keys()}
+        scene.problems.append(f"{waits} is neither a stage nor a value{_suggestion(name, known)}")
 
 
 def _use_value(scene: _CheckState, taker: str, name: str, optional: bool) -> str:
@@ -181,12 +304,6 @@ def _missing_value_message(scene: _CheckState, taker: str, name: str, key: str) 
     inside = scene.outer("")  # names of the same room are written without its name
     known = {one.removeprefix(inside) for one in scene.available | scene.given.keys()}
     return f"{needs} {name!r}, which nothing gives{_suggestion(name, known)}"
-
-
-def _suggestion(name: str, choices: set[str]) -> str:
-    "The hint with the nearest name, or nothing."
-    found = nearest(name, choices)
-    return f"; did you mean {found!r}?" if found else ""
 
 
 def _type_name(kind: Any) -> str:

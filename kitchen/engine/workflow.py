@@ -139,6 +139,8 @@ class WorkflowPart(Protocol):
     @property
     def parts(self) -> tuple["WorkflowPart", ...]: ...
 
+    def guaranteed_outputs(self) -> set[str]: ...
+
     def run(self, flow: Flow, at: WorkflowPosition) -> Iterator[Event]: ...
 
 # %% ../../nbs/50_engine/0_workflow.ipynb #17b03892
@@ -185,6 +187,7 @@ class Stage:
     function: Callable[..., Any]
     gives: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()  # capabilities of the backend
+    after: tuple[str, ...] = ()  # stages or values that it takes nothing from, and yet has to wait for
     rename: Mapping[str, str] = field(default_factory=dict)  # what the function gives -> under which name
     remake: bool = False  # its values come from files and settings: made again, rather than kept in snapshots
     retry_policy: RetryPolicy = RetryPolicy()
@@ -207,6 +210,10 @@ class Stage:
     def takes(self) -> tuple[str, ...]:
         "Names of all values it looks at, optional ones included."
         return tuple(name for name in inspect.signature(self.function).parameters if name != "progress")
+
+    def guaranteed_outputs(self) -> set[str]:
+        "Names of the values it is sure to give."
+        return set(self.gives)
 
     @property
     def resumable(self) -> bool:
@@ -357,7 +364,8 @@ def stage(
     requires: str = "",
     name: str = "",
     remake: bool = False,
-    **policy: Any,  # fields of Policy
+    after: str = "",  # stages or values it waits for without taking anything from them
+    **policy: Any,  # fields of RetryPolicy
 ) -> Callable[[Callable[..., Any]], Stage]:
     "Declare a function as a stage."
 
@@ -368,6 +376,7 @@ def stage(
             function,
             tuple(gives.split()),
             tuple(requires.split()),
+            tuple(after.split()),
             remake=remake,
             retry_policy=RetryPolicy(**policy),
         )
@@ -379,9 +388,17 @@ class Composition:
     "What all compositions have in common."
 
     name: str
-    needed_values: tuple[str, ...] = ()  # values it looks at itself
-    about: str = ""  # how often or when its parts run
     isolated: bool = False  # whether its parts do not see each other's values
+
+    @property
+    def needed_values(self) -> tuple[str, ...]:
+        "Values it looks at itself."
+        return ()
+
+    @property
+    def about(self) -> str:
+        "How often or when its parts run."
+        return ""
 
     def tree(self) -> str:
         "The workflow as an indented text."
@@ -409,7 +426,7 @@ def _line_html(line: str) -> str:
 
 def guaranteed_outputs(part: WorkflowPart) -> set[str]:
     "Names of the values a part is sure to give."
-    return set(part.gives) if isinstance(part, Stage) else part.guaranteed_outputs()  # pyright: ignore[reportAttributeAccessIssue]
+    return part.guaranteed_outputs()
 
 
 @dataclass(frozen=True, repr=False)
@@ -441,12 +458,12 @@ class Loop(Composition):
         return (self.body,)
 
     @property
-    def needed_values(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def needed_values(self) -> tuple[str, ...]:
         "The value that says how often."
         return (self.times,) if isinstance(self.times, str) else ()
 
     @property
-    def about(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def about(self) -> str:
         "How often."
         return f" × {self.times}"
 
@@ -475,12 +492,12 @@ class When(Composition):
         return (self.then,) if self.otherwise is None else (self.then, self.otherwise)
 
     @property
-    def needed_values(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def needed_values(self) -> tuple[str, ...]:
         "The value that decides."
         return (self.condition,)
 
     @property
-    def about(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def about(self) -> str:
         "The condition."
         return f" if {self.condition}"
 
@@ -594,7 +611,8 @@ def _tree_lines(part: WorkflowPart, depth: int = 0) -> Iterator[str]:
     if isinstance(part, Stage):
         gives = f" → {', '.join(part.gives)}" if part.gives else ""
         requires = f"  [{', '.join(part.requires)}]" if part.requires else ""
-        yield f"{indent}{part.name}({', '.join(part.takes)}){gives}{requires}"
+        takes = [*part.takes, *(f"after {name}" for name in part.after)]
+        yield f"{indent}{part.name}({', '.join(takes)}){gives}{requires}"
         return
     yield f"{indent}{part.name}{getattr(part, 'about', '')}"
     for inner in part.parts:

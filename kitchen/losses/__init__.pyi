@@ -6,6 +6,7 @@ from . import token as token
 from . import value as value
 from .distillation import DISTILL_LOSSES as DISTILL_LOSSES
 from .distillation import DistillLoss as DistillLoss
+from .distillation import DistillLossName as DistillLossName
 from .distillation import distillation_loss as distillation_loss
 from .distillation import get_distill_loss as get_distill_loss
 from .distillation import ranked_datums as ranked_datums
@@ -15,6 +16,7 @@ from .policy import AGGREGATIONS as AGGREGATIONS
 from .policy import KL_ESTIMATORS as KL_ESTIMATORS
 from .policy import OBJECTIVES as OBJECTIVES
 from .policy import Objective as Objective
+from .policy import ObjectiveName as ObjectiveName
 from .policy import SHAPES as SHAPES
 from .policy import clip_fraction as clip_fraction
 from .policy import get_objective as get_objective
@@ -23,6 +25,7 @@ from .policy import submit_objective as submit_objective
 from .preference import PAIR_LOSSES as PAIR_LOSSES
 from .preference import PairLogprobs as PairLogprobs
 from .preference import PairLoss as PairLoss
+from .preference import PairLossName as PairLossName
 from .preference import get_pair_loss as get_pair_loss
 from .preference import pair_logprobs as pair_logprobs
 from .preference import pair_metrics as pair_metrics
@@ -34,6 +37,7 @@ from .token import LossSettings as LossSettings
 from .token import LossTerm as LossTerm
 from .token import SFT_LOSSES as SFT_LOSSES
 from .token import SftLoss as SftLoss
+from .token import SftLossName as SftLossName
 from .token import as_custom_loss as as_custom_loss
 from .token import bits_per_byte as bits_per_byte
 from .token import check_batch as check_batch

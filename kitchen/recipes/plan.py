@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import ExperimentSpec
+from ..config import Config, ExperimentSpec
 from ..engine.checkpoints import SnapshotPolicy
 from ..engine.runner import live_settings
 from ..engine.workflow import Composition, Flow, Scope, Stage, WorkflowPart
@@ -31,6 +31,7 @@ def stage_rows(part: WorkflowPart, adapters: Mapping[str, str], depth: int = 0) 
     if isinstance(part, Stage):
         ports = [f"{name}: {adapters[name]}" for name in part.takes if name in adapters]
         needs = [name for name in part.takes if name not in adapters and name not in ("config", "run")]
+        needs += [f"after {name}" for name in part.after]
         asks = [f"needs {name}" for name in part.requires]
         return [[indent + part.name, ", ".join(needs), ", ".join(part.gives), ", ".join(ports + asks), part.description]]
     does = "a workflow of its own" if isinstance(part, Scope) else ""
@@ -69,7 +70,7 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plan(
-    recipe: Recipe, config: Any, adapters: Mapping[str, str], snapshot_policy: SnapshotPolicy, measure: bool = True
+    recipe: Recipe, config: Config, adapters: Mapping[str, str], snapshot_policy: SnapshotPolicy, measure: bool = True
 ) -> Plan:
     "Count what a run would do, and estimate how long it would take."
     with tempfile.TemporaryDirectory(prefix="kitchen-plan-") as folder:

@@ -15,26 +15,23 @@ from ..config import Config
 from ..engine.validation import check_workflow
 from ..engine.workflow import Chain
 from ..types import Capabilities, InvalidValue, MissingCapability, UnknownName
-from ..workflows.distillation import off_policy_distillation, on_policy_distillation
 from ..workflows.feedback_loop import FeedbackConfig, feedback_loop
-from ..workflows.preference import preference_optimization, reward_modeling
-from ..workflows.rl import rl
-from ..workflows.rlhf import rlhf, sft_then_rl
-from kitchen.workflows.settings import (
-    ChatConfig,
-    CodeConfig,
+from kitchen.workflows.distillation import (
     OffPolicyDistillationConfig,
     OnPolicyDistillationConfig,
-    PreferenceConfig,
-    PretrainConfig,
     PromptDistillationConfig,
-    RewardModelConfig,
-    RlConfig,
-    RlhfConfig,
-    SftConfig,
-    ToolsConfig,
+    off_policy_distillation,
+    on_policy_distillation,
 )
-from ..workflows.sft import supervised
+from kitchen.workflows.preference import (
+    PreferenceConfig,
+    RewardModelConfig,
+    preference_optimization,
+    reward_modeling,
+)
+from ..workflows.rl import RlConfig, rl
+from ..workflows.rlhf import CodeConfig, RlhfConfig, ToolsConfig, rlhf, sft_then_rl
+from ..workflows.sft import ChatConfig, PretrainConfig, SftConfig, supervised
 
 # %% ../../nbs/57_recipes/0_registry.ipynb #b2fabd61
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Recipe:
 
     def check(self, adapters: Mapping[str, str], capabilities: Capabilities | None = None) -> None:
         "Check the workflow's contracts; raises WorkflowError naming stage, value and the nearest right name."
-        check_workflow(self.workflow, {"config", "run", *adapters}, set(self.results), capabilities)
+        check_workflow(self.workflow, {"config", "run", *adapters}, set(self.results), capabilities, self.config)
 
     @property
     def notebook(self) -> Path:
@@ -123,7 +120,8 @@ def get_recipe(name: str) -> Recipe:
 
 def notebook_path(name: str) -> Path:
     "The notebook of a recipe: of the checkout, or of the installed package."
-    package = Path(find_spec("kitchen").origin or "").parent  # pyright: ignore[reportOptionalMemberAccess]
+    found = find_spec("kitchen")
+    package = Path(found.origin if found and found.origin else "").parent
     for folder in (package / "recipes_nb", package.parent / "recipes_nb"):
         if (folder / f"{name}.ipynb").is_file():
             return folder / f"{name}.ipynb"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import ExperimentSpec, json_digest, package_version, runtime_environment
+from ..config import Config, ExperimentSpec, json_digest, package_version, runtime_environment
 from ..engine.runner import Runner, edits_by_place
 from ..ports.protocols import adapter_class, create_adapter, observe
 from .registry import Recipe, get_recipe
@@ -25,7 +25,7 @@ from ..telemetry import EVENTS, NONDETERMINISTIC_UNITS, Event, event
 from ..types import InvalidValue
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #f8fe7f4d
-def _connect_ports(adapters: Mapping[str, str], config: Any, run: Run) -> dict[str, Any]:
+def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dict[str, Any]:
     "Every port the recipe names, connected and observed."
     settings = config.model_dump()
     directories = {
@@ -42,7 +42,7 @@ def _connect_ports(adapters: Mapping[str, str], config: Any, run: Run) -> dict[s
     return ports
 
 
-def initial_values(recipe: Recipe, adapters: Mapping[str, str], config: Any, run: Run) -> dict[str, Any]:
+def initial_values(recipe: Recipe, adapters: Mapping[str, str], config: Config, run: Run) -> dict[str, Any]:
     "What a workflow begins with: config, run and ports; a backend that lacks what the recipe needs is refused."
     base = {"config": config, "run": run, **_connect_ports(adapters, config, run)}
     recipe.check(adapters, base["service"].capabilities())

@@ -10,11 +10,13 @@ from .base import RENDERERS as RENDERERS
 from .base import ROLE_COLON as ROLE_COLON
 from .base import RenderedPart as RenderedPart
 from .base import Renderer as Renderer
+from .base import RendererName as RendererName
 from .base import RoleColonRenderer as RoleColonRenderer
 from .base import Segment as Segment
 from .base import TRAIN_ON as TRAIN_ON
 from .base import TemplateRenderer as TemplateRenderer
 from .base import TextPiece as TextPiece
+from .base import TrainOn as TrainOn
 from .base import TurnFormat as TurnFormat
 from .base import TurnRenderer as TurnRenderer
 from .base import concatenate_tokens as concatenate_tokens

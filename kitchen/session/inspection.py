@@ -32,7 +32,7 @@ from ..ports.protocols import Tokenizer, TrainingClient
 from ..rendering.base import Renderer
 from ..train.preference import Pair
 from ..types import Datum, InvalidValue, UnknownName
-from ..workflows.sft import ask_questions, side_by_side
+from ..workflows.base import GradeSettings, ask_questions, side_by_side
 
 # %% ../../nbs/66_session/1_inspection.ipynb #81f002d7
 def row_datums(row: Any) -> dict[str, Datum]:
@@ -111,7 +111,7 @@ def show_results(
     return results_table(rows, count, after_label)
 
 
-def ask_current_model(training: TrainingClient, renderer: Renderer, questions: Sequence[Question], config: Any) -> list[Answer]:
+def ask_current_model(training: TrainingClient, renderer: Renderer, questions: Sequence[Question], config: GradeSettings) -> list[Answer]:
     "Ask the model as it is now, greedily, as an evaluation would; nothing is logged as a result."
     told = ask_questions(training, renderer, questions, config, "now")
     while True:

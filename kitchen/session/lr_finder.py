@@ -34,7 +34,7 @@ from ..train.preference import preference_step as pair_step
 from ..train.sft import sft_step
 from ..types import AdamParams, Datum, InvalidValue
 from ..workflows.preference import loss_of
-from ..workflows.sft import adam_params
+from ..workflows.base import adam_params
 
 # %% ../../nbs/66_session/5_lr_finder.ipynb #31bf16e5
 @dataclass(frozen=True, eq=False)

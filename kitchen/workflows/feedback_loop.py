@@ -42,26 +42,25 @@ from ..seeding import derive_seed
 from ..store.run import Run, file_hash
 from ..telemetry import Event, declare_event, event
 from ..types import InvalidValue, Message, SamplingParams
-from kitchen.workflows.sft import (
+from kitchen.workflows.base import (
     Splits,
     StageEvents,
     bad_row_events,
-    batch,
     measurements_of,
     open_model,
     question_of,
     read_split,
     register,
-    render,
     save,
     side_by_side,
-    train,
 )
+from .sft import batch, render, train
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #26abe542
 from pydantic import Field, field_validator
 
-from .settings import MODEL_PRESETS, SftConfig
+from .base import MODEL_PRESETS
+from .sft import SftConfig
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #ddb50df6
 declare_event(
@@ -147,7 +146,7 @@ class _TrafficQuestion:
 
 
 @stage(gives="traffic")
-def collect(config: Any, service: ServiceClient, datasets: DatasetStore, run: Run) -> StageEvents[Traffic]:
+def collect(config: FeedbackConfig, service: ServiceClient, datasets: DatasetStore, run: Run) -> StageEvents[Traffic]:
     "Answer the traffic of both periods, or read what was logged; all of it is kept in the run."
     traffic = yield from _read_traffic(config, run) if config.interactions else _simulate_traffic(config, service, datasets, run)
     everything = [*traffic.reference, *traffic.recent]
@@ -155,7 +154,7 @@ def collect(config: Any, service: ServiceClient, datasets: DatasetStore, run: Ru
     return traffic
 
 
-def _read_traffic(config: Any, run: Run) -> StageEvents[Traffic]:
+def _read_traffic(config: FeedbackConfig, run: Run) -> StageEvents[Traffic]:
     "Both periods from a log."
     started = time.perf_counter()
     found, problems = read_interactions(config.interactions, config.on_bad_row)
@@ -183,7 +182,7 @@ def _split_periods(interactions: Sequence[Interaction], since: str, after: str) 
     return Traffic(tuple(ordered[:count]), tuple(ordered[count:]))
 
 
-def _simulate_traffic(config: Any, service: ServiceClient, datasets: DatasetStore, run: Run) -> StageEvents[Traffic]:
+def _simulate_traffic(config: FeedbackConfig, service: ServiceClient, datasets: DatasetStore, run: Run) -> StageEvents[Traffic]:
     "Both periods, answered by the current model."
     parts: dict[str, list[_TrafficQuestion]] = {}
     for reference in {**config.reference_traffic, **config.recent_traffic}:
@@ -218,7 +217,7 @@ _PERIOD_STARTS = {"reference": datetime(2000, 1, 1), "recent": datetime(2000, 2,
 
 
 def _answer_traffic(
-    sampler: SamplingClient, renderer: Renderer, asked: Sequence[_TrafficQuestion], config: Any, model: str, period: str
+    sampler: SamplingClient, renderer: Renderer, asked: Sequence[_TrafficQuestion], config: FeedbackConfig, model: str, period: str
 ) -> tuple[Interaction, ...]:
     "One sampled and graded answer to each question, all requests submitted at once."
     grade, prompts = get_metric(config.metric), [renderer.generation_prompt(list(one.messages)) for one in asked]
@@ -254,7 +253,7 @@ def _traffic_event(period: str, found: Sequence[Interaction], source: str, secon
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #fd4bcc40
 @stage(gives="standing findings fired")
-def look(config: Any, traffic: Traffic) -> StageEvents[tuple[Window, tuple[TriggerFinding, ...], bool]]:
+def look(config: FeedbackConfig, traffic: Traffic) -> StageEvents[tuple[Window, tuple[TriggerFinding, ...], bool]]:
     "Compare recent traffic with the baseline, and decide."
     standing = read_window(config.baseline) if config.baseline else Window.from_interactions(traffic.reference, seed=config.seed)
     if not standing.interactions:
@@ -294,7 +293,7 @@ class HeldOutInteractions:
 
 
 @stage(gives="examples examination", name="curate")
-def choose(config: Any, traffic: Traffic) -> StageEvents[tuple[tuple[Example, ...], HeldOutInteractions]]:
+def choose(config: FeedbackConfig, traffic: Traffic) -> StageEvents[tuple[tuple[Example, ...], HeldOutInteractions]]:
     "Choose what is worth learning, and what the model is examined on."
     periods = traffic.reference, traffic.recent
     held = [held_out_prompts(one, config.test_fraction, config.graded, config.seed, config.liked) for one in periods]
@@ -332,7 +331,7 @@ def _curate_event(period: str, curated: CuratedExamples, held_out: int) -> Event
 
 @stage(gives="conversations", name="export")
 def hand_over(
-    config: Any, datasets: DatasetStore, run: Run, examples: tuple[Example, ...], examination: HeldOutInteractions
+    config: FeedbackConfig, datasets: DatasetStore, run: Run, examples: tuple[Example, ...], examination: HeldOutInteractions
 ) -> StageEvents[Splits]:
     "Write what is learnt as a file of chats, and read it as any dataset is read."
     started = time.perf_counter()
@@ -356,14 +355,14 @@ def _corrected_conversation(interaction: Interaction, liked: float = 1.0) -> Con
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #9ef3c77f
 @stage(gives="known", remake=True)
-def pose(config: Any, renderer: Renderer, examination: HeldOutInteractions) -> list[Question]:
+def pose(config: FeedbackConfig, renderer: Renderer, examination: HeldOutInteractions) -> list[Question]:
     "Questions of the reference period."
     found = [question_of(renderer, _corrected_conversation(one, config.liked)) for one in examination.reference]
     return [one for one in found if one is not None]
 
 
 def _evaluate_parts(
-    config: Any, training: TrainingClient, renderer: Renderer, parts: dict[str, Sequence[Question]], label: str
+    config: FeedbackConfig, training: TrainingClient, renderer: Renderer, parts: dict[str, Sequence[Question]], label: str
 ) -> StageEvents[list[Answer]]:
     "Ask every part; the answers of the last one."
     params = SamplingParams(config.max_tokens, temperature=0.0, stop=tuple(renderer.stop_sequences()))
@@ -378,15 +377,15 @@ def _evaluate_parts(
 
 @stage(gives="before", name="baseline")
 def ask_before(
-    config: Any, training: TrainingClient, renderer: Renderer, known: list[Question], questions: list[Question]
+    config: FeedbackConfig, training: TrainingClient, renderer: Renderer, known: list[Question], questions: list[Question]
 ) -> StageEvents[list[Answer]]:
     "Examine the model before training, on reference and on recent traffic."
     return (yield from _evaluate_parts(config, training, renderer, {"reference": known, "recent": questions}, "before"))
 
 
-@stage(gives="after", name="evaluate")
+@stage(gives="after", name="evaluate", after="steps")
 def ask_after(
-    config: Any, training: TrainingClient, renderer: Renderer, known: list[Question], questions: list[Question], steps: int
+    config: FeedbackConfig, training: TrainingClient, renderer: Renderer, known: list[Question], questions: list[Question]
 ) -> StageEvents[list[Answer]]:
     "Examine the model after training, on the same questions."
     return (yield from _evaluate_parts(config, training, renderer, {"reference": known, "recent": questions}, "after"))
@@ -394,7 +393,7 @@ def ask_after(
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #d4c89910
 @stage(gives="renewed")
 def renew(
-    config: Any, training: TrainingClient, renderer: Renderer, traffic: Traffic, examination: HeldOutInteractions, run: Run,
+    config: FeedbackConfig, training: TrainingClient, renderer: Renderer, traffic: Traffic, examination: HeldOutInteractions, run: Run,
     version: int,
 ) -> StageEvents[Window]:  # fmt: skip
     "Write the baseline of the new model."
@@ -410,7 +409,7 @@ def renew(
 
 @stage()
 def report(
-    config: Any, run: Run, findings: tuple[TriggerFinding, ...], before: list[Answer], after: list[Answer], renewed: Window
+    config: FeedbackConfig, run: Run, findings: tuple[TriggerFinding, ...], before: list[Answer], after: list[Answer], renewed: Window
 ) -> None:
     "Write results.json: what fired, what was learnt, scores of both periods, answers side by side, the new baseline."
     held_out = measurements_of(run, "train.evaluate", split="test")
