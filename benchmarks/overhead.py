@@ -15,11 +15,10 @@ from dataclasses import replace
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["KITCHEN_RUNS"] = tempfile.mkdtemp(prefix="kitchen-benchmark-")
 
-from kitchen.workflows.base import adam_params
-
 from kitchen.session.kitchen import Kitchen
 from kitchen.train.sft import adam_schedule, train_sft
 from kitchen.types import LoraParams
+from kitchen.workflows.base import adam_params
 
 TOY = {
     "backend": "toy", "dataset": "builtin:sort[:512]", "epochs": 8, "batch_size": 4, "held_out": 4, "graded": 1,

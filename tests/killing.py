@@ -17,8 +17,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from kitchen.workflows.base import Splits
-
 from kitchen.data.formats import Stream, StreamBatches, mix
 from kitchen.engine.workflow import chain, stage
 from kitchen.recipes.registry import get_recipe
@@ -27,6 +25,7 @@ from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import EventLog, Run
 from kitchen.telemetry import event_content
 from kitchen.types import Datum
+from kitchen.workflows.base import Splits
 
 SMALL = {
     "dataset": "builtin:sort[:96]", "batch_size": 8, "held_out": 8, "graded": 4, "max_tokens": 8, "lora_dropout": 0.1,

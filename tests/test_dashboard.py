@@ -8,7 +8,6 @@ import tracemalloc
 import numpy as np
 import pytest
 from injections import INJECTIONS
-from kitchen.workflows.base import Splits
 from test_inspection import Page, steers
 
 import kitchen
@@ -23,6 +22,7 @@ from kitchen.widgets.figure import _LINE_KINDS, Canvas, _axes_domains
 from kitchen.widgets.panels import RunMonitor, _event_row, alarms_html, events_html, tree_html
 from kitchen.widgets.samples import sample_events, sample_rounds
 from kitchen.widgets.series import _MAX_POINTS, BOARDS, LOSS_SLOT, TrainingCurves, _DecimatedSeries
+from kitchen.workflows.base import Splits
 
 SMALL = {
     "backend": "toy",
