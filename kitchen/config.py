@@ -39,7 +39,7 @@ class ConfigError(InvalidValue):
 
 def _describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
     "One line for each problem, with the setting, its value and the nearest right name."
-    lines = []
+    lines: list[str] = []
     for problem in error.errors():
         name = ".".join(map(str, problem["loc"])) or model.__name__
         if problem["type"] == "extra_forbidden":
@@ -99,7 +99,7 @@ _BOUND_SIGNS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "
 
 def config_fields(config: type[BaseModel]) -> list[ConfigField]:
     "Every setting of a config class, in declared order."
-    found = []
+    found: list[ConfigField] = []
     for name, schema in config.model_json_schema()["properties"].items():
         options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
         merged = {**schema, **options[0]}

@@ -22,7 +22,7 @@ _EARLY_COUNT, _RECENT_COUNT = 20, 40
 class MeasurementHistory:
     "One measurement: how it began, how it stands, where it was lowest."
 
-    early: list[float] = field(default_factory=list)
+    early: list[float] = field(default_factory=list[float])
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_COUNT))
     lowest: tuple[float, int] = (math.inf, 0)  # and the step
     count: int = 0

@@ -8,12 +8,11 @@ __all__ = ['MetricName', 'METRICS', 'exact_match', 'contains', 'token_f1', 'get_
 
 # %% ../nbs/40_evaluation/0_evaluation.ipynb #28ff81dc
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .ports.protocols import SamplingClient, Tokenizer
+from .ports.protocols import SamplingClient
 from .telemetry import Event, event
 from .types import InvalidValue, SamplingParams, UnknownName
 
@@ -96,7 +95,7 @@ def ask(
     "One graded answer to each question."
     grade = get_metric(metric)
     futures = [sampler.sample(question.prompt, 1, sampling_params) for question in questions]
-    answers = []
+    answers: list[Answer] = []
     for question, future in zip(questions, futures, strict=True):
         completion = future.result().completions[0]
         text = read(completion.tokens)

@@ -105,7 +105,7 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise UnknownName("role", str(self.role), ROLES)
-        if not isinstance(self.content, str):
+        if not isinstance(self.content, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # rows of files are not checked by types
             raise InvalidValue(
                 f"message content must be text, not {type(self.content).__name__}: {self.content!r}"
             )
@@ -147,7 +147,7 @@ class Datum:
     "Token ids and the loss inputs beside them; all 1-D, all of the same length T."
 
     tokens: np.ndarray  # int64 [T]
-    loss_fn_inputs: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> [T]
+    loss_fn_inputs: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])  # name -> [T]
     origin: str = ""  # where it came from: file and row; error messages quote it
 
     def __post_init__(self) -> None:
@@ -335,7 +335,7 @@ class Transition:
     prompt: tuple[int, ...]  # tokens the policy saw
     completion: Completion
     reward: float = 0.0
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,7 @@ class Trajectory:
 
     transitions: tuple[Transition, ...]
     final_reward: float = 0.0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def total_reward(self) -> float:

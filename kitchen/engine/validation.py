@@ -11,7 +11,7 @@ import inspect
 import re
 import textwrap
 import types
-from collections.abc import Generator, Iterator, Mapping, Sequence, Set
+from collections.abc import Generator, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -46,9 +46,10 @@ def _type_fits(given: Any, wanted: Any) -> bool:
     "Whether a value of the given type may stand where another is wanted; True where that cannot be decided."
     if isinstance(wanted, TypeVar) or isinstance(given, TypeVar) or Any in (given, wanted):
         return True
-    for side, other in ((wanted, lambda one: _type_fits(given, one)), (given, lambda one: _type_fits(one, wanted))):
-        if get_origin(side) in (Union, types.UnionType):
-            return any(other(one) for one in get_args(side))
+    if get_origin(wanted) in (Union, types.UnionType):
+        return any(_type_fits(given, one) for one in get_args(wanted))
+    if get_origin(given) in (Union, types.UnionType):
+        return any(_type_fits(one, wanted) for one in get_args(given))
     given, wanted = (get_origin(one) or one for one in (given, wanted))
     if not (inspect.isclass(given) and inspect.isclass(wanted)):
         return True
@@ -159,11 +160,11 @@ class _CheckState:
     available: set[str]
     given: dict[str, str]  # every name any stage gives, and which
     kinds: dict[str, Any]  # declared types of what is there
-    used: set[str] = field(default_factory=set)
-    done: set[str] = field(default_factory=set)  # parts that are sure to be over
-    names: set[str] = field(default_factory=set)  # all stages
-    scopes: list[Scope] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    used: set[str] = field(default_factory=set[str])
+    done: set[str] = field(default_factory=set[str])  # parts that are sure to be over
+    names: set[str] = field(default_factory=set[str])  # all stages
+    scopes: list[Scope] = field(default_factory=list[Scope])
+    problems: list[str] = field(default_factory=list[str])
 
     def label(self, name: str) -> str:
         "A part's name with those of the workflows it lies in."

@@ -24,7 +24,7 @@ from collections.abc import (
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_field
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, cast
 
 from ..config import Config
 from ..formatting import box_html, escape_html
@@ -85,7 +85,7 @@ class Flow:
         return self.workflow.run(self, self.position)
 
     @contextmanager
-    def enter_part(self, step: int) -> Iterator[None]:
+    def enter_part(self, step: int) -> Generator[None]:
         "One level deeper in the tree."
         self.path.append(step)
         try:
@@ -188,7 +188,7 @@ class Stage:
     gives: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()  # capabilities of the backend
     after: tuple[str, ...] = ()  # stages or values that it takes nothing from, and yet has to wait for
-    rename: Mapping[str, str] = field(default_factory=dict)  # what the function gives -> under which name
+    rename: Mapping[str, str] = field(default_factory=dict[str, str])  # what the function gives -> under which name
     remake: bool = False  # its values come from files and settings: made again, rather than kept in snapshots
     retry_policy: RetryPolicy = RetryPolicy()
 
@@ -293,10 +293,11 @@ class Stage:
             answer = _call_stage_with_timeout(limit, lambda: self.function(**arguments), self.name)
         if not isinstance(answer, Generator):
             return answer
+        told = cast(Generator[Event, None, Any], answer)
         inside = self.resumable
         while True:
             try:
-                item = next(answer)
+                item = next(told)
             except StopIteration as stop:
                 return stop.value
             if item.name == _TRAIN_STEP:
@@ -402,11 +403,11 @@ class Composition:
 
     def tree(self) -> str:
         "The workflow as an indented text."
-        return "\n".join(_tree_lines(self))  # pyright: ignore[reportArgumentType]
+        return "\n".join(_tree_lines(cast(WorkflowPart, self)))
 
     def guaranteed_outputs(self) -> set[str]:
         "Names of the values it is sure to give."
-        return {name for part in self.parts for name in guaranteed_outputs(part)}  # pyright: ignore[reportAttributeAccessIssue]
+        return {name for part in cast(WorkflowPart, self).parts for name in guaranteed_outputs(part)}
 
     def __repr__(self) -> str:
         return self.tree()
@@ -524,8 +525,8 @@ class Scope(Composition):
 
     name: str
     body: WorkflowPart
-    takes: Mapping[str, str] = field(default_factory=dict)  # its name -> the name outside
-    gives: Mapping[str, str] = field(default_factory=dict)  # its name -> the name outside
+    takes: Mapping[str, str] = field(default_factory=dict[str, str])  # its name -> the name outside
+    gives: Mapping[str, str] = field(default_factory=dict[str, str])  # its name -> the name outside
 
     @property
     def parts(self) -> tuple[WorkflowPart, ...]:

@@ -286,7 +286,7 @@ def _run_contained(bubblewrap: str, interpreter: str, limits: SandboxLimits, std
         command = _bubblewrap_command(bubblewrap, interpreter, limits.file_bytes)
         command += ["--seccomp", str(rules.fileno()), "--json-status-fd", str(report.fileno()), "--"]
         command += _launcher_command(interpreter, limits, strict=True)
-        unprivileged = {"user": _NOBODY_ID, "group": _NOBODY_ID, "extra_groups": []} if os.geteuid() == 0 else {}
+        unprivileged: dict[str, Any] = {"user": _NOBODY_ID, "group": _NOBODY_ID, "extra_groups": []} if os.geteuid() == 0 else {}
         files = (rules.fileno(), report.fileno())
         ended = _run_process(command, limits, stdin_bytes, report.fileno(), cwd="/", pass_fds=files, **unprivileged)
         if ended.stop_reason not in ("time", "output") and b'"exit-code"' not in os.pread(report.fileno(), 65536, 0):
