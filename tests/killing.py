@@ -17,7 +17,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from kitchen.data.formats import Stream, StreamBatches, mix
+from kitchen.data.batches import StreamBatches, mix
+from kitchen.data.references import Stream
 from kitchen.engine.workflow import chain, stage
 from kitchen.recipes.registry import get_recipe
 from kitchen.recipes.reproduce import _RESULT_EVENTS

@@ -17,7 +17,7 @@ from itertools import count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kitchen.data.formats import (
+from kitchen.data.references import (
     DATA_FILE_SUFFIXES,
     DatasetReference,
     PlacedRow,

@@ -513,7 +513,7 @@ def _finish_report(what: _CookRequest, run_dir: Path, status: str, reason: str) 
 @contextmanager
 def _watch_progress(run_dir: Path, quiet: bool) -> Iterator[None]:
     "Show the run's events while they are written."
-    from kitchen.display.progress import progress_display, follow_log
+    from kitchen.display.progress import follow_log, progress_display
     from kitchen.store.run import EventLog
 
     view, stop, log = progress_display(quiet=quiet), threading.Event(), EventLog(run_dir / "events.jsonl")

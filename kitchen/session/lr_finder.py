@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.formats import Batches, Cursor, StreamBatches
+from ..data.batches import Batches, Cursor, StreamBatches
 from ..display.figures import CURVE_COLORS, Chart, Curve, PointMark
 from ..display.svg import Picture, sparkline_text
 from ..formatting import number_text

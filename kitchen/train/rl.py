@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.formats import Batches
+from ..data.batches import Batches
 from ..envs.base import Problem
 from kitchen.losses.policy import (
     ADVANTAGES,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.formats import Batches, Conversation
+from ..data.batches import Batches
+from ..data.formats import Conversation
 from ..engine.produce import produce
 from ..engine.workflow import chain, stage
 from ..evaluation import Answer, Question, ask, summarize

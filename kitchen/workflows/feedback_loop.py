@@ -15,7 +15,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ..data.formats import Conversation, mix, parse_rows
+from ..data.batches import mix
+from ..data.formats import Conversation, parse_rows
 from kitchen.drift import (
     CuratedExamples,
     Example,

@@ -14,7 +14,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..data.formats import Batches, Conversation, StreamBatches, parse_rows, split_rows
+from ..data.batches import Batches, StreamBatches
+from ..data.formats import Conversation, parse_rows
+from ..data.references import split_rows
 from ..engine.workflow import Stage, chain, stage
 from ..evaluation import Answer, Question, ask, summarize
 from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, TrainingClient
