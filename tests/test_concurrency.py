@@ -27,8 +27,9 @@ from kitchen.engine.workflow import (
     stage,
     when,
 )
+from kitchen.store.log import EventLog
 from kitchen.store.objects import decode_value, encode_value
-from kitchen.store.run import EventLog, Run
+from kitchen.store.run import Run
 from kitchen.telemetry import MemoryLog, event, event_content
 from kitchen.types import AdamParams, Datum, SamplingParams
 

@@ -27,7 +27,9 @@ from kitchen.reports.build import (
     write_report,
 )
 from kitchen.session.kitchen import Kitchen
-from kitchen.store.run import EventLog, Run, file_hash
+from kitchen.store.files import file_hash
+from kitchen.store.log import EventLog
+from kitchen.store.run import Run
 from kitchen.telemetry import event
 from kitchen.types import InvalidValue
 

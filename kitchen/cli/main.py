@@ -164,7 +164,7 @@ def _cast_setting(setting: "ConfigField", value: Any, place: str) -> Any:
     "A word, or a value from a file, as the type its setting has; JSON types only."
     import yaml
 
-    from kitchen.store.run import to_jsonable
+    from kitchen.store.log import to_jsonable
     from kitchen.types import InvalidValue
 
     if value is None or (isinstance(value, str) and value.casefold() in ("none", "null")):
@@ -477,7 +477,7 @@ def _open_run(path: Path) -> "Run":
 
 def _log_run_end(run_dir: Path, status: str, reason: str) -> None:
     "Mark a run whose notebook did not bring it to its end, and refresh the index."
-    from kitchen.store.run import RunIndex
+    from kitchen.store.index import RunIndex
     from kitchen.telemetry import event
 
     if not (run_dir / "spec.json").is_file():
@@ -495,7 +495,7 @@ def _finish_report(what: _CookRequest, run_dir: Path, status: str, reason: str) 
     import nbformat
 
     from kitchen.reports.build import read_notebook, to_html
-    from kitchen.store.run import write_atomically
+    from kitchen.store.files import write_atomically
 
     unfinished = run_dir / _UNFINISHED_NAME
     if not unfinished.is_file():
@@ -514,7 +514,7 @@ def _finish_report(what: _CookRequest, run_dir: Path, status: str, reason: str) 
 def _watch_progress(run_dir: Path, quiet: bool) -> Iterator[None]:
     "Show the run's events while they are written."
     from kitchen.display.progress import follow_log, progress_display
-    from kitchen.store.run import EventLog
+    from kitchen.store.log import EventLog
 
     view, stop, log = progress_display(quiet=quiet), threading.Event(), EventLog(run_dir / "events.jsonl")
     for item in log.active_events:  # of a run that is resumed: known, but not said again
@@ -567,7 +567,7 @@ def _cook(what: _CookRequest, out: Path | None = None, quiet: bool = False, resu
 
 def _find_unfinished_run(what: _CookRequest, name: str) -> Path:
     "The directory of a run of this recipe or notebook."
-    from kitchen.store.run import EventLog
+    from kitchen.store.log import EventLog
     from kitchen.types import InvalidValue
 
     run_dir = Path(name).absolute() if (Path(name) / _REQUEST_NAME).is_file() else _find_run(name)
@@ -592,7 +592,7 @@ def _merge_request(what: _CookRequest, run_dir: Path) -> _CookRequest:
     "The order with what was given the first time, written down for the next."
     import json
 
-    from kitchen.store.run import write_atomically
+    from kitchen.store.files import write_atomically
 
     values = {**_read_request(run_dir).get("values", {}), **what.values}
     notebook = "" if what.is_recipe else str(what.notebook.absolute())
@@ -710,7 +710,8 @@ def _describe_command(name: str) -> None:
 # %% ../../nbs/68_cli/4_main.ipynb #71bf1b2e
 def _find_run(name: str) -> Path:
     "The directory of a run."
-    from kitchen.store.run import RunIndex, runs_root
+    from kitchen.store.index import RunIndex
+    from kitchen.store.run import runs_root
     from kitchen.types import InvalidValue
 
     if (Path(name) / "spec.json").is_file():
@@ -799,7 +800,7 @@ def _lab_command(ctx: click.Context, folder: Path, no_browser: bool, words: tupl
 def _verify_command(run: str) -> None:
     "Check a run's log, artifacts and snapshots.\n\nNames every file that was altered since it was written."
     from kitchen.engine.checkpoints import History
-    from kitchen.store.run import EventLog
+    from kitchen.store.log import EventLog
     from kitchen.types import DamagedData
     from kitchen.engine.workflow import Chain
 

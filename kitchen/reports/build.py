@@ -41,7 +41,9 @@ from kitchen.reports.export import (
     to_pdf,
 )
 from .scores import Score, scores, scores_table, scores_view
-from ..store.run import Run, to_jsonable, write_atomically
+from ..store.files import write_atomically
+from ..store.log import to_jsonable
+from ..store.run import Run
 from ..telemetry import Event
 from ..types import InvalidValue
 

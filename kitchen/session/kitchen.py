@@ -25,7 +25,9 @@ from ..recipes.plan import Plan, plan
 from ..recipes.registry import Recipe, get_recipe
 from ..recipes.reproduce import initial_values
 from .driver import STEP_CONDITIONS, SessionState, StopCondition, _OnBoth, deferred_interrupt
-from ..store.run import LogFailed, Run, RunIndex
+from ..store.index import RunIndex
+from ..store.log import LogFailed
+from ..store.run import Run
 from ..telemetry import Event, event, events_to_dataframe
 from ..types import InvalidValue, KitchenError, SamplingParams, UnknownName
 
