@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from kitchen.recipes.registry import RECIPES
-from kitchen.reports.build import scores
+from kitchen.reports.scores import scores
 from kitchen.session.kitchen import Kitchen
 
 SKIPPED = {"pretrain"}  # makes the embedded model: minutes

@@ -17,12 +17,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from kitchen.data.formats import Stream, StreamBatches, mix
+from kitchen.data.batches import StreamBatches, mix
+from kitchen.data.references import Stream
 from kitchen.engine.workflow import chain, stage
 from kitchen.recipes.registry import get_recipe
 from kitchen.recipes.reproduce import _RESULT_EVENTS
 from kitchen.session.kitchen import Kitchen
-from kitchen.store.run import EventLog, Run
+from kitchen.store.log import EventLog
+from kitchen.store.run import Run
 from kitchen.telemetry import event_content
 from kitchen.types import Datum
 from kitchen.workflows.base import Splits

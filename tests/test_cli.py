@@ -19,7 +19,9 @@ from kitchen.recipes.reproduce import _RESULT_EVENTS
 from kitchen.reports.build import read_manifest
 from kitchen.reports.export import find_browser
 from kitchen.session.kitchen import Kitchen
-from kitchen.store.run import EventLog, Run, RunIndex
+from kitchen.store.index import RunIndex
+from kitchen.store.log import EventLog
+from kitchen.store.run import Run
 from kitchen.telemetry import event_content
 
 ROOT = Path(__file__).resolve().parents[1]

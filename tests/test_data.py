@@ -11,28 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kitchen.data.batches import Batches, Cursor, StreamBatches, _shuffle_stream, mix
 from kitchen.data.formats import (
     FORMATS,
-    Batches,
     Conversation,
-    Cursor,
     Preference,
     Rating,
     RowFormat,
-    Stream,
-    StreamBatches,
-    Table,
-    _shuffle_stream,
     extract_reasoning,
-    mix,
     parse_each,
-    parse_reference,
     parse_row,
     parse_rows,
     parse_stream,
     question_answer_reader,
-    split_rows,
 )
+from kitchen.data.references import Stream, Table, parse_reference, split_rows
 from kitchen.types import InvalidValue, Message, RowError, UnknownName
 
 USER = {"role": "user", "content": "2 + 3?"}

@@ -13,7 +13,8 @@ import pytest
 
 from kitchen.adapters.files import FileBlobs, FileDatasets, FileRegistry
 from kitchen.adapters.huggingface import HuggingFaceDatasets, HuggingFaceHub, _hub_error
-from kitchen.data.formats import Batches, Cursor, StreamBatches, parse_rows, parse_stream
+from kitchen.data.batches import Batches, Cursor, StreamBatches
+from kitchen.data.formats import parse_rows, parse_stream
 from kitchen.ports.protocols import create_adapter
 from kitchen.types import BackendError, DamagedData, InvalidValue, RowError, UnknownName
 

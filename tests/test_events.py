@@ -12,7 +12,7 @@ from shrunk import SHRUNK
 from kitchen.engine.produce import produce
 from kitchen.engine.workflow import Flow, Stage, stages
 from kitchen.session.kitchen import Kitchen
-from kitchen.store.run import EventLog
+from kitchen.store.log import EventLog
 from kitchen.telemetry import EVENTS, MemoryLog, event_table
 
 FAULTY = {"env": "module:faulty:raises", "on_failure": "drop", "baseline": "critic"}

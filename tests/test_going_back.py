@@ -21,8 +21,9 @@ from kitchen.engine.workflow import chain, stage
 from kitchen.recipes.registry import get_recipe
 from kitchen.recipes.reproduce import _RESULT_EVENTS, manifest, reproduce
 from kitchen.session.kitchen import Kitchen
+from kitchen.store.log import EventLog, LogFailed, RunBusy
 from kitchen.store.objects import StateStore
-from kitchen.store.run import EventLog, LogFailed, Run, RunBusy
+from kitchen.store.run import Run
 from kitchen.telemetry import event_content
 from kitchen.train.sft import TrainingDiverged
 from kitchen.types import InvalidValue, KitchenError, UnknownName

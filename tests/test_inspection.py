@@ -31,7 +31,9 @@ from kitchen.session.inspection import show_batch, show_results, top_losses
 from kitchen.session.kitchen import Kitchen
 from kitchen.session.lr_finder import LRRangeTest, lr_find
 from kitchen.session.profile import Profile
-from kitchen.store.run import EventLog, Run, RunIndex
+from kitchen.store.index import RunIndex
+from kitchen.store.log import EventLog
+from kitchen.store.run import Run
 from kitchen.telemetry import event
 from kitchen.train.preference import Pair
 from kitchen.types import (

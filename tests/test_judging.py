@@ -5,7 +5,7 @@ import pytest
 from shrunk import SHRUNK
 
 from kitchen.adapters.toy.client import ToyService
-from kitchen.data.formats import Batches
+from kitchen.data.batches import Batches
 from kitchen.data.synthetic import generate_task_rows
 from kitchen.envs.judge import _win_rates, judge_by_scores
 from kitchen.losses.value import ScalarHead

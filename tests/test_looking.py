@@ -15,7 +15,8 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook
 
 import kitchen
-from kitchen.data.formats import Batches, Stream, StreamBatches
+from kitchen.data.batches import Batches, StreamBatches
+from kitchen.data.references import Stream
 from kitchen.display.svg import figure_svg
 from kitchen.formatting import PLOTLY_MIME
 from kitchen.session.kitchen import Kitchen

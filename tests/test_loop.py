@@ -16,7 +16,7 @@ from kitchen.train.ppo import learn_with_critic
 from kitchen.train.rl import learn_from_rollouts, take_steps, train_rl
 from kitchen.train.rollouts import collect_rollouts, play_groups, rollout_events
 from kitchen.workflows import rl
-from kitchen.workflows.sft import open_training_client
+from kitchen.workflows.base import open_training_client
 
 SONGS = {
     "backend": "toy", "env": "module:singing:songs", "problems": 8, "batch_size": 4, "group_size": 2, "graded": 2, "max_tokens": 3,

@@ -13,7 +13,8 @@ from shrunk import SHRUNK
 from kitchen.cli.main import main
 from kitchen.config import config_fields
 from kitchen.recipes.registry import RECIPES, get_recipe, notebook_path
-from kitchen.reports.build import read_manifest, read_recorded
+from kitchen.reports.build import read_manifest
+from kitchen.reports.export import read_recorded
 from kitchen.store.run import Run
 
 

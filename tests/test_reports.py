@@ -15,19 +15,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from kitchen.config import ExperimentSpec, json_digest
 from kitchen.display.diff import results_table
 from kitchen.display.figures import loss_figure
-from kitchen.formatting import decimate, visible_text
-from kitchen.reports.build import (
-    MANIFEST_MIME,
-    PLOTLY_MIME,
-    RESULT_MIME,
-    manifest,
-    read_manifest,
-    read_recorded,
-    to_html,
-    write_report,
-)
+from kitchen.formatting import PLOTLY_MIME, decimate, visible_text
+from kitchen.recipes.reproduce import manifest
+from kitchen.reports.build import read_manifest, write_report
+from kitchen.reports.export import MANIFEST_MIME, RESULT_MIME, read_recorded, to_html
 from kitchen.session.kitchen import Kitchen
-from kitchen.store.run import EventLog, Run, file_hash
+from kitchen.store.files import file_hash
+from kitchen.store.log import EventLog
+from kitchen.store.run import Run
 from kitchen.telemetry import event
 from kitchen.types import InvalidValue
 

@@ -8,7 +8,7 @@ import faulty
 import pytest
 
 from kitchen.adapters.toy.client import ToyService
-from kitchen.data.formats import Batches
+from kitchen.data.batches import Batches
 from kitchen.envs.base import nim_problems
 from kitchen.losses.policy import get_objective
 from kitchen.rendering.base import get_renderer

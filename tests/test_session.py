@@ -8,7 +8,7 @@ import pytest
 
 import kitchen
 from kitchen.session.kitchen import Kitchen
-from kitchen.store.run import RunIndex
+from kitchen.store.index import RunIndex
 from kitchen.types import InvalidValue, KitchenError
 
 SMALL = {

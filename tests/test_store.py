@@ -9,7 +9,10 @@ import time
 import pytest
 
 from kitchen.config import ExperimentSpec
-from kitchen.store.run import EventLog, Run, RunIndex, write_atomically
+from kitchen.store.files import write_atomically
+from kitchen.store.index import RunIndex
+from kitchen.store.log import EventLog
+from kitchen.store.run import Run
 from kitchen.telemetry import event
 from kitchen.types import DamagedData, InvalidValue
 

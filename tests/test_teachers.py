@@ -3,7 +3,7 @@
 import numpy as np
 
 from kitchen.adapters.toy.client import ToyService
-from kitchen.data.formats import Batches
+from kitchen.data.batches import Batches
 from kitchen.envs.base import question_problems
 from kitchen.rendering.base import get_renderer, to_datum
 from kitchen.session.kitchen import Kitchen

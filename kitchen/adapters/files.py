@@ -17,7 +17,7 @@ from itertools import count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kitchen.data.formats import (
+from kitchen.data.references import (
     DATA_FILE_SUFFIXES,
     DatasetReference,
     PlacedRow,
@@ -40,7 +40,7 @@ from ..envs.code import code_rows, draft_rows
 from ..envs.registry import tool_rows
 from ..envs.search import search_rows
 from ..ports.protocols import BlobStore, DatasetStore, ModelRegistry
-from ..store.run import write_atomically
+from ..store.files import write_atomically
 from ..types import DamagedData, InvalidValue, RowError, UnknownName, nearest
 
 # %% ../../nbs/92_adapters/0_files.ipynb #15ce3718

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import DatasetSource, FileDatasets, NumberedRows
-from ..data.formats import DatasetReference, PlacedRow, Stream, Table, parse_reference
+from ..data.references import DatasetReference, PlacedRow, Stream, Table, parse_reference
 from ..ports.protocols import DatasetStore, HubClient
 from ..types import BackendError, InvalidValue, UnknownName
 

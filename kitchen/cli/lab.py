@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..recipes.registry import notebook_path
-from ..store.run import file_hash, write_atomically
+from ..store.files import file_hash, write_atomically
 from ..types import MissingCapability
 
 # %% ../../nbs/68_cli/0_lab.ipynb #5b52e812

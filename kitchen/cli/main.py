@@ -145,7 +145,7 @@ def _notebook_settings(path: Path) -> "list[ConfigField]":
     from papermill import inspect_notebook
 
     from kitchen.config import ConfigField
-    from kitchen.reports.build import read_notebook
+    from kitchen.reports.export import read_notebook
 
     read_notebook(path)  # a missing or broken file is answered in our words
     found = []
@@ -164,7 +164,7 @@ def _cast_setting(setting: "ConfigField", value: Any, place: str) -> Any:
     "A word, or a value from a file, as the type its setting has; JSON types only."
     import yaml
 
-    from kitchen.store.run import to_jsonable
+    from kitchen.store.log import to_jsonable
     from kitchen.types import InvalidValue
 
     if value is None or (isinstance(value, str) and value.casefold() in ("none", "null")):
@@ -427,7 +427,7 @@ def _execute_notebook(what: _CookRequest, run_dir: Path, resume: bool = False) -
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
-    from kitchen.reports.build import read_notebook
+    from kitchen.reports.export import read_notebook
 
     document, log_path = read_notebook(what.notebook), run_dir / "kernel.log"
     with _silence_warnings(), _notebook_kernel(run_dir, resume) as manager, _forward_interrupts(manager):
@@ -477,7 +477,7 @@ def _open_run(path: Path) -> "Run":
 
 def _log_run_end(run_dir: Path, status: str, reason: str) -> None:
     "Mark a run whose notebook did not bring it to its end, and refresh the index."
-    from kitchen.store.run import RunIndex
+    from kitchen.store.index import RunIndex
     from kitchen.telemetry import event
 
     if not (run_dir / "spec.json").is_file():
@@ -494,8 +494,8 @@ def _finish_report(what: _CookRequest, run_dir: Path, status: str, reason: str) 
     "Give the executed notebook its name, and write it as HTML; None if there is nothing to keep."
     import nbformat
 
-    from kitchen.reports.build import read_notebook, to_html
-    from kitchen.store.run import write_atomically
+    from kitchen.reports.export import read_notebook, to_html
+    from kitchen.store.files import write_atomically
 
     unfinished = run_dir / _UNFINISHED_NAME
     if not unfinished.is_file():
@@ -513,8 +513,8 @@ def _finish_report(what: _CookRequest, run_dir: Path, status: str, reason: str) 
 @contextmanager
 def _watch_progress(run_dir: Path, quiet: bool) -> Iterator[None]:
     "Show the run's events while they are written."
-    from kitchen.display.progress import progress_display, follow_log
-    from kitchen.store.run import EventLog
+    from kitchen.display.progress import follow_log, progress_display
+    from kitchen.store.log import EventLog
 
     view, stop, log = progress_display(quiet=quiet), threading.Event(), EventLog(run_dir / "events.jsonl")
     for item in log.active_events:  # of a run that is resumed: known, but not said again
@@ -567,7 +567,7 @@ def _cook(what: _CookRequest, out: Path | None = None, quiet: bool = False, resu
 
 def _find_unfinished_run(what: _CookRequest, name: str) -> Path:
     "The directory of a run of this recipe or notebook."
-    from kitchen.store.run import EventLog
+    from kitchen.store.log import EventLog
     from kitchen.types import InvalidValue
 
     run_dir = Path(name).absolute() if (Path(name) / _REQUEST_NAME).is_file() else _find_run(name)
@@ -592,7 +592,7 @@ def _merge_request(what: _CookRequest, run_dir: Path) -> _CookRequest:
     "The order with what was given the first time, written down for the next."
     import json
 
-    from kitchen.store.run import write_atomically
+    from kitchen.store.files import write_atomically
 
     values = {**_read_request(run_dir).get("values", {}), **what.values}
     notebook = "" if what.is_recipe else str(what.notebook.absolute())
@@ -670,7 +670,7 @@ def _cook_group() -> None:
 @main.command("list")
 def _list_command() -> None:
     "Recipes and adapters."
-    from kitchen.display.figures import align_columns
+    from kitchen.formatting import align_columns
     from kitchen.ports.protocols import PORTS, adapter_names
     from kitchen.recipes.registry import RECIPES
 
@@ -691,7 +691,7 @@ def _setting_row(setting: "ConfigField") -> list[str]:
 @click.argument("name")
 def _describe_command(name: str) -> None:
     "A recipe's workflow, and all its settings."
-    from kitchen.display.figures import align_columns
+    from kitchen.formatting import align_columns
     from kitchen.recipes.plan import stage_rows
     from kitchen.recipes.registry import get_recipe
 
@@ -710,7 +710,8 @@ def _describe_command(name: str) -> None:
 # %% ../../nbs/68_cli/4_main.ipynb #71bf1b2e
 def _find_run(name: str) -> Path:
     "The directory of a run."
-    from kitchen.store.run import RunIndex, runs_root
+    from kitchen.store.index import RunIndex
+    from kitchen.store.run import runs_root
     from kitchen.types import InvalidValue
 
     if (Path(name) / "spec.json").is_file():
@@ -734,7 +735,8 @@ def _report_command(
     runs: tuple[str, ...], target: Path | None, pdf: bool, form: str | None, caption: str, hide_code: bool
 ) -> None:
     "Write a run's report again, or its results as a table for a paper.\n\nRUNS are ids or paths; none: the latest."
-    from kitchen.reports.build import paper_table, report_notebook, to_html, to_pdf
+    from kitchen.reports.build import paper_table, report_notebook
+    from kitchen.reports.export import to_html, to_pdf
     from kitchen.types import InvalidValue
 
     paths = [_find_run(name) for name in runs or ("latest",)]
@@ -799,7 +801,7 @@ def _lab_command(ctx: click.Context, folder: Path, no_browser: bool, words: tupl
 def _verify_command(run: str) -> None:
     "Check a run's log, artifacts and snapshots.\n\nNames every file that was altered since it was written."
     from kitchen.engine.checkpoints import History
-    from kitchen.store.run import EventLog
+    from kitchen.store.log import EventLog
     from kitchen.types import DamagedData
     from kitchen.engine.workflow import Chain
 
@@ -847,7 +849,7 @@ def _resume_command(run: str, quiet: bool) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the table.")
 def _reproduce_command(source: str, out: Path | None, tolerance: float, quiet: bool) -> None:
     "Do a run again and compare.\n\nSOURCE is a report.ipynb or a run; the exit code is 1 if anything differs."
-    from kitchen.display.figures import align_columns
+    from kitchen.formatting import align_columns
     from kitchen.display.progress import progress_display
     from kitchen.reports.build import read_manifest
     from kitchen.recipes.reproduce import manifest

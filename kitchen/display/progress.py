@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from ..formatting import seconds_text, visible_text
-from ..store.run import event_from_text
+from ..store.log import event_from_text
 from ..telemetry import Event
 
 # %% ../../nbs/60_display/4_progress.ipynb #bfc17536

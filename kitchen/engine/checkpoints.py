@@ -30,8 +30,9 @@ from kitchen.engine.workflow import (
     locate_stage,
 )
 from ..ports.protocols import ObservedPort
+from ..store.files import write_atomically
 from ..store.objects import ObjectStore, StateStore, WriteFuture, decode_value, encode_value
-from ..store.run import Run, write_atomically
+from ..store.run import Run
 from ..telemetry import EVENTS, Event, MemoryLog, event, event_content
 from ..types import DamagedData, InvalidValue, UnknownName
 

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,7 +216,7 @@ class Runner:
 
     def edit(self, **settings: Any) -> None:
         "Change settings that are declared live, now if the run stands at a boundary, else at the next; all or none."
-        config = self.flow.values["config"]
+        config: Config = self.flow.values["config"]
         fields = config_fields(type(config))
         names, live = [field.name for field in fields], [field.name for field in fields if field.live]
         for name in settings:
@@ -358,7 +358,7 @@ class Runner:
         return {name: _share_value(value, run) for name, value in mine.items() if not is_training_client(value)}
 
     @contextlib.contextmanager
-    def throwaway_copy(self) -> "Iterator[Runner]":
+    def throwaway_copy(self) -> "Generator[Runner]":
         "The same run from this moment on, in a folder to be thrown away: what is done to it leaves this one as it is."
         snapshot, folder = self.snapshot(), self.run.path / f"aside-{secrets.token_hex(4)}"
         try:

@@ -15,7 +15,6 @@ from ..config import Config
 from ..engine.validation import check_workflow
 from ..engine.workflow import Chain
 from ..types import Capabilities, InvalidValue, MissingCapability, UnknownName
-from ..workflows.feedback_loop import FeedbackConfig, feedback_loop
 from kitchen.workflows.distillation import (
     OffPolicyDistillationConfig,
     OnPolicyDistillationConfig,
@@ -23,6 +22,7 @@ from kitchen.workflows.distillation import (
     off_policy_distillation,
     on_policy_distillation,
 )
+from ..workflows.feedback_loop import FeedbackConfig, feedback_loop
 from kitchen.workflows.preference import (
     PreferenceConfig,
     RewardModelConfig,

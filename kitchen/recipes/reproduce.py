@@ -19,8 +19,9 @@ from ..config import Config, ExperimentSpec, json_digest, package_version, runti
 from ..engine.runner import Runner, edits_by_place
 from ..ports.protocols import adapter_class, create_adapter, observe
 from .registry import Recipe, get_recipe
+from ..store.log import to_jsonable
 from ..store.objects import ObjectStore
-from ..store.run import Run, runs_root, to_jsonable
+from ..store.run import Run, runs_root
 from ..telemetry import EVENTS, NONDETERMINISTIC_UNITS, Event, event
 from ..types import InvalidValue
 

@@ -27,11 +27,18 @@ from kitchen.display.figures import (
     timeline,
 )
 from ..display.svg import Picture
-from ..formatting import TextTable, View, align_columns, escape_markdown, table_html, text_table_html
+from kitchen.formatting import (
+    PLOTLY_MIME,
+    TextTable,
+    View,
+    align_columns,
+    escape_markdown,
+    table_html,
+    text_table_html,
+)
 from ..recipes.reproduce import manifest
 from kitchen.reports.export import (
     MANIFEST_MIME,
-    PLOTLY_MIME,
     RESULT_MIME,
     notebook_outputs,
     read_notebook,
@@ -41,7 +48,9 @@ from kitchen.reports.export import (
     to_pdf,
 )
 from .scores import Score, scores, scores_table, scores_view
-from ..store.run import Run, to_jsonable, write_atomically
+from ..store.files import write_atomically
+from ..store.log import to_jsonable
+from ..store.run import Run
 from ..telemetry import Event
 from ..types import InvalidValue
 

@@ -33,7 +33,8 @@ from kitchen.formatting import (
 )
 from ..recipes.reproduce import COUNT_UNITS, final_metrics
 from .scores import Score, scores, scores_table
-from ..store.run import Run, RunIndex
+from ..store.index import RunIndex
+from ..store.run import Run
 from ..telemetry import Event
 from ..types import InvalidValue
 

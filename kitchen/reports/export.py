@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formatting import PLOTLY_MIME, visible_text
-from ..store.run import to_jsonable, write_atomically
+from ..store.files import write_atomically
+from ..store.log import to_jsonable
 from ..types import InvalidValue, KitchenError, MissingCapability
 
 if TYPE_CHECKING:

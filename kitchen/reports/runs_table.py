@@ -32,7 +32,8 @@ from kitchen.formatting import (
     visible_text,
 )
 from .compare import compare
-from ..store.run import Run, RunIndex, runs_root
+from ..store.index import RunIndex
+from ..store.run import Run, runs_root
 from ..types import UnknownName
 
 if TYPE_CHECKING:

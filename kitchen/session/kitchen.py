@@ -25,7 +25,9 @@ from ..recipes.plan import Plan, plan
 from ..recipes.registry import Recipe, get_recipe
 from ..recipes.reproduce import initial_values
 from .driver import STEP_CONDITIONS, SessionState, StopCondition, _OnBoth, deferred_interrupt
-from ..store.run import LogFailed, Run, RunIndex
+from ..store.index import RunIndex
+from ..store.log import LogFailed
+from ..store.run import Run
 from ..telemetry import Event, event, events_to_dataframe
 from ..types import InvalidValue, KitchenError, SamplingParams, UnknownName
 
@@ -453,7 +455,7 @@ class Kitchen:
 
     def sample(self, count: int = 4) -> Any:
         "Ask the model, as it is now, the first held-out questions; what it says is logged. Training is not disturbed."
-        from kitchen.widgets.samples import sample_rounds, sample_events, sample_answers
+        from kitchen.widgets.samples import sample_answers, sample_events, sample_rounds
 
         runner, found = self.ready, []
         self.refuse_if_busy()
@@ -563,7 +565,7 @@ class Kitchen:
     def regrade(self, measure: Any) -> Any:
         "Grade this run's evaluations by another measure, without sampling again: a reward, a metric, or a function of yours."
         from kitchen.evaluation import Answer
-        from kitchen.session.regrade import regrade, read_answers
+        from kitchen.session.regrade import read_answers, regrade
 
         lists = {
             name.removesuffix("_answers"): value for name, value in self.values.items() if isinstance(value, list)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.formats import Batches, Cursor, StreamBatches
+from ..data.batches import Batches, Cursor, StreamBatches
 from ..display.figures import CURVE_COLORS, Chart, Curve, PointMark
 from ..display.svg import Picture, sparkline_text
 from ..formatting import number_text
@@ -33,8 +33,8 @@ from kitchen.train.preference import (
 from ..train.preference import preference_step as pair_step
 from ..train.sft import sft_step
 from ..types import AdamParams, Datum, InvalidValue
-from ..workflows.preference import loss_of
 from ..workflows.base import adam_params
+from ..workflows.preference import loss_of
 
 # %% ../../nbs/66_session/5_lr_finder.ipynb #31bf16e5
 @dataclass(frozen=True, eq=False)

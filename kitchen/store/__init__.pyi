@@ -1,6 +1,19 @@
 # made from the modules' __all__ by `make prepare`
+from . import files as files
+from . import index as index
+from . import log as log
 from . import objects as objects
 from . import run as run
+from .files import content_hash as content_hash
+from .files import file_hash as file_hash
+from .files import write_atomically as write_atomically
+from .index import RunIndex as RunIndex
+from .log import EventLog as EventLog
+from .log import LogFailed as LogFailed
+from .log import RunBusy as RunBusy
+from .log import event_from_text as event_from_text
+from .log import has_writer as has_writer
+from .log import to_jsonable as to_jsonable
 from .objects import ObjectStore as ObjectStore
 from .objects import StateStore as StateStore
 from .objects import TrainingState as TrainingState
@@ -10,13 +23,5 @@ from .objects import decode_value as decode_value
 from .objects import encode_value as encode_value
 from .objects import pack_tensors as pack_tensors
 from .run import Artifact as Artifact
-from .run import EventLog as EventLog
-from .run import LogFailed as LogFailed
 from .run import Run as Run
-from .run import RunBusy as RunBusy
-from .run import RunIndex as RunIndex
-from .run import event_from_text as event_from_text
-from .run import file_hash as file_hash
 from .run import runs_root as runs_root
-from .run import to_jsonable as to_jsonable
-from .run import write_atomically as write_atomically

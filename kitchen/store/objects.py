@@ -21,7 +21,7 @@ import numpy as np
 
 from ..config import canonical_json, json_digest
 from ..ports.protocols import AdapterFuture
-from .run import write_atomically
+from .files import write_atomically
 from ..types import DamagedData, FutureTimeout, InvalidValue, SavedState
 
 # %% ../../nbs/14_store/4_objects.ipynb #7ebe83b2

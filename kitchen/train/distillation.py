@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.formats import Batches
+from ..data.batches import Batches
 from ..envs.base import Problem
 from ..losses.distillation import DistillLoss, distillation_loss, ranked_datums, renormalize_ranks
 from ..losses.policy import OBJECTIVES
@@ -23,7 +23,13 @@ from ..ports.protocols import SamplingClient, TrainingClient
 from ..rendering.base import Renderer
 from ..telemetry import Event, event
 from .rl import PolicyUpdateSettings, take_steps
-from .rollouts import Policy, RolloutRound, collect_rollouts, rollout_events, trajectory_to_datums
+from kitchen.train.rollouts import (
+    Policy,
+    RolloutRound,
+    collect_rollouts,
+    rollout_events,
+    trajectory_to_datums,
+)
 from .sft import split_micro_batches, step_measurements
 from .trajectories import DEFAULT_LIMITS, EpisodeLimits, TrajectoryGroup
 from kitchen.types import (

@@ -130,7 +130,7 @@ def _policy_and_critic_data(
     before = np.concatenate([np.zeros(0), *(row[:-1] for rows in own for row in rows)])
     if critic.whiten and len(advantages) > 1:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    policy, lessons, place = [], [], 0
+    policy, lessons, place = list[Datum](), list[Datum](), 0
     for datum, off in zip((datum for one in episodes for datum in one.data), offsets, strict=True):
         here = slice(place, place := place + int(datum.weights.sum()))
         policy.append(datum.replace(advantages=_scatter_to_actions(datum, advantages[here])))

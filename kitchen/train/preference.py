@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.formats import Batches, Preference
+from ..data.batches import Batches
+from ..data.formats import Preference
 from ..losses.preference import PairLoss, pair_logprobs, pair_metrics, pairwise_loss
 from ..losses.value import ScalarHead, bradley_terry, last_trained_position, reward_model_loss
 from ..ports.protocols import CustomLoss, SamplingClient, TrainingClient

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.formats import Batches
+from ..data.batches import Batches
 from ..envs.base import Problem
 from kitchen.losses.policy import (
     ADVANTAGES,
@@ -28,7 +28,13 @@ from kitchen.losses.policy import (
 from ..ports.protocols import SamplingClient, TrainingClient
 from ..rendering.base import Renderer
 from ..telemetry import Event, event
-from .rollouts import Policy, RolloutRound, collect_rollouts, rollout_events, trajectory_to_datums
+from kitchen.train.rollouts import (
+    Policy,
+    RolloutRound,
+    collect_rollouts,
+    rollout_events,
+    trajectory_to_datums,
+)
 from .sft import TrainingDiverged, split_micro_batches, step_measurements
 from .trajectories import DEFAULT_LIMITS, EpisodeLimits, TrajectoryGroup
 from ..types import AdamParams, Datum, InvalidValue, SamplingParams

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.formats import Batches, StreamBatches
+from ..data.batches import Batches, StreamBatches
 from ..losses.token import bits_per_byte, get_sft_loss, mean_nll, normalize_weights, perplexity
 from ..ports.protocols import TrainingClient
 from ..telemetry import Event, event

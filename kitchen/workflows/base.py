@@ -18,10 +18,18 @@ from typing import Any, Literal, Protocol, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from ..config import Config
-from ..data.formats import Conversation, parse_rows, split_rows
+from ..data.formats import Conversation, parse_rows
+from ..data.references import split_rows
 from ..engine.workflow import Stage, stage
 from ..evaluation import METRICS, Answer, MetricName, Question, ask, summarize
-from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, TrainingClient, adapter_names
+from kitchen.ports.protocols import (
+    DatasetStore,
+    ModelRegistry,
+    Rows,
+    ServiceClient,
+    TrainingClient,
+    adapter_names,
+)
 from ..rendering.base import RENDERERS, TRAIN_ON, Renderer, RendererName, TrainOn
 from ..store.run import Artifact, Run
 from ..telemetry import Event, event, event_content

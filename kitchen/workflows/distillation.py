@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..data.formats import Batches, Conversation
+from ..data.batches import Batches
+from ..data.formats import Conversation
 from ..data.synthetic import ANSWER_RULES
 from ..engine.produce import produce
 from ..engine.workflow import chain, stage
@@ -40,16 +41,6 @@ from ..train.rollouts import RolloutRound
 from ..train.sft import adam_schedule, held_out_loss, train_sft
 from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, SamplingParams, UnknownName
 from . import rl
-from kitchen.workflows.rl import (
-    RolloutConfig,
-    adam_at,
-    answer_problems,
-    count_steps,
-    freeze,
-    pose,
-    roll,
-    save_rollouts,
-)
 from kitchen.workflows.base import (
     MODEL_PRESETS,
     AnswerConfig,
@@ -66,6 +57,16 @@ from kitchen.workflows.base import (
     register,
     report,
     save,
+)
+from kitchen.workflows.rl import (
+    RolloutConfig,
+    adam_at,
+    answer_problems,
+    count_steps,
+    freeze,
+    pose,
+    roll,
+    save_rollouts,
 )
 from .sft import load, render
 

@@ -15,7 +15,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ..data.formats import Conversation, mix, parse_rows
+from ..data.batches import mix
+from ..data.formats import Conversation, parse_rows
 from kitchen.drift import (
     CuratedExamples,
     Example,
@@ -39,7 +40,8 @@ from ..evaluation import Answer, Question, ask, get_metric, summarize, wilson_in
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
 from ..rendering.base import Renderer, get_renderer
 from ..seeding import derive_seed
-from ..store.run import Run, file_hash
+from ..store.files import file_hash
+from ..store.run import Run
 from ..telemetry import Event, declare_event, event
 from ..types import InvalidValue, Message, SamplingParams
 from kitchen.workflows.base import (

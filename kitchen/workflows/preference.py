@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from ..data.formats import Batches, Preference
+from ..data.batches import Batches
+from ..data.formats import Preference
 from ..engine.workflow import chain, stage
 from ..evaluation import Question
 from ..losses.preference import PAIR_LOSSES, PairLoss, PairLossName, get_pair_loss

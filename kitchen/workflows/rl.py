@@ -46,8 +46,9 @@ from kitchen.ports.protocols import (
 )
 from ..rendering.base import Renderer, get_renderer
 from ..seeding import derive_seed, random_generator
+from ..store.files import write_atomically
 from ..store.objects import decode_value, encode_value
-from ..store.run import Run, write_atomically
+from ..store.run import Run
 from ..telemetry import event
 from ..train.ppo import Critic, learn_with_critic
 from ..train.preference import RewardModel

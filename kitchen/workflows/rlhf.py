@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['sft_then_rl', 'rlhf', 'SftThenRlConfig', 'FullSftThenRlConfig', 'ToolsConfig', 'CodeConfig', 'RlhfConfig', 'settle',
-           'go_on', 'settle_reward', 'RewardModel', 'summon', 'pose_judged', 'contend']
+           'go_on', 'settle_reward', 'summon', 'pose_judged', 'contend']
 
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #0ea3a040
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
@@ -20,15 +20,13 @@ from ..envs.base import Problem
 from ..envs.registry import get_problems
 from ..evaluation import Answer, wilson_interval
 from ..losses.policy import ObjectiveName
-from ..losses.value import ScalarHead
-from ..ports.protocols import SamplingClient, ServiceClient
-from ..rendering.base import Renderer, RendererName, get_renderer, to_datum
+from ..ports.protocols import ServiceClient
+from ..rendering.base import Renderer, RendererName, get_renderer
 from ..store.run import Artifact
 from ..telemetry import event
-from ..train.preference import score_query, score_sequences
+from ..train.preference import RewardModel
 from ..types import Message
 from . import preference, rl
-from .rl import RlConfig, RolloutConfig, begin, count_steps, play_and_learn, pose, refer
 from kitchen.workflows.base import (
     Splits,
     StageEvents,
@@ -48,6 +46,7 @@ from kitchen.workflows.preference import (
     batch_scored,
     train_scores,
 )
+from .rl import RlConfig, RolloutConfig, begin, count_steps, play_and_learn, pose, refer
 from .sft import SftConfig, batch, load, render, train
 
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #3e56ec28
@@ -185,20 +184,6 @@ def settle_reward(config: RlhfConfig) -> RewardModelConfig:
     "Settings of the reward model."
     about = {"dataset": config.pair_dataset, "epochs": config.pair_epochs, "learning_rate": config.pair_learning_rate}
     return _phase_config(config, RewardModelConfig, **about, score_text=config.score_text)
-
-
-@dataclass(frozen=True)
-class RewardModel:
-    "A reward model at work."
-
-    sampler: SamplingClient
-    renderer: Renderer
-    head: ScalarHead
-
-    def __call__(self, messages: Sequence[Message], texts: Sequence[str]) -> list[float]:
-        "Scores of answers to a conversation."
-        data = [to_datum(self.renderer, [*messages, Message("assistant", text)]) for text in texts]
-        return score_sequences(self.sampler, self.head, [score_query(datum, self.head).tokens.tolist() for datum in data])
 
 
 @stage(gives="judge", remake=True)

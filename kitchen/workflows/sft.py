@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ..data.formats import Batches, Conversation, StreamBatches
+from ..data.batches import Batches, StreamBatches
+from ..data.formats import Conversation
 from ..engine.workflow import chain, stage
 from ..evaluation import Question
 from ..losses.token import SFT_LOSSES, SftLossName

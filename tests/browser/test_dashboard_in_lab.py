@@ -2,7 +2,7 @@
 
 import pytest
 
-from kitchen.store.run import EventLog
+from kitchen.store.log import EventLog
 
 LONG = """from kitchen import Kitchen
 k = Kitchen('sft', backend='toy', dataset='builtin:sort[:2000]', epochs=400)

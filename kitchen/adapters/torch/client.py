@@ -47,8 +47,8 @@ from ...config import package_version
 from ...losses.token import LOSSES, Loss, check_batch, cross_entropy, get_loss, resolve_loss_settings
 from ...ports.protocols import CustomLoss, ServiceClient, TrainingClient
 from ...seeding import derive_seed
+from ...store.files import write_atomically
 from ...store.objects import StateStore, TrainingState, WriteFuture, pack_tensors
-from ...store.run import write_atomically
 from ...telemetry import resident_memory
 from kitchen.types import (
     AdamParams,

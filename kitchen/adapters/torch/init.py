@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ...store.run import write_atomically
+from ...store.files import write_atomically
 from ...types import InvalidValue
 
 # %% ../../../nbs/91_adapters.torch/9_init.ipynb #ed13b27e

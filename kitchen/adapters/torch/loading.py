@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from .lora import CONFIG_FILE, load_lora, read_lora_config
 from .tokenizers import HuggingFaceTokenizer
-from ...data.formats import package_file
+from ...data.references import package_file
 from ...seeding import derive_seed
 from ...types import BackendError, InvalidValue, MissingCapability, UnknownName
 

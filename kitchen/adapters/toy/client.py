@@ -45,8 +45,8 @@ from kitchen.ports.protocols import (
     TrainingClient,
 )
 from ...seeding import derive_seed, random_generator
+from ...store.files import write_atomically
 from ...store.objects import StateStore, TrainingState, pack_tensors
-from ...store.run import write_atomically
 from ...telemetry import resident_memory
 from kitchen.types import (
     AdamParams,
