@@ -49,7 +49,7 @@ def test_the_glossary_holds_every_event_with_measurements_and_units(words):
 def test_the_glossary_holds_every_setting_with_its_default(words):
     settings = words.partition("## Settings")[2].partition("## Names")[0].splitlines()
     for recipe in library.public("RECIPES").values():
-        for item in library.public("parameters")(recipe.config):
+        for item in library.public("config_fields")(recipe.config):
             rows = [line for line in settings if line.startswith(f"| `{item.name}` |")]
             told = [
                 row
@@ -126,11 +126,11 @@ def test_the_api_holds_every_public_name():
 
 
 def test_comments_beside_parameters_are_told():
-    told = api.docments(library.public("declare"))
+    told = api.docments(library.public("declare_event"))
     assert told == {"metadata": "names, separated by spaces", "measurements": "name=unit"}
     assert "-1 until it is there" in api.docments(library.public("Event"))["sequence"]
     lines = api.documented(
-        ["One `name` and a `b c`, $x_1$ and 2*3*4."], library.public("declare"), {"metadata": "names"}
+        ["One `name` and a `b c`, $x_1$ and 2*3*4."], library.public("declare_event"), {"metadata": "names"}
     )
     assert (
         lines[0] == r"One :py:obj:`name` and a ``b c``, :math:`x_1` and 2\*3\*4."
@@ -143,7 +143,7 @@ def test_every_notebook_has_a_page():
     found = [one.notebook for shelf in shelves for one in shelf.pages]
     guides = pages.notebooks(ROOT / "nbs" / "guides")
     assert {*found, *guides, ROOT / "nbs" / "index.ipynb"} == {
-        path for path in (ROOT / "nbs").rglob("*.ipynb") if "checkpoints" not in str(path)
+        path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
     }
     addresses = [one.address for shelf in shelves for one in shelf.pages]
     assert len(addresses) == len(set(addresses)) == len(found)

@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from zipfile import ZipFile
 
+import lazy_loader
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -37,7 +38,10 @@ def built(hook: str, clone: Path, target: Path) -> Path:
 
 
 def imported(site: Path, cwd: Path) -> str:
-    """Where `import kitchen` ends up in a fresh process whose only site-packages is `site`; the rest of the path as usual."""
+    """Where `import kitchen` ends up in a fresh process whose only site-packages is `site`; the rest of the path as usual.
+
+    It holds the one requirement that the package itself imports at once."""
+    shutil.copytree(Path(lazy_loader.__file__).parent, site / "lazy_loader", dirs_exist_ok=True)
     code = f"import site; site.addsitedir({str(site)!r}); import kitchen; print(kitchen.__file__, kitchen.__version__)"
     return subprocess.run([sys.executable, "-ES", "-c", code], cwd=cwd, capture_output=True, text=True, check=True).stdout
 
