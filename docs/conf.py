@@ -8,9 +8,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from api import docments, documented  # noqa: E402
-from library import public  # noqa: E402
 
 import kitchen  # noqa: E402
+from kitchen.reports.export import _asset_text, _plotly_script  # noqa: E402
 
 project = "kitchen"
 author = "the kitchen authors"
@@ -80,8 +80,8 @@ def write_scripts(app: Any) -> None:
     """Put the scripts that draw figures, which reports carry too, among the site's files."""
     folder = Path(app.outdir) / "_static"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plotly.js").write_text(public("plotly_script")(), encoding="utf-8")
-    (folder / "report.js").write_text(public("asset")("report.js"), encoding="utf-8")
+    (folder / "plotly.js").write_text(_plotly_script(), encoding="utf-8")
+    (folder / "report.js").write_text(_asset_text("report.js"), encoding="utf-8")
 
 
 def visit_formula(translator: Any, node: Any) -> None:

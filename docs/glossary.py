@@ -64,10 +64,10 @@ def event_row(kind: Any) -> list[str]:
 
 def settings() -> str:
     """Every setting of every recipe: one row for what is the same, another where a recipe differs."""
-    recipes, parameters = public("RECIPES"), public("config_fields")
+    recipes, config_fields = public("RECIPES"), public("config_fields")
     users: dict[tuple[str, ...], list[str]] = {}
     for recipe in recipes.values():
-        for item in parameters(recipe.config):
+        for item in config_fields(recipe.config):
             allowed = [
                 item.kind,
                 ", ".join(map(code, item.choices)) or cell(item.bounds),

@@ -18,11 +18,16 @@ def modules() -> dict[str, ModuleType]:
     return {name: import_module(name) for name in [NAME, *found] if "._" not in name}
 
 
+@cache
 def exported(module: ModuleType) -> dict[str, Any]:
-    """What a module's `__all__` names; a package only hands on what its modules define, so that nothing is told twice."""
-    if hasattr(module, "__path__"):
-        return {}
-    return {name: getattr(module, name) for name in vars(module).get("__all__", ())}
+    """What a module's `__all__` names, but for modules, which have pages of their own; without one there is nothing public."""
+    values = {name: getattr(module, name) for name in vars(module).get("__all__", ())}
+    return {name: value for name, value in values.items() if not isinstance(value, ModuleType)}
+
+
+def inside(package: ModuleType) -> list[ModuleType]:
+    """Modules and packages below a package, in any depth."""
+    return [module for name, module in modules().items() if name.startswith(f"{package.__name__}.")]
 
 
 def home(module: ModuleType, name: str, value: Any) -> str:
@@ -33,7 +38,11 @@ def home(module: ModuleType, name: str, value: Any) -> str:
         and getattr(value, "__qualname__", name) == name
         and name in exported(modules()[defined])
     )
-    return defined if isinstance(defined, str) and known else module.__name__
+    if isinstance(defined, str) and known:
+        return defined
+    # a table does not know where it was written: a package hands on what is the very same object in a module of it
+    makers = [one.__name__ for one in inside(module) if exported(one).get(name) is value and not inside(one)]
+    return makers[0] if makers else module.__name__
 
 
 @cache

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import nbformat
 from execute import ROOT, directives
-from library import NAME, homes, modules, public
+from library import NAME, homes, modules
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
+
+from kitchen.reports.export import _offline_copy
 
 DROPPED = {"hide", "include: false"}  # directives of cells that the site leaves out
 TAGS = {  # directive -> the tag by which myst-nb knows the same
@@ -186,7 +188,7 @@ def shown_cell(cell: NotebookNode) -> NotebookNode | None:
 
 def shown(notebook: NotebookNode, one: Page, addresses: Mapping[str, str]) -> NotebookNode:
     """The notebook as the site shows it: figures drawn by its own scripts, names and pages linked, nothing hidden in it."""
-    copy = public("shown_cells")(notebook)
+    copy = _offline_copy(notebook)
     copy.metadata = nbformat.from_dict(LANGUAGE)
     copy.cells = [cell for cell in map(shown_cell, copy.cells) if cell is not None]
     words = [cell for cell in copy.cells if cell.cell_type == "markdown"]

@@ -126,11 +126,11 @@ def test_the_api_holds_every_public_name():
 
 
 def test_comments_beside_parameters_are_told():
-    told = api.docments(library.public("declare"))
+    told = api.docments(library.public("declare_event"))
     assert told == {"metadata": "names, separated by spaces", "measurements": "name=unit"}
     assert "-1 until it is there" in api.docments(library.public("Event"))["sequence"]
     lines = api.documented(
-        ["One `name` and a `b c`, $x_1$ and 2*3*4."], library.public("declare"), {"metadata": "names"}
+        ["One `name` and a `b c`, $x_1$ and 2*3*4."], library.public("declare_event"), {"metadata": "names"}
     )
     assert (
         lines[0] == r"One :py:obj:`name` and a ``b c``, :math:`x_1` and 2\*3\*4."

@@ -38,10 +38,11 @@ def built(hook: str, clone: Path, target: Path) -> Path:
 
 
 def imported(site: Path, cwd: Path) -> str:
-    """Where `import kitchen` ends up in a fresh process whose only site-packages is `site`; the rest of the path as usual."""
-    others = str(Path(lazy_loader.__file__).parents[1])  # the one library that `import kitchen` itself needs
-    code = f"import site, sys; site.addsitedir({str(site)!r}); sys.path.append({others!r}); import kitchen; "
-    code += "print(kitchen.__file__, kitchen.__version__)"
+    """Where `import kitchen` ends up in a fresh process whose only site-packages is `site`; the rest of the path as usual.
+
+    It holds the one requirement that the package itself imports at once."""
+    shutil.copytree(Path(lazy_loader.__file__).parent, site / "lazy_loader", dirs_exist_ok=True)
+    code = f"import site; site.addsitedir({str(site)!r}); import kitchen; print(kitchen.__file__, kitchen.__version__)"
     return subprocess.run([sys.executable, "-ES", "-c", code], cwd=cwd, capture_output=True, text=True, check=True).stdout
 
 
