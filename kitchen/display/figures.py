@@ -18,17 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kitchen.display.svg import Picture
-from kitchen.engine.workflow import events_by_phase
-from kitchen.formatting import NEUTRAL_GREY, align_columns, decimate, number_text, seconds_text, visible_text
-from kitchen.telemetry import EVENTS, Event, smooth
+from .svg import Picture
+from ..engine.workflow import events_by_phase
+from ..formatting import NEUTRAL_GREY, align_columns, decimate, number_text, seconds_text, visible_text
+from ..telemetry import EVENTS, Event, smooth
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-## Curves
-
-A chart is a value: its curves, the names of its axes, the points to mark. `figure()` draws it with plotly, to zoom and to hover, and its
-picture is the same for pages on which no script runs. No trace holds more than a thousand points.
 
 # %% ../../nbs/60_display/1_figures.ipynb #2a71b8b6
 PALETTE = {  # Okabe & Ito, https://jfly.uni-koeln.de/color/

@@ -17,13 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from kitchen.formatting import View, box_html, escape_html, small_html, visible_text
-from kitchen.ports.protocols import Tokenizer
-from kitchen.types import Datum, InvalidValue, Trajectory
-## What cannot be seen
-
-White space decides what a model learns, and text of a dataset may carry letters that act: line breaks, escape sequences that
-repaint a terminal, marks that turn the writing direction. All of them are shown as signs. Single spaces between words stay as they are.
+from ..formatting import View, box_html, escape_html, small_html, visible_text
+from ..ports.protocols import Tokenizer
+from ..types import Datum, InvalidValue, Trajectory
 
 # %% ../../nbs/60_display/2_tokens.ipynb #67f209b7
 _WHITE_SPACE_SIGNS = {"\n": "⏎\n", "\t": "⇥\t", " ": "·"}

@@ -18,12 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from kitchen.envs.rewards import Reward, Row, check_gold_answers, short_repr, weighted_reward
-from kitchen.seeding import random_generator
-from kitchen.types import InvalidValue, Message, UnknownName
-Environments are other people's code, and some of it waits for ever: for a server that has gone, or in a loop without an end. A thread cannot be
-stopped from outside, but it can be left behind. So environments are called in a thread of their own, and one
-that is not back in time has failed, like one that raised an error.
+from .rewards import Reward, Row, check_gold_answers, short_repr, weighted_reward
+from ..seeding import random_generator
+from ..types import InvalidValue, Message, UnknownName
 
 # %% ../../nbs/25_envs/3_base.ipynb #11c9605c
 class TimeoutWorker:

@@ -11,7 +11,7 @@ import html
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..diagnostics import RULE_MEASUREMENTS, Diagnostics
+from ..diagnostics import Diagnostics, RULE_MEASUREMENTS
 from ..display.progress import RunProgress
 from ..engine.workflow import Scope, Stage, WorkflowPart
 from ..formatting import visible_text
