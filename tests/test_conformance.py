@@ -16,7 +16,7 @@ from kitchen.adapters.toy.client import (
     _ToyQueue,
 )
 from kitchen.ports.protocols import create_adapter
-from kitchen.testing import Bench, CHECKS, ConformanceError, Report, conformance
+from kitchen.testing import CHECKS, Bench, ConformanceError, Report, conformance
 from kitchen.types import Datum, ForwardBackwardOutput, LoraParams, TopK, UnknownName
 
 SMALL = "toy:hidden=12,context=4,question=6,embedding=6"

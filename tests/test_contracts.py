@@ -12,8 +12,8 @@ from kitchen.losses.distillation import DISTILL_LOSSES, DistillLossName
 from kitchen.losses.policy import OBJECTIVES, ObjectiveName
 from kitchen.losses.preference import PAIR_LOSSES, PairLossName
 from kitchen.losses.token import SFT_LOSSES, SftLossName
-from kitchen.recipes.registry import RECIPES, _ADAPTERS, get_recipe
-from kitchen.rendering.base import RENDERERS, RendererName, TRAIN_ON, TrainOn
+from kitchen.recipes.registry import _ADAPTERS, RECIPES, get_recipe
+from kitchen.rendering.base import RENDERERS, TRAIN_ON, RendererName, TrainOn
 from kitchen.session.kitchen import Kitchen
 from kitchen.train.schedules import SCHEDULES, ScheduleName
 from kitchen.types import Capabilities, MissingCapability

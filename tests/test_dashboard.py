@@ -17,11 +17,11 @@ from kitchen.display.svg import Picture
 from kitchen.formatting import decimate
 from kitchen.session.kitchen import Kitchen
 from kitchen.telemetry import MemoryLog, event
-from kitchen.widgets.dashboard import Dashboard, _OPEN_DASHBOARDS, _PAINTER, _SessionView
-from kitchen.widgets.figure import Canvas, _LINE_KINDS, _axes_domains
+from kitchen.widgets.dashboard import _OPEN_DASHBOARDS, _PAINTER, Dashboard, _SessionView
+from kitchen.widgets.figure import _LINE_KINDS, Canvas, _axes_domains
 from kitchen.widgets.panels import RunMonitor, _event_row, alarms_html, events_html, tree_html
 from kitchen.widgets.samples import sample_events, sample_rounds
-from kitchen.widgets.series import BOARDS, LOSS_SLOT, TrainingCurves, _DecimatedSeries, _MAX_POINTS
+from kitchen.widgets.series import _MAX_POINTS, BOARDS, LOSS_SLOT, TrainingCurves, _DecimatedSeries
 from kitchen.workflows.base import Splits
 
 SMALL = {

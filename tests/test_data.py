@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from kitchen.data.batches import Batches, Cursor, StreamBatches, _shuffle_stream, mix
 from kitchen.data.formats import (
-    Conversation,
     FORMATS,
+    Conversation,
     Preference,
     Rating,
     RowFormat,

@@ -42,9 +42,9 @@ from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import Run
 from kitchen.types import InvalidValue, Message, RowError
 from kitchen.workflows.feedback_loop import (
+    _LABELS,
     FeedbackConfig,
     HeldOutInteractions,
-    _LABELS,
     feedback_loop,
     hand_over,
 )

@@ -15,7 +15,7 @@ from kitchen.rendering.base import get_renderer
 from kitchen.session.kitchen import Kitchen
 from kitchen.train.rl import PolicyUpdateSettings, train_rl
 from kitchen.train.rollouts import Policy, play_groups
-from kitchen.train.trajectories import EpisodeLimits, RolloutFailed, STOP_REASONS
+from kitchen.train.trajectories import STOP_REASONS, EpisodeLimits, RolloutFailed
 from kitchen.types import AdamParams, SamplingParams
 from kitchen.workflows.rl import load_rollouts
 
