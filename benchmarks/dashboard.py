@@ -50,7 +50,7 @@ for turn in range(turns):
                 return found
             view.paint = timed
         time.sleep(1)
-        began, first, known, before = time.perf_counter(), k.last_step.step, len(repaints), worked()
+        began, first, known, before = time.perf_counter(), k.driver.last_step.step, len(repaints), worked()
         k.run(until=first + block)
         took = time.perf_counter() - began
         spent[shown].append(took / block)

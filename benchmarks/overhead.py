@@ -34,7 +34,7 @@ def bare(settings: dict) -> float:
     """Seconds for a step of the generator loop alone: the same model and data, no session, no log."""
     with Kitchen("sft", **settings, snapshot_every=-1) as k:
         k.run(until="baseline")
-        values, service = k.values, k.values["service"].wrapped
+        values, service = k.state, k.state["service"].wrapped
         adapters = LoraParams(k.config.lora_rank, k.config.lora_alpha, k.config.lora_dropout)
         training = service.create_training_client(k.config.model, adapters, k.config.seed)
         batches, total = values["batches"], len(values["batches"])
@@ -51,7 +51,7 @@ def session(settings: dict, **more) -> float:
         began = time.perf_counter()
         k.run(until="train")
         seconds = time.perf_counter() - began
-        return seconds / (k.last_step.step or 1)
+        return seconds / (k.driver.last_step.step or 1)
 
 
 def interleaved(rounds: int, *ways: Callable[[], float]) -> list[float]:
@@ -68,7 +68,7 @@ def snapshots_in_turns(epochs: int) -> tuple[float, float]:
     blocks: dict[bool, list[float]] = {False: [], True: []}
     with Kitchen("sft", **TORCH, epochs=epochs, snapshot_every=10) as k:
         k.run(until=5)  # a block is ten steps with the one that is kept in its middle
-        history, total = k.ready.history, len(k.values["batches"])
+        history, total = k.driver.connected_runner.history, len(k.state["batches"])
         keeping = history.snapshot_policy
         for block, first in enumerate(range(5, total - 10, 10)):
             taken = bool(block % 2)

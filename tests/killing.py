@@ -134,11 +134,11 @@ def attempt(folder: Path, variant: str, how: str, rng: random.Random) -> None:
     elif how in ("before a rename", "after a rename"):
         at_a_rename(rng.randrange(1, 16), how == "after a rename")
     there = (folder / "spec.json").is_file()
-    k = Kitchen.resume(folder, recipe=recipe) if there else Kitchen(recipe, run_dir=folder, **settings)
+    k = Kitchen.open(folder, recipe=recipe) if there else Kitchen(recipe, run_dir=folder, **settings)
     if how == "at a step":
-        first = k.last_step.step if k.last_step else 0
+        first = k.driver.last_step.step if k.driver.last_step else 0
         last = first + rng.randrange(1, 12)
-        k.listeners.append(lambda item: item.name == "train.step" and item.step == last and die())
+        k.driver.listeners.append(lambda item: item.name == "train.step" and item.step == last and die())
     k.run()
     k.close()
 

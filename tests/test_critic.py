@@ -92,7 +92,7 @@ def test_a_run_with_a_critic_goes_back_and_comes_to_the_same_end(runs):
     assert k.rewind(step=2).run().digest() == straight
     other = Kitchen("rl_math", **settings).run(until=2)
     other.close()
-    again = Kitchen.resume(other.run_dir).run()
+    again = Kitchen.open(other.run_dir).run()
     assert again.digest() == straight
     again.close()
     k.close()

@@ -71,14 +71,14 @@ def test_ten_dashboards_opened_and_closed_leave_nothing(k):
         and not _PAINTER.dashboards
         and not _OPEN_DASHBOARDS
     )
-    assert registered() == widgets and not k.listeners
+    assert registered() == widgets and not k.driver.listeners
     assert held[-1] - held[2] < 300_000, f"seven dashboards left {(held[-1] - held[2]) / 1e3:.0f} kB"
 
 
 def test_a_second_dashboard_takes_the_place_of_the_first(k):
     first = kitchen.dashboard(k, live=True)
     second = k.dashboard(live=True)
-    assert first.closed and _OPEN_DASHBOARDS[id(k)] is second and len(k.listeners) == 1
+    assert first.closed and _OPEN_DASHBOARDS[id(k)] is second and len(k.driver.listeners) == 1
     second.close()
     second.close()
     assert "new" in repr(second), "a closed one still says how things stood"
@@ -98,7 +98,7 @@ def test_a_fork_gets_a_seat_and_leaves_it(k):
         view.select_session(1)
         view.session_view.command_queue.submit_command("pause")
         assert view.session_view.command_queue.wait_until_idle().last_message == "It stands already."
-    assert not other.listeners and id(other) not in _OPEN_DASHBOARDS
+    assert not other.driver.listeners and id(other) not in _OPEN_DASHBOARDS
     other.close()
 
 
@@ -141,7 +141,7 @@ def test_pause_reaches_a_run_at_full_speed(k):
         view.session_view.command_queue.submit_command("play")
         view.session_view.command_queue.submit_command("pause")
         view.session_view.command_queue.wait_until_idle()
-        assert view.session_view.state in ("paused", "completed") and not k.busy
+        assert view.session_view.state in ("paused", "completed") and not k.driver.busy
 
 
 # -- failures ----------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_a_failed_run_is_said_and_can_be_played_again(k, monkeypatch):
         k.set(learning_rate=1e308, grad_clip_norm=0.0)
         view.session_view.command_queue.submit_command("play")
         view.session_view.command_queue.wait_until_idle()
-        k.thread.join()
+        k.driver.thread.join()
         view.paint(whole=True)
         assert view.session_view.state == "failed" and "The run failed" in view.alarms.value
         view.session_view.command_queue.submit_command("rewind", step=2)
@@ -189,7 +189,7 @@ def test_a_command_that_fails_does_not_stop_the_run(k):
         assert (
             view.session_view.command_queue.failed
             and "lora_rank" in view.message_line.value
-            and k.last_step.step == 3
+            and k.driver.last_step.step == 3
         )
 
 
@@ -282,7 +282,7 @@ def test_elsewhere_a_dashboard_is_a_picture(k, monkeypatch):
     assert set(bundle) == {"application/vnd.plotly.v1+json", "image/svg+xml", "text/plain"}
     assert "completed" in bundle["text/plain"] and "learning rate" in bundle["image/svg+xml"]
     monkeypatch.setenv("KITCHEN_HEADLESS", "1")
-    assert isinstance(kitchen.dashboard(k), Picture) and not k.listeners
+    assert isinstance(kitchen.dashboard(k), Picture) and not k.driver.listeners
 
 
 def test_a_dashboard_of_nothing_is_refused():
@@ -313,7 +313,7 @@ def test_text_of_others_stays_text(bad, k):
     harmless(sample_rounds(log.events)[0]._repr_html_())
     harmless(events_html([_event_row(item) for item in log.events]))
     harmless(alarms_html(Diagnostics(log.events).warning_texts()))
-    harmless(tree_html(k.recipe.workflow, {bad: "running"}))
+    harmless(tree_html(k.driver.recipe.workflow, {bad: "running"}))
     with Dashboard(k) as view:
         view.session_view.command_queue.last_message = bad
         view.session_view.monitor.diagnostics.alarms[bad] = bad

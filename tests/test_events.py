@@ -58,7 +58,7 @@ def with_a_history():
         file.write('{"sequence":')
     snapshots = [path for path in (k.run_dir / "snapshots").glob("*.json") if path.stem.isdigit()]
     max(snapshots, key=lambda path: int(path.stem)).write_text("{}")
-    again = Kitchen.resume(k.run_dir)
+    again = Kitchen.open(k.run_dir)
     again.close()
     return again.run_record.log.events + fork.run_record.log.events
 

@@ -24,7 +24,7 @@ def ended(k):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_goes_back_aside_and_again(runs, name):
     whole = begun(name).run()
-    straight, steps = ended(whole), whole.last_step.step
+    straight, steps = ended(whole), whole.driver.last_step.step
     assert steps >= 6 and whole.status == "completed"
     middle = steps // 2
     assert ended(whole.rewind(step=middle).run()) == straight, "rewound to a step that may lie inside a batch"
@@ -40,10 +40,10 @@ def test_a_method_goes_back_aside_and_again(runs, name):
     edited = begun(name, snapshot_every=-1).run(until=middle).set(learning_rate=1e-5)
     assert ended(other.run()) == ended(edited.run()) != straight
     parent.run_record.log.close()  # nothing but log and snapshots is left, as if the process had been killed
-    resumed = Kitchen.resume(parent.run_dir)
+    resumed = Kitchen.open(parent.run_dir)
     assert ended(resumed.run()) == straight and final(resumed.run_record) == final(whole.run_record)
     for k in (fork, other, edited, resumed):
         k.close()
-    if "problems" in whole.values:
+    if "problems" in whole.state:
         kept = [load_rollouts(k.run_record) for k in (whole, fork, resumed)]
         assert kept[0] and kept[0] == kept[1] == kept[2], "every episode is played again, the same"

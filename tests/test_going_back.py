@@ -64,10 +64,10 @@ def threads():
 def test_rewound_to_any_step_and_on_is_as_never_having_gone(straight, every):
     k = Kitchen("sft", **SMALL, snapshot_every=every).run()
     for step in (8, 3, 7, 1, 5, 0, 2, 6, 4):
-        if (k.last_step.step if k.last_step else 0) < step:
+        if (k.driver.last_step.step if k.driver.last_step else 0) < step:
             k.run(until=8)
         k.rewind(step=step)
-        assert (k.last_step.step if k.last_step else 0) == step
+        assert (k.driver.last_step.step if k.driver.last_step else 0) == step
         steps = [item.step for item in k.log if item.name == "train.step"]
         assert steps == list(range(1, step + 1)), "every step stands once"
         if step in (1, 4, 8):
@@ -79,8 +79,8 @@ def test_rewound_to_any_step_and_on_is_as_never_having_gone(straight, every):
 @pytest.mark.parametrize("name", [part.name for part in supervised.parts])
 def test_rewound_to_any_stage_and_on_is_as_never_having_gone(straight, name):
     k = Kitchen("sft", **SMALL).run().rewind(stage=name)
-    before = k.stage_names[: k.stage_names.index(name)]
-    assert [stage for stage, status in k.position.items() if status == "done"] == before
+    before = k.driver.stage_names[: k.driver.stage_names.index(name)]
+    assert [stage for stage, status in k.stage_status.items() if status == "done"] == before
     assert ended(k.run()) == straight and k.status == "completed"
 
 
@@ -94,7 +94,7 @@ def test_on_torch_too(runs, method):
     assert ended(k.run()) == ended(fork.run()) == straight
     assert ended(changed.run()) == ended(Kitchen("sft", **settings).run(until=3).set(learning_rate=1e-4).run()) != straight
     k.rewind(step=3).close()
-    assert ended(Kitchen.resume(k.run_dir).run()) == straight
+    assert ended(Kitchen.open(k.run_dir).run()) == straight
 
 
 def test_what_cannot_be_gone_back_to_is_said(runs):
@@ -118,9 +118,9 @@ def test_a_fork_without_change_equals_its_parent(straight):
     parent = Kitchen("sft", **SMALL).run(until=3)
     fork = parent.fork()
     assert ended(fork.run()) == ended(parent.run()) == straight
-    assert fork.run_record.spec.parent["run"] == parent.run_id and fork.run_record.spec.parent["step"] == 3
+    assert fork.run_record.spec.parent["run"] == parent.run_record.run_id and fork.run_record.spec.parent["step"] == 3
     linked = next(item for item in fork.log if item.name == "run.fork")
-    assert linked["parent"] == parent.run_id and linked["parent_head"] in parent.run_record.log.heads
+    assert linked["parent"] == parent.run_record.run_id and linked["parent_head"] in parent.run_record.log.heads
     for k in (fork, parent):
         k.close()
         assert k.run_record.verify() == [] and EventLog.verify(k.run_dir / "events.jsonl")
@@ -140,9 +140,9 @@ def test_a_fork_of_a_fork_and_of_an_ended_run(straight):
     first = Kitchen("sft", **SMALL).run()
     second = first.fork()
     third = second.rewind(step=2).fork()
-    assert ended(third.run()) == straight and third.run_record.spec.parent["run"] == second.run_id
+    assert ended(third.run()) == straight and third.run_record.spec.parent["run"] == second.run_record.run_id
     first.close()
-    assert ended(Kitchen.resume(first.run_dir).fork().run()) == straight
+    assert ended(Kitchen.open(first.run_dir).fork().run()) == straight
 
 
 def test_settings_whose_work_is_done_are_refused_with_the_way_out(runs):
@@ -172,8 +172,8 @@ def test_edits_outlive_rewinds_kills_and_resumes(runs):
     assert rewound.config.grad_clip_norm == 0.1 and ended(rewound.run()) == expected
     left = Kitchen("sft", **SMALL, snapshot_every=-1).run(until=2).set(learning_rate=0.05).run(until=5).set(grad_clip_norm=0.1)
     left.run_record.log.close()  # nothing but the log is left, as if the process had been killed
-    again = Kitchen.resume(left.run_dir)
-    assert again.last_step is None and ended(again.run()) == expected, "edits are made again at their steps"
+    again = Kitchen.open(left.run_dir)
+    assert again.driver.last_step is None and ended(again.run()) == expected, "edits are made again at their steps"
 
 
 def test_a_replaced_batch_is_recorded_and_repeated(straight):
@@ -205,9 +205,9 @@ def test_breakpoints_pause_on_a_boundary_and_are_logged(straight):
     first, second = k.break_before("train"), k.break_when("learning_rate", above=0.0021)
     third = k.break_when(lambda item: item.name == "train.step" and item.step == 2)
     k.run()
-    assert k.position["train"] == "running" and k.last_step is None
-    assert k.run().last_step.step == 2
-    assert k.run().last_step["learning_rate"] > 0.0021 and k.status == "running"
+    assert k.stage_status["train"] == "running" and k.driver.last_step is None
+    assert k.run().driver.last_step.step == 2
+    assert k.run().driver.last_step["learning_rate"] > 0.0021 and k.status == "running"
     for one in (first, second, third):
         k.breakpoints.remove(one)
     assert ended(k.run()) == straight
@@ -223,7 +223,7 @@ def test_a_diverging_run_is_caught_and_saved(runs):
     k = Kitchen("sft", **settings).run(until=3).set(learning_rate=1e300)
     k.break_when("loss", nan=True)
     k.run()
-    assert not math.isfinite(k.last_step["loss"]) and k.status == "running"
+    assert not math.isfinite(k.driver.last_step["loss"]) and k.status == "running"
     k.breakpoints.clear()
     with pytest.raises(TrainingDiverged, match="lower learning_rate"):
         k.run()
@@ -240,14 +240,14 @@ def test_a_diverging_run_is_caught_and_saved(runs):
 
 def test_ctrl_c_ends_on_a_step_boundary_and_leaves_no_thread(straight):
     k = Kitchen("sft", **SMALL, snapshot_every=1)
-    k.listeners.append(
+    k.driver.listeners.append(
         lambda item: item.name == "port.call" and item["verb"] == "optim_step" and len(k.log) > 40 and not pressed
         and (pressed.append(1), signal.raise_signal(signal.SIGINT))
     )  # fmt: skip
     pressed = []
     with pytest.raises(KeyboardInterrupt, match="step boundary"):
         k.run()
-    assert k.log[-1].name in ("run.pause", "train.step") and k.runner.flow.at_boundary
+    assert k.log[-1].name in ("run.pause", "train.step") and k.driver.runner.flow.at_boundary
     assert ended(k.run()) == straight
     k.close()
     assert threads() == []
@@ -257,11 +257,11 @@ def test_in_the_background_inside_an_event_loop(straight):
     async def session():
         k = Kitchen("sft", **SMALL)
         k.run(until=2, wait=False)
-        while k.thread.is_alive():
+        while k.driver.thread.is_alive():
             await asyncio.sleep(0.001)
-        assert k.last_step.step == 2
+        assert k.driver.last_step.step == 2
         k.run(wait=False).pause()
-        assert k.runner.flow.at_boundary and not k.thread.is_alive()
+        assert k.driver.runner.flow.at_boundary and not k.driver.thread.is_alive()
         k.resume().wait()
         return k
 
@@ -276,18 +276,18 @@ def test_two_commands_at_once_are_refused(runs):
     with pytest.raises(InvalidValue, match="goes on in the background"):
         k.step()
     k.set(learning_rate=0.001)  # made at the next boundary
-    k.stop()
+    k.close()
     assert k.status == "stopped" and k.config.learning_rate == 0.001 and threads() == []
-    again = Kitchen.resume(k.run_dir)
-    assert again.last_step.step == k.last_step.step and again.config.learning_rate == 0.001
+    again = Kitchen.open(k.run_dir)
+    assert again.driver.last_step.step == k.driver.last_step.step and again.config.learning_rate == 0.001
     again.close()
 
 
 def test_a_second_writer_is_refused_and_readers_are_not(runs):
     k = Kitchen("sft", **SMALL).run(until=2)
     with pytest.raises(RunBusy, match="is being written by another session"):
-        Kitchen.resume(k.run_dir)
-    code = f"from kitchen.session.kitchen import Kitchen; Kitchen.resume({str(k.run_dir)!r})"
+        Kitchen.open(k.run_dir)
+    code = f"from kitchen.session.kitchen import Kitchen; Kitchen.open({str(k.run_dir)!r})"
     words = [sys.executable, "-c", code]
     other = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert other.returncode and "RunBusy" in other.stderr
@@ -295,14 +295,14 @@ def test_a_second_writer_is_refused_and_readers_are_not(runs):
     assert reader.status == "running" and len(reader.log.events) == len(k.run_record.log.events)
     assert k.step("batch").step == 3
     k.close()
-    Kitchen.resume(k.run_dir).close()
+    Kitchen.open(k.run_dir).close()
 
 
 def test_resume_from_the_moved_folder_in_another_place(straight, tmp_path):
     k = Kitchen("sft", **SMALL).run(until=5)
     k.close()
     moved = k.run_dir.rename(tmp_path / "elsewhere")
-    assert ended(Kitchen.resume(moved).run()) == straight
+    assert ended(Kitchen.open(moved).run()) == straight
 
 
 def test_changed_input_is_refused_or_run_again(chats):
@@ -315,9 +315,9 @@ def test_changed_input_is_refused_or_run_again(chats):
     k.close()
     chats([row(f"word {n}") for n in range(39)] + [row("another")])
     with pytest.raises(KitchenError, match="stage 'load' gives something else than when it ran first"):
-        Kitchen.resume(k.run_dir)
-    again = Kitchen.resume(k.run_dir, new_input=True)
-    assert again.position["load"] == "waiting"
+        Kitchen.open(k.run_dir)
+    again = Kitchen.open(k.run_dir, new_input=True)
+    assert again.stage_status["load"] == "waiting"
     assert ended(again.run())[:2] == ended(Kitchen("sft", **settings).run())[:2]
 
 
@@ -364,7 +364,7 @@ def test_an_error_can_be_resumed_from_the_last_snapshot(straight):
 
 def newest_state(k):
     """Files of the newest snapshot: its manifest, its saved state, the object of the weights."""
-    history = History(Run(k.run_dir), k.recipe.workflow)
+    history = History(Run(k.run_dir), k.driver.recipe.workflow)
     manifest_path = history.paths()[0]
     state = history.folder / Snapshot.read(manifest_path).values["training"]["state"]
     weights = next(iter(StateStore.read_listing(state)["packs"].values()))
@@ -380,11 +380,11 @@ def test_a_damaged_snapshot_is_found_and_an_earlier_one_used(straight, where, da
     found = bytearray(path.read_bytes())
     found[len(found) // 2] ^= 4
     {"flip": lambda: path.write_bytes(found), "cut": lambda: path.write_bytes(found[:-9]), "remove": path.unlink}[damage]()
-    problems = History(Run(k.run_dir), k.recipe.workflow).problems()
+    problems = History(Run(k.run_dir), k.driver.recipe.workflow).problems()
     assert bool(problems) is ((where, damage) != ("manifest", "remove"))
-    again = Kitchen.resume(k.run_dir)
+    again = Kitchen.open(k.run_dir)
     said = [item["reason"] for item in again.run_record.log.events if item.name == "snapshot.error"]
-    assert bool(said) is bool(problems) and again.last_step.step == 6, "the one before"
+    assert bool(said) is bool(problems) and again.driver.last_step.step == 6, "the one before"
     assert ended(again.run()) == straight
 
 
@@ -393,7 +393,7 @@ def test_a_torn_log_line_is_mended_and_said(straight):
     k.close()
     log = k.run_dir / "events.jsonl"
     log.write_bytes(log.read_bytes()[:-20])
-    again = Kitchen.resume(k.run_dir)
+    again = Kitchen.open(k.run_dir)
     assert any(item.name == "log.repair" for item in again.run_record.log.events)
     assert ended(again.run()) == straight and EventLog.verify(log)
 
@@ -403,15 +403,15 @@ def test_a_full_disk_during_a_snapshot_does_not_stop_training(straight, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     k = Kitchen("sft", **SMALL, snapshot_every=1).run(until=2)
-    k.runner.history.finish_pending(wait=True)
+    k.driver.runner.history.finish_pending(wait=True)
     with monkeypatch.context() as patched:
         patched.setattr("kitchen.store.objects.write_atomically", full)
         k.run(until=4)
     failed = [item["reason"] for item in k.run_record.log.events if item.name == "snapshot.error"]
     assert failed and "No space left on device" in failed[0] and "earlier ones are intact" in failed[0]
     k.run_record.log.close()  # killed: the snapshots from before the disk was full are whole
-    again = Kitchen.resume(k.run_dir)
-    assert again.last_step.step == 2 and ended(again.run()) == straight
+    again = Kitchen.open(k.run_dir)
+    assert again.driver.last_step.step == 2 and ended(again.run()) == straight
 
 
 def test_a_full_disk_during_logging_costs_the_event_in_hand(straight, monkeypatch):
@@ -426,7 +426,7 @@ def test_a_full_disk_during_logging_costs_the_event_in_hand(straight, monkeypatc
             return plain(descriptor, content[: len(content) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    k.runner.history.finish_pending(wait=True)
+    k.driver.runner.history.finish_pending(wait=True)
     before = len(k.run_record.log.events)
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", nearly_full)
@@ -453,21 +453,21 @@ def test_the_newest_the_best_and_the_ends_of_stages_are_kept(runs):
     k = Kitchen("sft", **settings).run(until=4).set(learning_rate=0.9)  # from here on it gets worse
     k.run(until=12)
     k.close()
-    history = History(Run(k.run_dir), k.recipe.workflow)
+    history = History(Run(k.run_dir), k.driver.recipe.workflow)
     kept = [Snapshot.read(path) for path in history.paths()]
     held_out = {item.step: item["loss"] for item in k.log if item.name == "train.evaluate"}
     inside = [one.step for one in kept if one.position.moment == "inside"]
     assert inside[:2] == [12, 11] and inside[2:] == [min(held_out, key=lambda step: held_out[step])] and inside[2] < 10
     assert len([one for one in kept if one.position.moment == "after"]) == 5, "load, render, batch, open, baseline"
     assert history.objects.names() == history._object_names(iter(kept)), "and nothing else is left"
-    best = Kitchen.resume(k.run_dir).rewind(step=inside[2])
-    assert best.last_step.step == inside[2]
+    best = Kitchen.open(k.run_dir).rewind(step=inside[2])
+    assert best.driver.last_step.step == inside[2]
 
 
 def test_equal_tensors_are_stored_once(runs):
     k = Kitchen("sft", **SMALL, method="full").run()
     k.close()
-    history = History(Run(k.run_dir), k.recipe.workflow)
+    history = History(Run(k.run_dir), k.driver.recipe.workflow)
     states = {one.values["training"]["state"] for one in map(Snapshot.read, history.paths()) if "training" in one.values}
     assert len(history.paths()) == 10 and len(states) == 2, "before and after training; evaluate, save … change nothing"
 
@@ -478,7 +478,7 @@ def test_equal_tensors_are_stored_once(runs):
 def test_a_run_with_a_past_is_reproduced(runs):
     k = Kitchen("sft", **SMALL).run(until=2).set(learning_rate=0.04).run(until=6).rewind(step=4)
     k.close()
-    k = Kitchen.resume(k.run_dir).run(until=5).set(weight_decay=0.2)
+    k = Kitchen.open(k.run_dir).run(until=5).set(weight_decay=0.2)
     fork = k.fork(grad_clip_norm=0.5).run()
     for one in (k.run(), fork):
         then = manifest(one.run_record)
@@ -504,7 +504,7 @@ def test_killed_mid_run_and_resumed_here(straight, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert Run(tmp_path / "run").status == "interrupted"
-    k = Kitchen.resume(tmp_path / "run")
+    k = Kitchen.open(tmp_path / "run")
     assert ended(k.run()) == straight and k.status == "completed"
 
 

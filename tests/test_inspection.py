@@ -441,7 +441,7 @@ def test_a_real_run_and_its_fork_are_told_apart(runs):
             other.run()
             k.run()
             both = compare(other)
-            assert [story.name for story in both.summaries] == [k.run_id, other.run_id], (
+            assert [story.name for story in both.summaries] == [k.run_record.run_id, other.run_record.run_id], (
                 "the parent is found beside it"
             )
             assert "learning_rate" in [row[0] for row in both.differing_settings] or "→ 0.003 from step 7" in repr(
@@ -451,10 +451,10 @@ def test_a_real_run_and_its_fork_are_told_apart(runs):
             lines = [curve for curve in both.chart.curves if curve.width > 2]
             assert lines[0].x[0] == 1 and lines[1].x[0] == 6
             table = _select_runs(RunIndex(runs))
-            assert {row.run_id for row in table.rows} == {k.run_id, other.run_id}
-            assert {row.steps for row in table.rows} == {k.last_step.step}
+            assert {row.run_id for row in table.rows} == {k.run_record.run_id, other.run_record.run_id}
+            assert {row.steps for row in table.rows} == {k.driver.last_step.step}
             assert len(_select_runs(RunIndex(runs), recipe="sft")) == 2
-            assert table[k.run_id].run_id == k.run_id
+            assert table[k.run_record.run_id].run_id == k.run_record.run_id
             for shown in (both, table, show_timeline(k.run_record), show_config(k.config)):
                 check_harmless(shown)
 

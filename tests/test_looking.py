@@ -79,7 +79,7 @@ def test_looking_at_a_run_in_the_background_changes_nothing(undisturbed):
         looked, errors = [], []
 
         def look():
-            while not looked or k.thread.is_alive():
+            while not looked or k.driver.thread.is_alive():
                 for name, view in ASKING.items():
                     try:
                         looked.append((name, repr(view(k))))
@@ -101,7 +101,7 @@ def test_what_trains_asks_for_a_pause():
     with Kitchen("sft", **SMALL) as k:
         k.run(until="baseline")
         held = threading.Event()
-        k.listeners.append(lambda item: item.name == "train.step" and held.wait(20))
+        k.driver.listeners.append(lambda item: item.name == "train.step" and held.wait(20))
         k.run(wait=False)
         for name, look in TRYING.items():
             with pytest.raises(InvalidValue, match=r"pause\(\) or wait\(\) for it first"):
@@ -185,11 +185,11 @@ def test_runs_are_compared_by_whatever_names_them(runs):
         k.run(until=3)
         with k.fork(learning_rate=1e-3) as other:
             other.run(until=5)
-            names = [k.run_id, other.run_id]
+            names = [k.run_record.run_id, other.run_record.run_id]
             for given in (
                 (k, other),
                 ([k, other],),
-                (k.run_id, str(other.run_dir)),
+                (k.run_record.run_id, str(other.run_dir)),
                 (k.run_dir, Run(other.run_dir)),
                 (other,),
             ):
@@ -206,7 +206,7 @@ def test_runs_are_compared_by_whatever_names_them(runs):
 
 CELLS = [
     "from kitchen import Kitchen, compare, runs\nk = Kitchen('sft', **SMALL)\nk.run(until=3)",
-    "k", "k.config", "k.run_record.spec", "k.recipe.workflow", "k.peek('batch')", "k.show_batch(by='loss')", "k.show_results()",
+    "k", "k.config", "k.run_record.spec", "k.driver.recipe.workflow", "k.peek('batch')", "k.show_batch(by='loss')", "k.show_results()",
     "k.top_losses(2)", "k.lr_find(1e-5, 1.0, steps=10)", "k.chat(max_tokens=4).talk('Sort: 3 1 2')",
     "k.timeline()", "k.profile(5)", "k.dashboard()", "compare(k)", "runs()",
     "from kitchen.reports.build import show_losses\nshow_losses(k.run_record)", "k.close()",

@@ -44,11 +44,11 @@ def test_the_session_offers_its_own_problems(runs):
         k.play()
     k.run(until="pose")
     game = k.play()
-    assert [one.text for one in game.problems] == [one.text for one in k.values["problems"].test]
+    assert [one.text for one in game.problems] == [one.text for one in k.state["problems"].test]
     assert game.say(game.problem.gold).reward == 1
     assert k.play("guess", count=3).problem.tag == "guess"
     assert k.play(ToolEnv(QuestionEnv({"question": "?"}, ()), [add])).say("x").over
-    k.runner.history.finish_pending(wait=True)
+    k.driver.runner.history.finish_pending(wait=True)
     events = len(k.log)
     game.restart().say("odd")
     assert len(k.log) == events, "playing leaves no trace in the run"

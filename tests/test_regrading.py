@@ -33,7 +33,7 @@ def test_every_evaluation_can_be_graded_anew(runs, name):
     kept = regrade(read_answers(k.run_record), "token_f1")
     mine = {one.label: one.grades for one in found.rows}
     assert {one.label: one.grades for one in kept.rows} == {label: mine[label] for label in ("before", "after")}
-    closed = Kitchen.resume(k.run_dir)
+    closed = Kitchen.open(k.run_dir)
     assert closed.regrade("token_f1").rows[0].grades == found.rows[0].grades
     closed.close()
 

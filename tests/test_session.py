@@ -45,7 +45,7 @@ def test_looking_disturbs_nothing():
     looked_at = Kitchen("sft", **SMALL).run(until="batch")
     for _ in range(3):
         assert (
-            repr(looked_at) and looked_at._repr_html_() and looked_at.peek("batch") and len(looked_at.events)
+            repr(looked_at) and looked_at._repr_html_() and looked_at.peek("batch") and len(looked_at.log)
         )
         looked_at.step("batch")
     assert losses(looked_at.run()) == losses(Kitchen("sft", **SMALL).run())
@@ -60,7 +60,7 @@ def test_stepping_by_epoch_ends_on_the_epoch():
 def test_ctrl_c_ends_on_a_step_boundary_and_the_session_goes_on():
     before = set(threading.enumerate())
     k = Kitchen("sft", **SMALL)
-    k.listeners.append(
+    k.driver.listeners.append(
         lambda item: item.name == "train.step" and item.step == 3 and signal.raise_signal(signal.SIGINT)
     )
     with pytest.raises(KeyboardInterrupt, match="step boundary"):
@@ -77,7 +77,7 @@ def test_a_failed_run_is_marked_and_refuses_to_go_on():
         k.run()
     with pytest.raises(InvalidValue, match="this run failed"):
         k.step()
-    assert k.status == "failed" and k.position["train"] == "failed"
+    assert k.status == "failed" and k.stage_status["train"] == "failed"
     assert RunIndex().rows()[0]["status"] == "failed"
 
 
@@ -147,4 +147,4 @@ def test_a_batch_larger_than_the_data_is_refused_before_training(chats):
     k = Kitchen("sft", **{**SMALL, "dataset": f"file:{chats([row] * 10)}"})
     with pytest.raises(KitchenError, match="use at most 9"):
         k.run()
-    assert k.position["open"] == "waiting"
+    assert k.stage_status["open"] == "waiting"

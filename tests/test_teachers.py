@@ -77,7 +77,7 @@ def test_teachers_by_kind_in_a_run(runs):
         "distill_on_policy", backend="toy", env="task:parity+guess", teacher="toy", teachers={"guess": "toy"}, problems=8,
         batch_size=4, group_size=2, graded=4, max_tokens=4,
     ).run()  # fmt: skip
-    assert [one.question.text for one in k.values["teacher_answers"]] == [one.text for one in k.values["problems"].test]
+    assert [one.question.text for one in k.state["teacher_answers"]] == [one.text for one in k.state["problems"].test]
     opened = [item for item in k.log if item.name == "port.call" and item["verb"] == "create_sampling_client"]
-    assert k.status == "completed" and opened and set(k.values["masters"]) == {"", "guess"}
+    assert k.status == "completed" and opened and set(k.state["masters"]) == {"", "guess"}
     k.close()

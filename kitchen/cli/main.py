@@ -832,9 +832,9 @@ def _resume_command(run: str, quiet: bool) -> None:
     from kitchen.session.kitchen import Kitchen
 
     view = progress_display(quiet=quiet)
-    kitchen = Kitchen.resume(path)
+    kitchen = Kitchen.open(path)
     try:
-        kitchen.listeners.append(view.show)
+        kitchen.driver.listeners.append(view.show)
         kitchen.run()
     finally:
         view.close()

@@ -139,27 +139,24 @@ class Runner:
         with self._drive_lock:
             self.advancing = True
             try:
-                return self._advance_until(arrived)
+                while True:
+                    try:
+                        for item in self.events:
+                            if self._handle_event(item, arrived):
+                                return item
+                    except RolledBack:  # a policy asked for it: on from the last boundary
+                        attempts = self.flow.attempts
+                        self.go_back("rollback")
+                        self.flow.attempts = attempts
+                    else:
+                        self.history.finish_pending(wait=True)
+                        self.ended = True
+                        return None
             except BaseException as error:  # Ctrl-C twice as well: the flow is broken off in the middle of a step
                 self.error = error
                 raise
             finally:
                 self.advancing = False
-
-    def _advance_until(self, arrived: Callable[[Event], bool]) -> Event | None:
-        "The event that fulfils the condition, or None; where a policy asks for it, back to the last boundary in between."
-        while True:
-            try:
-                for item in self.events:
-                    if self._handle_event(item, arrived):
-                        return item
-                self.history.finish_pending(wait=True)
-                self.ended = True
-                return None
-            except RolledBack:
-                attempts = self.flow.attempts
-                self.go_back("rollback")
-                self.flow.attempts = attempts
 
     def _handle_event(self, item: Event, arrived: Callable[[Event], bool]) -> bool:
         "Do what is due after an event; whether to stop there."

@@ -259,7 +259,16 @@ class Stage:
             )  # nothing has happened yet: still at the last boundary
         while True:
             try:
-                given = self._check_outputs((yield from self._try_once(flow)))
+                answer, tried_at = self._call(flow), time.perf_counter()
+                while isinstance(answer, Generator):  # events while it works; its answer at the end
+                    try:
+                        item = next(answer)
+                    except StopIteration as end:
+                        answer = end.value
+                        break
+                    yield self._log_inner(flow, item)
+                    self._check_time(answer, tried_at)
+                given = self._check_outputs(answer)
                 break
             except Exception as error:
                 tries, reason = tries + 1, f"{type(error).__name__}: {error}"
@@ -283,31 +292,26 @@ class Stage:
         seconds, reads = time.perf_counter() - started, sorted(flow.reads[name])
         yield flow.mark(event("stage.stop", stage=name, gives=list(given), reads=reads, seconds=seconds), "after")
 
-    def _try_once(self, flow: Flow) -> Generator[Event, None, Any]:
-        "One try: events while it works, and its answer."
-        started, limit = time.perf_counter(), self.retry_policy.timeout
-        arguments = self.arguments(flow)
+    def _call(self, flow: Flow) -> Any:
+        "What the function answers: its values, or a generator of events that ends with them."
+        limit, arguments = self.retry_policy.timeout, self.arguments(flow)
         if limit is None or inspect.isgeneratorfunction(self.function):
-            answer = self.function(**arguments)
-        else:
-            answer = _call_stage_with_timeout(limit, lambda: self.function(**arguments), self.name)
-        if not isinstance(answer, Generator):
-            return answer
-        told = cast(Generator[Event, None, Any], answer)
-        inside = self.resumable
-        while True:
-            try:
-                item = next(told)
-            except StopIteration as stop:
-                return stop.value
-            if item.name == _TRAIN_STEP:
-                flow.step = item.step
-                yield flow.mark(item, "inside") if inside else flow.note(item)
-            else:
-                yield flow.note(item)
-            if limit is not None and time.perf_counter() - started > limit:
-                answer.close()
-                raise StageTimeout(f"stage {self.name!r} took longer than {limit:g} s")
+            return self.function(**arguments)
+        return _call_stage_with_timeout(limit, lambda: self.function(**arguments), self.name)
+
+    def _log_inner(self, flow: Flow, item: Event) -> Event:
+        "Log an event of the function; after an optimizer step the run can be left and entered, if the stage can."
+        if item.name != _TRAIN_STEP:
+            return flow.note(item)
+        flow.step = item.step
+        return flow.mark(item, "inside") if self.resumable else flow.note(item)
+
+    def _check_time(self, working: Generator[Event, None, Any], started: float) -> None:
+        "End a generator that takes longer than the policy allows."
+        limit = self.retry_policy.timeout
+        if limit is not None and time.perf_counter() - started > limit:
+            working.close()
+            raise StageTimeout(f"stage {self.name!r} took longer than {limit:g} s")
 
     def _may_retry(self, flow: Flow, tries: int, error: Exception) -> bool:
         "Whether the policy grants another try."

@@ -297,10 +297,16 @@ def _with_parents(runs: Sequence[Run]) -> list[Run]:
     return list(found.values())
 
 
+class _HasOpenedRun(Protocol):
+    "What drives a run, if there is one yet."
+
+    opened_run: Run | None
+
+
 class _HasRun(Protocol):
     "Whatever holds a run, such as a `Kitchen`."
 
-    run_opened: Run | None
+    driver: _HasOpenedRun
 
 
 def _resolve_run(one: Run | _HasRun | str | Path) -> Run:
@@ -309,9 +315,9 @@ def _resolve_run(one: Run | _HasRun | str | Path) -> Run:
         return one
     if isinstance(one, (str, Path)):
         return Run(RunIndex().find(str(one)))
-    if one.run_opened is None:
+    if one.driver.opened_run is None:
         raise InvalidValue(f"{one!r} has not begun; there is nothing to compare yet")
-    return one.run_opened
+    return one.driver.opened_run
 
 
 def compare(*runs: Run | _HasRun | str | Path | Iterable[Any]) -> RunComparison:

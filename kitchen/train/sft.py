@@ -9,7 +9,7 @@ __all__ = ['adam_schedule', 'TrainingDiverged', 'split_micro_batches', 'train_sf
 # %% ../../nbs/35_train/1_sft.ipynb #ad313c15
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,8 +59,8 @@ def train_sft(
     due: Callable[[int], bool] = lambda step: False,  # whether to evaluate after this step, between first and last
     progress: dict[str, Any] | None = None,  # what is done already: kept up to date, and taken up again
     loss: str = "cross_entropy",  # one of SFT_LOSSES
-) -> Iterator[Event]:
-    "Fine-tuning on batches; yields an event after each optimizer step."
+) -> Generator[Event, None, int]:
+    "Fine-tuning on batches; yields an event after each optimizer step, returns how many there are."
     began, total, done = time.perf_counter(), len(batches), {} if progress is None else progress
     if not done:
         done.update(step=0, tokens=0, loss=0.0)
@@ -81,6 +81,7 @@ def train_sft(
         yield evaluate(done["step"])
     seconds = time.perf_counter() - began
     yield event("train.stop", done["step"], steps=done["step"], tokens=done["tokens"], seconds=seconds)
+    return total
 
 
 def sft_step(
@@ -89,7 +90,9 @@ def sft_step(
     "One optimizer step; what it measured."
     started, chosen = time.perf_counter(), get_sft_loss(loss)
     parts = split_micro_batches(normalize_weights(batch), accumulate)
-    forwards = [chosen.submit(training, part) for part in parts]
+    forwards = []
+    for part in parts:  # a loop, not a comprehension: the call stack down to the backend stays short
+        forwards.append(chosen.submit(training, part))
     update = training.optim_step(adam_params)
     value = sum(forward.result().loss_sum for forward in forwards)
     return {"loss": value, **step_measurements(batch, update.result().metrics, started)}

@@ -17,25 +17,31 @@ from ..telemetry import Event
 from ..types import InvalidValue, UnknownName
 
 # %% ../../nbs/62_widgets/1_commands.ipynb #456bc4b8
-class _ControlledSession(Protocol):
-    "A run that can be told what to do."
+class _SessionDriver(Protocol):
+    "What carries a session's run."
 
     listeners: list[Callable[[Event], None]]
 
     @property
     def busy(self) -> bool: ...
     @property
-    def ready(self) -> Any: ...
-    @property
-    def runner(self) -> Any: ...
+    def connected_runner(self) -> Any: ...
+    runner: Any
+
+
+class _ControlledSession(Protocol):
+    "A run that can be told what to do."
+
+    driver: _SessionDriver
+
     @property
     def status(self) -> str: ...
     @property
     def config(self) -> Any: ...
-    def go_on(self, wait: bool | None = None) -> Any: ...
+    def resume(self, wait: bool | None = None) -> Any: ...
     def step(self, unit: str = "stage", wait: bool = True) -> Any: ...
     def pause(self) -> Any: ...
-    def stop(self) -> Any: ...
+    def close(self) -> None: ...
     def snapshot(self) -> str: ...
     def sample(self, count: int = 4) -> Any: ...
     def rewind(self, step: int | None = None, stage: str | None = None) -> Any: ...
@@ -54,15 +60,15 @@ class _Command:
 
 def _play(session: _ControlledSession) -> str:
     "Go on, in the background."
-    if session.busy:
+    if session.driver.busy:
         return "It goes on already."
-    session.go_on(wait=False)
+    session.resume(wait=False)
     return "Going on."
 
 
 def _pause(session: _ControlledSession) -> str:
     "Stop on the next boundary."
-    going = session.busy
+    going = session.driver.busy
     session.pause()
     return "Paused." if going else "It stands already."
 
@@ -76,8 +82,8 @@ def _step(session: _ControlledSession, unit: str = "batch") -> str:
 
 def _stop(session: _ControlledSession) -> str:
     "End the run where it stands."
-    session.stop()
-    return "Stopped; Kitchen.resume takes it up again."
+    session.close()
+    return "Stopped; Kitchen.open takes it up again."
 
 
 def _rewind(session: _ControlledSession, step: int) -> str:
@@ -99,7 +105,7 @@ def _sample(session: _ControlledSession, count: int = 4) -> str:
 
 def _fork(session: _ControlledSession, **changes: Any) -> str:
     "A run that goes its own way from here."
-    return f"Forked as {session.fork(**changes).run_id}."
+    return f"Forked as {session.fork(**changes).run_record.run_id}."
 
 
 def _edit(session: _ControlledSession, **settings: Any) -> str:
@@ -141,8 +147,8 @@ class CommandQueue:
         "Leave a command; returns at once."
         if name not in _COMMANDS:
             raise UnknownName("command", name, _COMMANDS)
-        if _COMMANDS[name].pauses_run and self.session.busy:
-            self.session.runner.pausing.set()
+        if _COMMANDS[name].pauses_run and self.session.driver.busy:
+            self.session.driver.runner.pausing.set()
         with self.lock:
             self._pending.append((name, arguments))
             if self.thread is None:
@@ -164,7 +170,7 @@ class CommandQueue:
         command = _COMMANDS[name]
         with self._capture_errors():
             if command.at_boundary:
-                runner = self.session.ready  # connects what is not connected yet
+                runner = self.session.driver.connected_runner  # connects what is not connected yet
                 runner.ask(lambda: self._run_at_boundary(command, arguments))
             else:
                 self.last_message = command.command_function(self.session, **arguments)
@@ -194,7 +200,7 @@ class CommandQueue:
             and (item.step or 0) % self.sample_every == 0
         ):
             self._sample_due = True
-            self.session.runner.visit_at_boundary(self._sample_now)
+            self.session.driver.runner.visit_at_boundary(self._sample_now)
 
     def _sample_now(self) -> None:
         "The question that was due."

@@ -23,7 +23,7 @@ _BUTTONS = {  # name -> icon, what it does, whether it can be pressed while the 
     "play": ("play", "go on to the end, or to where the last command was meant to go", "stands"),
     "pause": ("pause", "stop on the next boundary, where the state is whole", "goes"),
     "step": ("step-forward", "one batch, epoch or stage, as chosen beside", "stands"),
-    "stop": ("stop", "end the run here, with a snapshot; Kitchen.resume takes it up again", "goes stands"),
+    "stop": ("stop", "end the run here, with a snapshot; Kitchen.open takes it up again", "goes stands"),
     "checkpoint": ("save", "keep the state as it is now, to come back to", "goes stands"),
     "rewind": ("undo", "back to the end of the step beside; edits made later are taken back", "goes stands ended"),
     "fork": ("share-alt", "a new run with the same story so far, drawn beside this one", "goes stands ended"),

@@ -44,7 +44,7 @@ class _SessionView:
         self.session, self.command_queue = session, CommandQueue(session)
         self._pending_events: deque[Event] = deque()
         self.monitor = RunMonitor()
-        session.listeners.append(self._on_event)
+        session.driver.listeners.append(self._on_event)
         self._reload()
 
     def _on_event(self, item: Event) -> None:
@@ -73,8 +73,8 @@ class _SessionView:
     @property
     def name(self) -> str:
         "Recipe and run."
-        opened = self.session.run_opened
-        return opened.run_id if opened else self.session.recipe.name
+        opened = self.session.driver.opened_run
+        return opened.run_id if opened else self.session.driver.recipe.name
 
     @property
     def short_name(self) -> str:
@@ -84,13 +84,13 @@ class _SessionView:
     @property
     def state(self) -> str:
         "`running` while somebody drives it, `paused` where it stands on a boundary, else the run's status."
-        status, runner = self.session.status, self.session.runner
+        status, runner = self.session.status, self.session.driver.runner
         return status if status != "running" or (runner is not None and runner.advancing) else "paused"
 
     def stop_listening(self) -> None:
         "Stop listening."
         with contextlib.suppress(ValueError):
-            self.session.listeners.remove(self._on_event)
+            self.session.driver.listeners.remove(self._on_event)
         self.command_queue.sample_every = 0
 
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #34dbb0b0
@@ -312,7 +312,7 @@ class Dashboard:
     def _add_forks(self) -> None:
         "Give a seat to runs that left one of ours."
         known = {id(session) for session in self.sessions}
-        for session in [fork for one in self.sessions for fork in one.forks if id(fork) not in known]:
+        for session in [fork for one in self.sessions for fork in one.driver.forks if id(fork) not in known]:
             self.session_views.append(_SessionView(session))
             self.sessions.append(session)
             _OPEN_DASHBOARDS[id(session)] = self
@@ -380,14 +380,14 @@ class Dashboard:
         "Alarms, the workflow, the open tab."
         self.alarms.value = alarms_html(self._alarm_texts())
         self.alarms.layout.display = None if self.alarms.value else "none"
-        self.tree.value = tree_html(self.session_view.session.recipe.workflow, self.session_view.monitor.stage_status)
+        self.tree.value = tree_html(self.session_view.session.driver.recipe.workflow, self.session_view.monitor.stage_status)
         show: Sequence[Callable[[], None]] = (self._update_rounds, self._fill_form, self._show_events)
         if self.tabs.selected_index is not None:
             show[self.tabs.selected_index]()
 
     def _alarm_texts(self) -> list[str]:
         "What looks wrong, and why the run failed."
-        error = getattr(self.session_view.session.runner, "error", None)
+        error = getattr(self.session_view.session.driver.runner, "error", None)
         failed = (
             [f"The run failed: {type(error).__name__}: {error}. play tries again from the last snapshot."]
             if error
@@ -402,7 +402,7 @@ class Dashboard:
         config = seat.session.config
         about = [getattr(config, name, None) for name in ("model", "dataset", "env", "method", "backend")]
         words = html.escape(visible_text(" · ".join(str(one) for one in about if one), 200))
-        title = f"<b>{html.escape(visible_text(seat.session.recipe.name, 60))}</b> <span>{html.escape(visible_text(seat.name, 80))}</span>"
+        title = f"<b>{html.escape(visible_text(seat.session.driver.recipe.name, 60))}</b> <span>{html.escape(visible_text(seat.name, 80))}</span>"
         state = f'<span style="{chip}">{seat.state}</span> <small style="opacity:.7">{words}</small>'
         return f'<div style="line-height:1.6">{title} {state}</div>'
 
@@ -430,7 +430,7 @@ class Dashboard:
 
     def _show_events(self) -> None:
         "The last events that hold the words."
-        opened = self.session_view.session.run_opened
+        opened = self.session_view.session.driver.opened_run
         self.events.value = events_html(search_events(opened.log.events if opened else [], self.search_field.value))
 
     def fail(self, error: Exception) -> None:
@@ -493,9 +493,9 @@ def _close_widget(widget: Any) -> None:
 def _sessions_picture(seats: Sequence[_SessionView]) -> Picture:
     "A picture of runs as they are: the first one's boards, with the last training of each."
     phases = [seat.monitor.curves.phases[-1] if seat.monitor.curves.phases else None for seat in seats]
-    lines = [f"{seat.session.recipe.name} {seat.name}: {status_line(seat.monitor, seat.state)}" for seat in seats]
+    lines = [f"{seat.session.driver.recipe.name} {seat.name}: {status_line(seat.monitor, seat.state)}" for seat in seats]
     lines += [f"! {said}" for said in seats[0].monitor.diagnostics.warning_texts()]
-    tree = tree_text(seats[0].session.recipe.workflow, seats[0].monitor.stage_status)
+    tree = tree_text(seats[0].session.driver.recipe.workflow, seats[0].monitor.stage_status)
     names = [seat.short_name for seat in seats]
     return Picture(lambda: static_board(names, phases, lines), visible_text("\n".join([*lines, tree])))
 

@@ -48,8 +48,8 @@ from kitchen.train.preference import (
 from ..train.sft import adam_schedule
 from ..types import AdamParams, InvalidValue, RowError, SamplingParams
 from kitchen.workflows.base import (
-    DataConfig,
     MODEL_PRESETS,
+    DataConfig,
     Splits,
     StageEvents,
     adam_params,

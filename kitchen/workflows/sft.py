@@ -154,10 +154,9 @@ def train(
     def due(step: int) -> bool:
         return step % (config.evaluate_every or max(total // 10, 1)) == 0
 
-    yield from train_sft(
+    return train_sft(  # the loop itself is what the stage goes through: no generator in between
         training, batches, adam_at, config.gradient_accumulation_steps, evaluate, due, progress, config.loss
     )
-    return total
 
 # %% ../../nbs/55_workflows/2_sft.ipynb #909fd734
 supervised = chain(

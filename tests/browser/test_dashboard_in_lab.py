@@ -63,7 +63,7 @@ def board(tab, lab):
     """A dashboard over a long training, which has not begun."""
     for run in (lab.folder / "kitchen_runs").glob("*"):
         run.rename(lab.folder / f"before-{run.name}")
-    other = "import time\nfor _ in range(25): time.sleep(0.1)\nprint('free at', k.last_step.step)"
+    other = "import time\nfor _ in range(25): time.sleep(0.1)\nprint('free at', k.driver.last_step.step)"
     address = lab.notebook("board.ipynb", LONG, other, "k.dashboard()")
     tab.open(address)
     tab.run(0)
