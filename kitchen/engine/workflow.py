@@ -261,13 +261,14 @@ class Stage:
             try:
                 answer, tried_at = self._call(flow), time.perf_counter()
                 while isinstance(answer, Generator):  # events while it works; its answer at the end
+                    working = cast(Generator[Event, None, Any], answer)
                     try:
-                        item = next(answer)
+                        item = next(working)
                     except StopIteration as end:
                         answer = end.value
                         break
                     yield self._log_inner(flow, item)
-                    self._check_time(answer, tried_at)
+                    self._check_time(working, tried_at)
                 given = self._check_outputs(answer)
                 break
             except Exception as error:

@@ -16,10 +16,10 @@ import numpy as np
 
 from ..data.batches import Batches, StreamBatches
 from ..losses.token import bits_per_byte, get_sft_loss, mean_nll, normalize_weights, perplexity
-from ..ports.protocols import TrainingClient
+from ..ports.protocols import Future, TrainingClient
 from ..telemetry import Event, event
 from .schedules import learning_rate
-from ..types import AdamParams, Datum, InvalidValue, KitchenError
+from ..types import AdamParams, Datum, ForwardBackwardOutput, InvalidValue, KitchenError
 
 # %% ../../nbs/35_train/1_sft.ipynb #118dac53
 def adam_schedule(
@@ -90,7 +90,7 @@ def sft_step(
     "One optimizer step; what it measured."
     started, chosen = time.perf_counter(), get_sft_loss(loss)
     parts = split_micro_batches(normalize_weights(batch), accumulate)
-    forwards = []
+    forwards: list[Future[ForwardBackwardOutput]] = []
     for part in parts:  # a loop, not a comprehension: the call stack down to the backend stays short
         forwards.append(chosen.submit(training, part))
     update = training.optim_step(adam_params)
