@@ -8,20 +8,20 @@ __all__ = ['EVENTS', 'NONDETERMINISTIC_UNITS', 'EventKind', 'declare_event', 'Ev
            'resident_memory']
 
 # %% ../nbs/10_core/3_telemetry.ipynb #19b1028a
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from .types import InvalidValue, UnknownName
 
 if TYPE_CHECKING:
     import pandas
-import os
-from functools import cache
-
-import numpy as np
 
 # %% ../nbs/10_core/3_telemetry.ipynb #4d6a4d47
 @dataclass(frozen=True)

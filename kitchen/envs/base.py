@@ -18,15 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from pytest import raises
-
 from .rewards import Reward, Row, check_gold_answers, short_repr, weighted_reward
 from ..seeding import random_generator
 from ..types import InvalidValue, Message, UnknownName
 
 # %% ../../nbs/25_envs/3_base.ipynb #11c9605c
 class TimeoutWorker:
-    "Calls what may never return, and waits only so long."
+    "Calls a function in a thread of its own; one that does not return within `timeout` seconds raises TimeoutError."
 
     def __init__(self, timeout: float):
         self.timeout = timeout

@@ -390,6 +390,12 @@ class Run:
             return last["status"]
         return "running" if self.log.has_writer else "interrupted"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        "The settings in force: those the run began with, and every edit that no rewind took back."
+        edits = [item for item in self.log.active_events if item.name == "config.edit"]
+        return {**self.spec.config, **{item["setting"]: item["after"] for item in edits}}
+
     def verify(self) -> list[str]:
         "What does not agree with the log: altered or missing artifacts, a broken chain. Empty when all is well."
         problems = []
@@ -438,7 +444,7 @@ class RunIndex:
     def put(self, run: Run) -> None:
         "Add or refresh a run."
         created = run.log.events[0].time if run.log.events else run.path.stat().st_mtime
-        row = (run.run_id, run.spec.recipe, run.status, created, json.dumps(run.spec.config), str(run.path))
+        row = (run.run_id, run.spec.recipe, run.status, created, json.dumps(run.settings), str(run.path))
         with closing(self._connect()) as database, database:
             database.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?)", row)
 
