@@ -12,6 +12,7 @@ from . import envs as envs
 from . import evaluation as evaluation
 from . import formatting as formatting
 from . import losses as losses
+from . import palette as palette
 from . import ports as ports
 from . import recipes as recipes
 from . import rendering as rendering

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_notebook
 
 from kitchen.cli.main import main
+from kitchen.recipes.registry import get_recipe
 from kitchen.recipes.reproduce import _RESULT_EVENTS
 from kitchen.reports.build import read_manifest
 from kitchen.reports.export import find_browser
@@ -288,6 +289,13 @@ def test_help_is_instant():
     ).stdout.split()
     heavy = {"numpy", "pydantic", "yaml", "torch", "papermill", "nbconvert", "plotly", "rich"}
     assert not heavy & set(loaded)
+
+
+def test_describe_shows_the_settings_that_a_run_begins_with():
+    begun = get_recipe("sft").config()
+    rows = {line.split()[0]: line.split()[2] for line in kitchen("describe", "sft").output.splitlines() if line.startswith("  ")}
+    for name in ("learning_rate", "lora_rank", "lora_alpha"):  # the embedded model has its own
+        assert rows[name] == repr(getattr(begun, name))
 
 
 def test_debug_shows_the_traceback():

@@ -22,7 +22,7 @@ from kitchen.evaluation import Answer, Question
 from kitchen.formatting import PLOTLY_MIME, visible_text
 from kitchen.ports.protocols import create_adapter
 from kitchen.rendering.base import get_renderer, to_datum
-from kitchen.reports.build import show_timeline
+from kitchen.reports.build import show_settings, show_timeline
 from kitchen.reports.compare import RunSummary, compare
 from kitchen.reports.runs_table import RunRow, _read_run_row, _select_runs
 from kitchen.reports.scores import Score, scores_table
@@ -457,6 +457,28 @@ def test_a_real_run_and_its_fork_are_told_apart(runs):
             assert table[k.run_record.run_id].run_id == k.run_record.run_id
             for shown in (both, table, show_timeline(k.run_record), show_config(k.config)):
                 check_harmless(shown)
+
+
+def test_tables_show_the_settings_in_force(runs):
+    small = {"batch_size": 8, "graded": 4, "held_out": 8, "max_tokens": 8}
+    with Kitchen("sft", backend="toy", dataset="builtin:sort[:64]", epochs=2, **small) as k:
+        k.run(until=3)
+        k.set(learning_rate=0.25)
+        k.step()
+        kept = k.run_record.log.events[-1].sequence + 1
+        with k.fork(learning_rate=0.5) as other:
+            other.step()
+            about = {row.run_id: row.about for row in _select_runs(RunIndex(runs)).rows}
+            assert about[k.run_id].endswith(", 0.25") and about[other.run_id].endswith(", 0.5"), about
+            assert other.run_record.settings["learning_rate"] == other.config.learning_rate == 0.5
+            assert len(_select_runs(RunIndex(runs), text='"learning_rate": 0.5')) == 1, "search sees them as well"
+            assert "0.25" in repr(show_settings(k.run_record)) and "0.5" in repr(show_settings(other.run_record))
+        k.set(learning_rate=0.125)
+        k.step()
+        k.run_record.log.append(event("run.rewind", 4, reason="rewind", keep=kept))
+        assert k.run_record.settings["learning_rate"] == 0.25, "an edit that a rewind took back is not in force"
+        row = next(row for row in _select_runs(RunIndex(runs)).rows if row.run_id == k.run_id)
+        assert row.about.endswith(", 0.25")
 
 
 def test_a_glance_sees_what_a_whole_reading_sees(tmp_path):

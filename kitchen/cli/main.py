@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -695,9 +695,11 @@ def _describe_command(name: str) -> None:
     from kitchen.recipes.plan import stage_rows
     from kitchen.recipes.registry import get_recipe
 
-    settings = align_columns(
-        [["", "name", "type", "default", "bounds", "meaning"], *map(_setting_row, _recipe_settings(name))]
-    )
+    found = _recipe_settings(name)
+    if not name.endswith(".ipynb"):  # some defaults are the model's: what a run begins with is known only to an instance
+        begun = get_recipe(name).config()
+        found = [replace(setting, default=getattr(begun, setting.name)) for setting in found]
+    settings = align_columns([["", "name", "type", "default", "bounds", "meaning"], *map(_setting_row, found)])
     if not name.endswith(".ipynb"):
         recipe = get_recipe(name)
         adapters = align_columns([["", port, adapter] for port, adapter in recipe.adapters.items()])

@@ -12,6 +12,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from ..formatting import View, box_html, escape_html, sign_html, small_html, table_html, visible_text
+from ..palette import STATUS_SIGNS, StatusSign, VERMILION_SHADE
 
 # %% ../../nbs/60_display/3_diff.ipynb #09c3f876
 def _diff_pieces(answer: str, gold: str) -> list[tuple[str, str]]:
@@ -33,21 +34,21 @@ def _diff_pieces(answer: str, gold: str) -> list[tuple[str, str]]:
 def _piece_html(kind: str, text: str) -> str:
     "One piece of an answer, escaped."
     shown = escape_html(text)
-    mark = '<mark style="background:rgba(213,94,0,.3);color:inherit;border-radius:2px"'
+    mark = f'<mark style="background:{VERMILION_SHADE};color:inherit;border-radius:2px"'
     if kind == "missing":
         return f'{mark} title="missing: {shown}">‸</mark>'
     return f"{mark}>{shown}</mark>" if kind == "extra" else shown
 
 
-_GRADE_SIGNS = {True: ("✓", "#009e73", "right"), False: ("✗", "#d55e00", "wrong"), None: ("", "inherit", "")}
+_GRADE_SIGNS = {True: STATUS_SIGNS["right"], False: STATUS_SIGNS["wrong"], None: StatusSign("", "inherit", "")}
 
 
 def answer_html(answer: str, gold: str, correct: bool | None) -> str:
     "An answer with its sign; a wrong one with its differences."
-    sign, color, word = _GRADE_SIGNS[correct]
+    graded = _GRADE_SIGNS[correct]
     pieces = _diff_pieces(answer, gold) if correct is False else [("same", answer)]
     shown = "".join(_piece_html(kind, text) for kind, text in pieces) or '<span style="opacity:.6">∅</span>'
-    return f"{sign_html(sign, color, word)} {shown}"
+    return f"{sign_html(graded.sign, graded.color, graded.words)} {shown}"
 
 # %% ../../nbs/60_display/3_diff.ipynb #16740f31
 def _summary_text(answers: Sequence[Mapping[str, Any]], shown: int) -> str:
@@ -82,7 +83,7 @@ def _row_text(row: Mapping[str, Any], after_label: str = "after") -> str:
     for key, label in (("before", "before"), ("after", after_label)):
         correct = row[f"{key}_correct"]
         pieces = _diff_pieces(row[key], row["gold"]) if correct is False else [("same", row[key])]
-        lines.append((label, _GRADE_SIGNS[correct][0], pieces))
+        lines.append((label, _GRADE_SIGNS[correct].sign, pieces))
     texts = [
         (label, sign, "".join(around[kind].format(visible_text(text)) for kind, text in pieces))
         for label, sign, pieces in lines

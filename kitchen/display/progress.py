@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from ..formatting import seconds_text, visible_text
+from ..palette import STATUS_SIGNS
 from ..store.log import event_from_text
 from ..telemetry import Event
 
@@ -101,7 +102,7 @@ class RunProgress:
         return " · ".join(self.remarks.values())
 
 # %% ../../nbs/60_display/4_progress.ipynb #ed094e40
-_STAGE_SIGNS = {"stage.stop": "✓", "stage.error": "✗"}
+_STAGE_SIGNS = {"stage.stop": STATUS_SIGNS["done"].sign, "stage.error": STATUS_SIGNS["failed"].sign}
 _NOTICES: dict[str, Callable[[Event], str]] = {  # what is said at once, beside the stages
     "run.rewind": lambda item: f"↶ {item['reason']}: from {f'step {item.step}' if item.step else 'the start'}",
     "log.repair": lambda item: f"! the log was mended: {item['reason']}",

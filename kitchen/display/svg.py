@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..formatting import NEUTRAL_GREY, PLOTLY_MIME, align_columns, decimate, number_text, visible_text
+from ..formatting import PLOTLY_MIME, align_columns, decimate, number_text, visible_text
+from ..palette import BLUE, NEUTRAL_GREY
 from ..types import InvalidValue
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def sparkline_text(values: Sequence[float] | np.ndarray, width: int = 16) -> str
     return "".join("×" if math.isnan(place) else _SPARK_BLOCKS[int(place)] for place in places)
 
 
-def sparkline_html(values: Sequence[float] | np.ndarray, color: str = "#0072b2", about: str = "loss") -> str:
+def sparkline_html(values: Sequence[float] | np.ndarray, color: str = BLUE, about: str = "loss") -> str:
     "The values as a small drawing for a table; a dot stands on the last."
     numbers = np.asarray(values, dtype=float)
     finite = np.isfinite(numbers)

@@ -21,8 +21,8 @@ from typing import Any
 
 from ..config import Config, ExperimentSpec, json_digest
 from kitchen.engine.workflow import (
-    START,
     Flow,
+    START,
     Scope,
     WorkflowError,
     WorkflowPart,

@@ -24,7 +24,7 @@ from ..types import InvalidValue, Message, UnknownName
 
 # %% ../../nbs/25_envs/3_base.ipynb #11c9605c
 class TimeoutWorker:
-    "Calls what may never return, and waits only so long."
+    "Calls a function in a thread of its own; one that does not return within `timeout` seconds raises TimeoutError."
 
     def __init__(self, timeout: float):
         self.timeout = timeout

@@ -103,8 +103,8 @@ def _show_set_aside(run: Run, count: int = 100) -> View:
 
 
 def show_settings(run: Run) -> View:
-    "Every setting of the run."
-    rows = [[name, json.dumps(value, ensure_ascii=False)] for name, value in run.spec.config.items()]
+    "Every setting of the run, as it is in force."
+    rows = [[name, json.dumps(value, ensure_ascii=False)] for name, value in run.settings.items()]
     return View(text_table_html(["setting", "value"], rows), align_columns([["setting", "value"], *rows]))
 
 

@@ -16,10 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..display.figures import CURVE_COLORS, Chart, Curve, PointMark, moving_average, series
+from ..display.figures import Chart, Curve, PointMark, moving_average, series
 from ..display.svg import Picture, sparkline_text, svg_image_html
 from kitchen.formatting import (
-    NEUTRAL_GREY,
     TextTable,
     View,
     align_columns,
@@ -31,6 +30,7 @@ from kitchen.formatting import (
     small_html,
     table_html,
 )
+from ..palette import CURVE_COLORS, NEUTRAL_GREY
 from ..recipes.reproduce import COUNT_UNITS, final_metrics
 from .scores import Score, scores, scores_table
 from ..store.index import RunIndex

@@ -31,6 +31,7 @@ from kitchen.formatting import (
     table_html,
     visible_text,
 )
+from ..palette import MAIN_SETTINGS, RUN_STATUSES, STATUS_SIGNS, UNKNOWN_STATUS
 from .compare import compare
 from ..store.index import RunIndex
 from ..store.run import Run, runs_root
@@ -40,15 +41,7 @@ if TYPE_CHECKING:
     import pandas
 
 # %% ../../nbs/64_reports/4_runs_table.ipynb #3a2754c3
-_RUN_STATUS_SIGNS = {
-    "completed": ("✓", "#009e73"),
-    "running": ("▶", "#0072b2"),
-    "stopped": ("■", "#e69f00"),
-    "interrupted": ("‖", "#e69f00"),
-    "failed": ("✗", "#d55e00"),
-    "new": ("○", "#808080"),
-}
-_SHOWN_SETTINGS = ("model", "dataset", "method", "learning_rate")
+_SHOWN_SETTINGS = (*(name for name in MAIN_SETTINGS if name not in ("env", "backend")), "learning_rate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +55,7 @@ class RunRow:
     seconds: float  # from its first event to its last
     steps: int
     losses: np.ndarray  # some of them, evenly spread, and the last
-    about: str  # its main settings
+    about: str  # its main settings, those now in force
     path: Path
 
     @property
@@ -76,12 +69,12 @@ class RunRow:
         return number_text(float(self.losses[-1])) if len(self.losses) else ""
 
 
-def _step_lines(lines: Sequence[bytes]) -> list[bytes]:
-    "The lines of optimizer steps that stand; a line's number is its event's."
+def _standing_lines(lines: Sequence[bytes], name: bytes) -> list[bytes]:
+    "The lines of one kind of event that no rewind took back; a line's number is its event's."
     found: list[tuple[int, bytes]] = []
     for place, line in enumerate(lines):
         start = line[:120]
-        if b'"name":"train.step"' in start:
+        if b'"name":"' + name + b'"' in start:
             found.append((place, line))
         elif b'"name":"run.rewind"' in start:
             keep = json.loads(line)["measurements"]["keep"]
@@ -96,11 +89,13 @@ def _read_run_row(row: Mapping[str, Any], points: int = 60) -> RunRow:
     log = path / "events.jsonl"
     content = log.read_bytes() if log.is_file() else b""
     lines = content[: content.rfind(b"\n") + 1].splitlines()
-    steps = _step_lines(lines)
+    steps = _standing_lines(lines, b"train.step")
     chosen = sorted({int(place) for place in np.linspace(0, len(steps) - 1, points)}) if steps else []
     losses = [float(json.loads(steps[place])["measurements"]["loss"]) for place in chosen]
     times = [json.loads(line)["time"] for line in (lines[0], lines[-1])] if lines else [0.0, 0.0]
-    config = json.loads(row["config"])
+    # as its log says: the index is refreshed when a run begins, forks or ends, and edits come between
+    edits = [json.loads(line)["metadata"] for line in _standing_lines(lines, b"config.edit")]
+    config = {**json.loads(row["config"]), **{item["setting"]: item["after"] for item in edits}}
     about = ", ".join(str(config[name]) for name in _SHOWN_SETTINGS if config.get(name) not in (None, ""))
     count = int(json.loads(steps[-1])["step"]) if steps else 0
     told = (row["run_id"], row["recipe"], row["status"], row["created"])
@@ -155,7 +150,8 @@ class RunsTable:
     def _repr_html_(self) -> str:
         lines = []
         for row in self.rows:
-            sign = sign_html(*_RUN_STATUS_SIGNS.get(row.status, ("?", "inherit")), row.status) + " " + escape_html(row.status)
+            known = STATUS_SIGNS.get(row.status, UNKNOWN_STATUS)
+            sign = sign_html(known.sign, known.color, row.status) + " " + escape_html(row.status)
             name, *cells = [f'<span style="white-space:nowrap">{escape_html(cell, 80)}</span>' for cell in self._cells(row)]
             lines.append([sign, f"{name}<br>{small_html(row.about)}", *cells, sparkline_html(row.losses)])
         heads = ["", "run", "recipe", "began", "took", "steps", "last loss<br><small>nats/token</small>", "training loss"]
@@ -172,7 +168,7 @@ class RunsTable:
 
     def __repr__(self) -> str:
         heads = ["", "run", "recipe", "began", f"{'took':>11}", f"{'steps':>8}", f"{'last loss':>9}", "training loss"]
-        signs = [f"{_RUN_STATUS_SIGNS.get(row.status, '?')[0]} {row.status}" for row in self.rows]
+        signs = [f"{STATUS_SIGNS.get(row.status, UNKNOWN_STATUS).sign} {row.status}" for row in self.rows]
         lines = [[sign, *self._cells(row), sparkline_text(row.losses)] for sign, row in zip(signs, self.rows, strict=True)]
         sides = {4: 11, 5: 8, 6: 9}  # numbers and times stand to the right
         right = [[cell.rjust(sides.get(place, 0)) for place, cell in enumerate(line)] for line in lines]
@@ -187,8 +183,8 @@ def _select_runs(
     count: int = 50,  # most runs to show
 ) -> RunsTable:
     "The runs of an index that fit, newest first."
-    if status is not None and status not in _RUN_STATUS_SIGNS:
-        raise UnknownName("status", status, _RUN_STATUS_SIGNS)
+    if status is not None and status not in RUN_STATUSES:
+        raise UnknownName("status", status, RUN_STATUSES)
     rows = index.rows()
     recipes = {row["recipe"] for row in rows}
     if recipe is not None and rows and recipe not in recipes:
@@ -223,7 +219,7 @@ def _runs_widget(table: RunsTable) -> Any:
     recipes = sorted({row["recipe"] for row in table.index.rows()})
     text = ipywidgets.Text(placeholder="in id, recipe or settings", description="find")
     recipe = ipywidgets.Dropdown(options=[("any", None), *((name, name) for name in recipes)], description="recipe")
-    status = ipywidgets.Dropdown(options=[("any", None), *((name, name) for name in _RUN_STATUS_SIGNS)], description="status")
+    status = ipywidgets.Dropdown(options=[("any", None), *((name, name) for name in RUN_STATUSES)], description="status")
     shown, beside = (ipywidgets.HTML().add_class(JUPYTER_HTML_CLASS) for _ in range(2))
     chosen = ipywidgets.SelectMultiple(rows=4, layout={"width": "36em"})
     button = ipywidgets.Button(description="Compare", layout={"width": "auto"})

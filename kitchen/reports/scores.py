@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ..engine.workflow import events_by_phase
 from ..evaluation import wilson_interval
 from ..formatting import TextTable, View, align_columns, table_html
+from ..palette import BLUE, VERMILION
 from ..telemetry import EVENTS, Event
 from ..types import InvalidValue
 
@@ -159,8 +160,8 @@ def _share_bar(value: float, interval: tuple[float, float] | None) -> str:
     "A share as a bar; its interval as a thin line."
     low, high = interval or (value, value)
     track = "position:relative;height:.7em;width:9em;background:rgba(128,128,128,.2);border-radius:3px"
-    fill = f"position:absolute;height:100%;width:{value:.1%};background:#0072b2;opacity:.75;border-radius:3px"
-    line = f"position:absolute;top:45%;height:2px;left:{low:.1%};width:{high - low:.1%};background:#d55e00"
+    fill = f"position:absolute;height:100%;width:{value:.1%};background:{BLUE};opacity:.75;border-radius:3px"
+    line = f"position:absolute;top:45%;height:2px;left:{low:.1%};width:{high - low:.1%};background:{VERMILION}"
     return f'<div style="{track}"><div style="{fill}"></div><div style="{line}"></div></div>'
 
 

@@ -23,37 +23,29 @@ from kitchen.formatting import (
     text_table_html,
     visible_text,
 )
+from ..palette import MAIN_SETTINGS, STATUS_SIGNS
 from ..recipes.plan import stage_rows
 from ..recipes.registry import Recipe
 from ..telemetry import Event
 
 # %% ../../nbs/66_session/09_card.ipynb #4a2f9be0
-_STAGE_PILLS = {  # status -> sign, colour, and what to say on hovering
-    "done": ("✓", "#009e73", "done"),
-    "running": ("▶", "#0072b2", "under way"),
-    "failed": ("✗", "#d55e00", "failed"),
-    "waiting": ("○", "#808080", "to come"),
-}
-_CARD_SETTINGS = ("model", "dataset", "env", "method", "backend")  # settings that say what a run is about
-
-
 def _stages_html(position: Mapping[str, str], seconds: Mapping[str, float], about: Mapping[str, str]) -> str:
     "The stages as pills in a row."
     pills = []
     for name, status in position.items():
-        sign, color, words = _STAGE_PILLS[status]
+        shown = STATUS_SIGNS[status]
         took = f" {small_html(seconds_text(seconds[name]))}" if name in seconds else ""
-        title = escape_html(f"{words}: {about.get(name, '')}")
-        look = f"display:inline-block;border:1px solid {color};border-radius:1em;padding:.05em .7em;margin:.15em .3em .15em 0"
+        title = escape_html(f"{shown.words}: {about.get(name, '')}")
+        look = f"display:inline-block;border:1px solid {shown.color};border-radius:1em;padding:.05em .7em;margin:.15em .3em .15em 0"
         weight = ";font-weight:600" if status == "running" else ";opacity:.75" if status == "waiting" else ""
-        inside = f'<b style="color:{color}">{sign}</b> {escape_html(name)}{took}'
+        inside = f'<b style="color:{shown.color}">{shown.sign}</b> {escape_html(name)}{took}'
         pills.append(f'<span style="{look}{weight}" title="{title}">{inside}</span>')
     return f'<div style="line-height:2">{" ".join(pills)}</div>'
 
 
 def _stages_text(position: Mapping[str, str]) -> str:
     "The same for a terminal."
-    return "  ".join(f"{_STAGE_PILLS[status][0]} {visible_text(name)}" for name, status in position.items())
+    return "  ".join(f"{STATUS_SIGNS[status].sign} {visible_text(name)}" for name, status in position.items())
 
 # %% ../../nbs/66_session/09_card.ipynb #4f149661
 def session_card(
@@ -70,7 +62,7 @@ def session_card(
     losses = [item["loss"] for item in steps]
     facts = [status]
     facts += [f"step {steps[-1].step:,}{_total_steps_text(log)}", f"loss {number_text(losses[-1])}"] if steps else []
-    named = [str(getattr(config, name, "") or "") for name in _CARD_SETTINGS]
+    named = [str(getattr(config, name, "") or "") for name in MAIN_SETTINGS]
     about = " · ".join(filter(None, [*named, folder]))
     seconds = {item["stage"]: item["seconds"] for item in log if item.name == "stage.stop"}
     meanings = {part.name: part.description for part in stages(recipe.workflow)}

@@ -17,8 +17,8 @@ import numpy as np
 from ..display.tokens import BLUE_RGB, ColoredToken, color_tokens, token_label, tokens_html
 from kitchen.formatting import (
     JUPYTER_HTML_CLASS,
-    WRAP_STYLE,
     View,
+    WRAP_STYLE,
     align_columns,
     box_html,
     display_widget,

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from ..data.batches import Batches, Cursor, StreamBatches
-from ..display.figures import CURVE_COLORS, Chart, Curve, PointMark
+from ..display.figures import Chart, Curve, PointMark
 from ..display.svg import Picture, sparkline_text
 from ..formatting import number_text
+from ..palette import CURVE_COLORS
 from ..losses.distillation import DistillLoss, get_distill_loss
 from ..ports.protocols import TrainingClient
 from ..train.distillation import distillation_step

@@ -38,7 +38,7 @@ class RunIndex:
     def put(self, run: Run) -> None:
         "Add or refresh a run."
         created = run.log.events[0].time if run.log.events else run.path.stat().st_mtime
-        row = (run.run_id, run.spec.recipe, run.status, created, json.dumps(run.spec.config), str(run.path))
+        row = (run.run_id, run.spec.recipe, run.status, created, json.dumps(run.settings), str(run.path))
         with closing(self._connect()) as database, database:
             database.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?)", row)
 

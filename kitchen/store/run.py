@@ -115,6 +115,12 @@ class Run:
             return last["status"]
         return "running" if self.log.has_writer else "interrupted"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        "The settings in force: those the run began with, and every edit that no rewind took back."
+        edits = [item for item in self.log.active_events if item.name == "config.edit"]
+        return {**self.spec.config, **{item["setting"]: item["after"] for item in edits}}
+
     def verify(self) -> list[str]:
         "What does not agree with the log: altered or missing artifacts, a broken chain. Empty when all is well."
         problems = []

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..config import Config, ConfigField, config_fields
+from ..palette import VERMILION
 from ..types import InvalidValue
 from .commands import CommandQueue
 
@@ -139,7 +140,7 @@ class SettingsForm:
 
     def _show_error(self, reason: str) -> None:
         "Say why a value cannot be."
-        self.message.value = f'<span style="color:#d55e00">{html.escape(reason)}</span>'
+        self.message.value = f'<span style="color:{VERMILION}">{html.escape(reason)}</span>'
 
     def fill(self, config: Config) -> None:
         "Show the values that hold."

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..display.figures import CURVE_COLORS, GRID_COLOR, PALETTE, TRANSPARENT, plotly_text
-from ..formatting import NEUTRAL_GREY, visible_text
+from ..display.figures import plotly_text
+from ..formatting import visible_text
+from ..palette import CURVE_COLORS, GRID_COLOR, HOVER_STYLE, NEUTRAL_GREY, PALETTE, PURPLE, TRANSPARENT
 from .series import BOARDS, Board, EventMark, Slot, SlotSeries, TrainingPhase
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ _LAYOUT = {
     "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "font": {"size": 12}},
     "modebar": {"bgcolor": TRANSPARENT, "color": NEUTRAL_GREY, "activecolor": PALETTE["training"], "orientation": "v",
                 "remove": ["select2d", "lasso2d"]},
-    "hoverlabel": {"bgcolor": "rgba(32,32,32,0.92)", "font": {"color": "#ffffff"}},
+    "hoverlabel": HOVER_STYLE,
 }  # fmt: skip
 _AXIS_STYLE = {
     "gridcolor": GRID_COLOR, "linecolor": GRID_COLOR, "zeroline": False, "showline": True, "exponentformat": "SI", "hoverformat": ".4g",
@@ -171,7 +172,7 @@ def _mark_shapes(marks: Sequence[EventMark], place: _AxesDomain, most: int = 8) 
     "Upright lines through the large slot, and the words at their tops: what was done to the run, and when."
     lines, words = [], []
     for number, mark in enumerate(marks[-most:]):
-        line = {"color": "#cc79a7", "width": 1.4, "dash": "dash"}
+        line = {"color": PURPLE, "width": 1.4, "dash": "dash"}
         ends = {"x0": mark.step, "x1": mark.step, "y0": place.y[0], "y1": place.y[1]}
         lines.append({"type": "line", "xref": "x", "yref": "paper", "line": line, **ends})
         where = {
@@ -182,7 +183,7 @@ def _mark_shapes(marks: Sequence[EventMark], place: _AxesDomain, most: int = 8) 
             "yshift": -16 * (number % 3),
             "xshift": 4,
         }
-        about = {"showarrow": False, "xanchor": "left", "yanchor": "top", "font": {"size": 11, "color": "#cc79a7"}}
+        about = {"showarrow": False, "xanchor": "left", "yanchor": "top", "font": {"size": 11, "color": PURPLE}}
         words.append({"text": plotly_text(mark.text[:60]), **where, **about})
     return lines, words
 

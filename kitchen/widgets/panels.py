@@ -11,10 +11,11 @@ import html
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..diagnostics import RULE_MEASUREMENTS, Diagnostics
+from ..diagnostics import Diagnostics, RULE_MEASUREMENTS
 from ..display.progress import RunProgress
 from ..engine.workflow import Scope, Stage, WorkflowPart
 from ..formatting import visible_text
+from ..palette import BLUE, BLUE_SHADE, STATUS_SIGNS, VERMILION
 from ..telemetry import Event
 from .samples import SampleRound, sample_rounds
 from .series import CURVE_EVENTS, TrainingCurves
@@ -47,7 +48,7 @@ class RunMonitor:
             self.add_event(item)
 
     def add_event(self, item: Event) -> None:
-        "Take in one event; a rewind is for whoever keeps the log: then a story is told anew, from what stands."
+        "Take in one event. A rewind is not undone here: the owner of the log builds a new monitor from the events that stand."
         if item.name not in MONITORED_EVENTS:
             return
         self.curves.add_event(item)
@@ -64,13 +65,7 @@ class RunMonitor:
         return sample_rounds(self.answers)
 
 # %% ../../nbs/62_widgets/5_panels.ipynb #364ff34c
-_STATUS_LIGHTS = {
-    "done": ("✓", "#009e73"),
-    "running": ("▶", "#0072b2"),
-    "failed": ("✗", "#d55e00"),
-    "waiting": ("○", "#888888"),
-}
-_RUNNING_STYLE = "background:rgba(0,114,178,.16);border-left:3px solid #0072b2;font-weight:600"
+_RUNNING_STYLE = f"background:{BLUE_SHADE};border-left:3px solid {BLUE};font-weight:600"
 
 
 def _tree_rows(part: WorkflowPart, prefix: str = "", depth: int = 0) -> Iterator[tuple[int, str, Stage | None, str]]:
@@ -93,9 +88,9 @@ def tree_html(workflow: WorkflowPart, status: Mapping[str, str]) -> str:
         if stage is None:
             lines.append(f'<div style="{indent};opacity:.65">{html.escape(words)}</div>')
             continue
-        sign, color = _STATUS_LIGHTS[status.get(label, "waiting")]
+        shown = STATUS_SIGNS[status.get(label, "waiting")]
         style = indent + (f";{_RUNNING_STYLE}" if status.get(label) == "running" else "")
-        about, mark = html.escape(stage.description, quote=True), f'<span style="color:{color}">{sign}</span>'
+        about, mark = html.escape(stage.description, quote=True), f'<span style="color:{shown.color}">{shown.sign}</span>'
         lines.append(f'<div style="{style}" title="{about}">{mark} {html.escape(words)}</div>')
     return f'<div style="line-height:1.45;white-space:nowrap">{"".join(lines)}</div>'
 
@@ -104,16 +99,16 @@ def tree_text(workflow: WorkflowPart, status: Mapping[str, str]) -> str:
     "The tree as text."
     lines = []
     for depth, words, stage, label in _tree_rows(workflow):
-        sign = "" if stage is None else _STATUS_LIGHTS[status.get(label, "waiting")][0] + " "
+        sign = "" if stage is None else STATUS_SIGNS[status.get(label, "waiting")].sign + " "
         lines.append("  " * depth + sign + words)
     return "\n".join(lines)
 
 # %% ../../nbs/62_widgets/5_panels.ipynb #ba25817b
 def alarms_html(said: Sequence[str]) -> str:
     "Sentences about what looks wrong; nothing if all is well."
-    style = "border-left:3px solid #d55e00;padding:2px 8px;margin:2px 0;line-height:1.4"
+    style = f"border-left:3px solid {VERMILION};padding:2px 8px;margin:2px 0;line-height:1.4"
     return "".join(
-        f'<div style="{style}"><b style="color:#d55e00">!</b> {html.escape(visible_text(one, 400))}</div>'
+        f'<div style="{style}"><b style="color:{VERMILION}">!</b> {html.escape(visible_text(one, 400))}</div>'
         for one in said
     )
 

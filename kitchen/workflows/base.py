@@ -21,7 +21,7 @@ from ..config import Config
 from ..data.formats import Conversation, parse_rows
 from ..data.references import split_rows
 from ..engine.workflow import Stage, stage
-from ..evaluation import METRICS, Answer, MetricName, Question, ask, summarize
+from ..evaluation import Answer, METRICS, MetricName, Question, ask, summarize
 from kitchen.ports.protocols import (
     DatasetStore,
     ModelRegistry,
@@ -30,7 +30,7 @@ from kitchen.ports.protocols import (
     TrainingClient,
     adapter_names,
 )
-from ..rendering.base import RENDERERS, TRAIN_ON, Renderer, RendererName, TrainOn
+from ..rendering.base import RENDERERS, Renderer, RendererName, TRAIN_ON, TrainOn
 from ..store.run import Artifact, Run
 from ..telemetry import Event, event, event_content
 from ..train.schedules import SCHEDULES, ScheduleName

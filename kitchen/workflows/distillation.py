@@ -42,8 +42,8 @@ from ..train.sft import adam_schedule, held_out_loss, train_sft
 from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, SamplingParams, UnknownName
 from . import rl
 from kitchen.workflows.base import (
-    MODEL_PRESETS,
     AnswerConfig,
+    MODEL_PRESETS,
     Splits,
     StageEvents,
     TrainingConfig,

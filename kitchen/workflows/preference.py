@@ -48,8 +48,8 @@ from kitchen.train.preference import (
 from ..train.sft import adam_schedule
 from ..types import AdamParams, InvalidValue, RowError, SamplingParams
 from kitchen.workflows.base import (
-    MODEL_PRESETS,
     DataConfig,
+    MODEL_PRESETS,
     Splits,
     StageEvents,
     adam_params,
