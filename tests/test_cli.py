@@ -293,7 +293,8 @@ def test_help_is_instant():
 
 def test_describe_shows_the_settings_that_a_run_begins_with():
     begun = get_recipe("sft").config()
-    rows = {line.split()[0]: line.split()[2] for line in kitchen("describe", "sft").output.splitlines() if line.startswith("  ")}
+    settings = kitchen("describe", "sft").output.partition("\nsettings\n")[2]
+    rows = {name: default for name, _, default, *_ in map(str.split, settings.splitlines())}
     for name in ("learning_rate", "lora_rank", "lora_alpha"):  # the embedded model has its own
         assert rows[name] == repr(getattr(begun, name))
 
