@@ -52,7 +52,7 @@ def _describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
             lines.append(f"{name} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
 
-
+# %% ../nbs/10_core/2_config.ipynb #910c8a6f
 class Config(BaseModel):
     "Base of all settings: frozen, strict about names, clear about mistakes."
 
@@ -96,7 +96,7 @@ class ConfigField:
 
 _BOUND_SIGNS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
-
+# %% ../nbs/10_core/2_config.ipynb #0c5ea6d4
 def config_fields(config: type[BaseModel]) -> list[ConfigField]:
     "Every setting of a config class, in declared order."
     found: list[ConfigField] = []
@@ -117,7 +117,7 @@ def config_fields(config: type[BaseModel]) -> list[ConfigField]:
         )
     return found
 
-
+# %% ../nbs/10_core/2_config.ipynb #8d349d57
 def parse_settings(config: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     "Turn a command line's strings into values: lists, numbers and none for settings that are not text."
     kinds = {parameter.name: parameter.kind for parameter in config_fields(config)}
@@ -181,7 +181,7 @@ def package_version(name: str) -> str | None:
     except PackageNotFoundError:
         return None
 
-
+# %% ../nbs/10_core/2_config.ipynb #1a80691f
 def _cpu_model() -> str:
     "What the processor calls itself; its instructions decide how sums are rounded."
     try:
@@ -191,7 +191,7 @@ def _cpu_model() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware"))]
     return names[0] if names else platform.machine()
 
-
+# %% ../nbs/10_core/2_config.ipynb #91b50e91
 def runtime_environment() -> dict[str, Any]:
     "Interpreter, platform and the versions that decide numbers. No names of people or machines."
     packages = {name: package_version(name) for name in _ENVIRONMENT_PACKAGES}
@@ -203,7 +203,7 @@ def runtime_environment() -> dict[str, Any]:
         "packages": {name: found for name, found in packages.items() if found},
     }
 
-
+# %% ../nbs/10_core/2_config.ipynb #0f90ae9e
 class ExperimentSpec(Config):
     "A run as data: enough to do it again."
 
@@ -260,7 +260,7 @@ class ExperimentSpec(Config):
             details_html("code and environment", tables[2]),
         )
 
-
+# %% ../nbs/10_core/2_config.ipynb #7b8800e4
 def _cell_text(value: Any) -> str:
     "A value in a table: text as it is, anything else as JSON."
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -17,7 +17,7 @@ from .telemetry import Event
 # %% ../nbs/40_evaluation/2_diagnostics.ipynb #22cdc847
 _EARLY_COUNT, _RECENT_COUNT = 20, 40
 
-
+# %% ../nbs/40_evaluation/2_diagnostics.ipynb #7d2fc84b
 @dataclass
 class MeasurementHistory:
     "One measurement: how it began, how it stands, where it was lowest."
@@ -69,7 +69,7 @@ def _gradient_spikes(norm: MeasurementHistory) -> str | None:
         return f"{seen} Clip it (grad_clip_norm), or lower the learning rate."
     return None
 
-
+# %% ../nbs/40_evaluation/2_diagnostics.ipynb #b6690ac9
 def _overfitting(held_out: MeasurementHistory, loss: MeasurementHistory) -> str | None:
     "A held-out loss that rises while the training loss falls."
     best, step = held_out.lowest
@@ -83,7 +83,7 @@ def _overfitting(held_out: MeasurementHistory, loss: MeasurementHistory) -> str 
         return f"{seen}: the data is being learnt by heart. Stop earlier."
     return None
 
-
+# %% ../nbs/40_evaluation/2_diagnostics.ipynb #844003d9
 def _likelihood_displacement(chosen: MeasurementHistory, accuracy: MeasurementHistory) -> str | None:
     "Preference learning that makes even the chosen answers unlikely."
     if chosen.count >= _RECENT_COUNT and chosen.recent_mean < -3 and accuracy.recent_mean > 0.7:
@@ -103,7 +103,7 @@ def _equal_rewards(spread: MeasurementHistory) -> str | None:
         )
     return None
 
-
+# %% ../nbs/40_evaluation/2_diagnostics.ipynb #27ec7f3f
 def _flat_reward(reward: MeasurementHistory) -> str | None:
     "Rewards that do not grow."
     if reward.count >= 3 * _EARLY_COUNT and reward.recent_mean <= reward.early_mean + 0.01 * max(
@@ -123,7 +123,7 @@ def _entropy_collapse(entropy: MeasurementHistory) -> str | None:
         )
     return None
 
-
+# %% ../nbs/40_evaluation/2_diagnostics.ipynb #acf0823f
 def _large_updates(moved: MeasurementHistory) -> str | None:
     "Updates that move a policy far."
     if moved.count >= 5 and (now := fmean(list(moved.recent)[-5:])) > 0.1:
@@ -138,7 +138,7 @@ def _frequent_clipping(clipped: MeasurementHistory) -> str | None:
         return f"{now:.0%} of the tokens are clipped and give no gradient. Take fewer substeps, or a lower learning rate."
     return None
 
-
+# %% ../nbs/40_evaluation/2_diagnostics.ipynb #c018a3ce
 def _truncated_answers(cut: MeasurementHistory) -> str | None:
     "Answers that end where they may not go on."
     if cut.count >= 3 and (now := fmean(list(cut.recent)[-5:])) > 0.3:
@@ -160,7 +160,7 @@ RULES: dict[DiagnosticRule, tuple[str, ...]] = {  # rule -> what it reads: event
 }
 _NOT_FOR_POLICIES = (_rising_loss,)  # rules that mean nothing where the loss is that of a policy
 
-
+# %% ../nbs/40_evaluation/2_diagnostics.ipynb #87fbe6bb
 def _rule_measurements() -> dict[str, dict[str, str]]:
     "Measurements that some rule reads, by event, with their full names."
     found: dict[str, dict[str, str]] = {}

@@ -81,7 +81,7 @@ class Interaction:
         asked = sum(len(one.content) for one in self.messages)
         return self.measures or {"prompt_characters": asked, "answer_characters": len(self.answer)}
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #b34828d0
 def _is_finite_number(value: Any) -> bool:
     "Whether it is a finite number; true and false are not."
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -102,7 +102,7 @@ def write_interactions(interactions: Iterable[Interaction], path: Path) -> Path:
     path.write_text("".join(lines), encoding="utf-8")
     return path
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #dd5b6c58
 def read_interactions(
     path: str | Path,
     on_bad_row: str = "stop",  # or set_aside
@@ -120,7 +120,7 @@ def read_interactions(
         (problems if isinstance(one, RowError) else found).append(one)  # pyright: ignore[reportArgumentType]
     return found, problems
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #227b8957
 def _parse_log_lines(path: Path) -> Iterator[Interaction | RowError]:
     "Every line of a log as an interaction, or as the error that says what is wrong with it."
     lines: dict[str, int] = {}
@@ -179,7 +179,7 @@ class Window:
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InvalidValue(f"{source or 'this'} is no baseline: {type(error).__name__}: {error}") from error
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #f097941c
 def _random_sample(values: Sequence[float], most: int, seed: int, name: str) -> tuple[float, ...]:
     "All of the values, or a random choice of them, in their order."
     if len(values) <= most:
@@ -209,7 +209,7 @@ class Difference:
 
 _Numbers = Sequence[float] | np.ndarray
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #80c695ba
 def compare_values(feature: str, before: _Numbers, now: _Numbers) -> Difference:
     "Two-sample Kolmogorov–Smirnov (Hodges, Arkiv för Matematik 3, 1958); exact for small samples."
     from scipy.stats import ks_2samp
@@ -218,7 +218,7 @@ def compare_values(feature: str, before: _Numbers, now: _Numbers) -> Difference:
     found = ks_2samp(before, now, method="exact" if exact else "asymp")
     return Difference(feature, "Kolmogorov–Smirnov", float(found.statistic), float(found.pvalue))  # pyright: ignore
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #b21ca2fd
 def compare_counts(feature: str, before: Mapping[str, int], now: Mapping[str, int]) -> Difference:
     "Pearson's chi-squared over kinds, rare ones pooled (Cochran, Biometrics 10, 1954), or Fisher's exact test."
     from scipy.stats import chi2, fisher_exact
@@ -234,7 +234,7 @@ def compare_counts(feature: str, before: Mapping[str, int], now: Mapping[str, in
     statistic = ((table - expected) ** 2 / expected).sum()
     return Difference(feature, "chi-squared", distance, float(chi2.sf(statistic, table.shape[1] - 1)))
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #343a5fa6
 def _pool_rare_kinds(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [2, K] -> [2, k ≤ K] and what is expected there
     "Columns merged, the two rarest first, until 5 are expected everywhere or two are left."
     share = counts.sum(1) / counts.sum()
@@ -254,7 +254,7 @@ def _holm(probabilities: Sequence[float]) -> list[float]:
         adjusted[place] = largest
     return adjusted
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #7fd8fbcf
 def _category_total(window: Window, category: str) -> int:
     "How many interactions a category was counted in."
     return sum(window.categories.get(category, {}).values())
@@ -286,7 +286,7 @@ class TriggerFinding:
     bound: float | None = None  # fires above the threshold
     details: tuple[Difference, ...] = ()
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #05fe94fc
 @dataclass(frozen=True)
 class Drift:
     "Whether traffic has changed."
@@ -313,7 +313,7 @@ class Drift:
             "drift", bool(sure), first.distance, self.alpha, *sizes, sentence, first.adjusted, None, tuple(found)
         )
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #fc51a9e8
 @dataclass(frozen=True)
 class Quality:
     "Whether accuracy fell by more than a margin: one-sided, by the score interval of a difference."
@@ -339,7 +339,7 @@ class Quality:
         sentence = f"accuracy went from {before.accuracy:.1%} to {now.accuracy:.1%}: {shown}"
         return TriggerFinding("quality", bound > self.margin, fell, self.margin, *sizes, sentence, bound=bound)
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #e747ad0d
 @dataclass(frozen=True)
 class Volume:
     "Whether enough new graded interactions have come together; `least` 0 never fires."
@@ -352,7 +352,7 @@ class Volume:
         sentence = f"{now.graded:,} new graded interactions; {wanted}"
         return TriggerFinding("volume", enough, now.graded, self.least, before.graded, now.graded, sentence)
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #7e6925bd
 Trigger = Drift | Quality | Volume
 TRIGGERS: dict[str, type[Trigger]] = {"drift": Drift, "quality": Quality, "volume": Volume}
 
@@ -369,7 +369,7 @@ def get_triggers(chosen: Mapping[str, Mapping[str, float]]) -> list[Trigger]:
         found.append(TRIGGERS[name](**settings))  # pyright: ignore[reportArgumentType]
     return found
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #eeb033a0
 def _check_share(name: str, value: float, zero: bool = True) -> None:
     "Refuse what is no share."
     if not 0 <= value < 1 or not (zero or value):
@@ -398,7 +398,7 @@ class Example:
         messages = [one.as_dict() for one in self.messages]
         return {"messages": messages, "tag": self.tag, "why": self.why, "source": self.source}
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #e37bc384
 @dataclass(frozen=True)
 class CuratedExamples:
     "What was chosen, in order of time, and how many were left out for which reason."
@@ -412,7 +412,7 @@ def normalize_prompt(messages: Sequence[Message]) -> str:
     spaced = ((one.role, " ".join(unicodedata.normalize("NFKC", one.content).casefold().split())) for one in messages)
     return "\n".join(f"{role}: {text}" for role, text in spaced)
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #52efcbfb
 def right_answer(interaction: Interaction, liked: float = 1.0) -> tuple[str, str]:
     "What is right, and how that is known (corrected, liked); or nothing, and why."
     said, better = interaction.answer, interaction.correction
@@ -431,7 +431,7 @@ def held_out_prompts(
     count = min(max(round(share * len(known)), 1), most, len(known))
     return frozenset(known[index] for index in random_generator(seed, "held out").permutation(len(known))[:count])
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #c82edf0c
 def curate(
     interactions: Sequence[Interaction],
     held_out: Collection[str] = (),  # normalized prompts that must not be trained on
@@ -465,7 +465,7 @@ def curate(
         left_out["more than its share"] = len(examples) - len(kept)
     return CuratedExamples(tuple(kept), dict(left_out))
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #cc0573f0
 def _balance_tags(examples: Sequence[Example], limit: int, per_tag: int | None = None) -> list[Example]:
     "At most so many (newest first in, oldest first out), evenly from every kind, corrected ones before liked ones."
     by_tag: dict[str, list[Example]] = {}
@@ -477,7 +477,7 @@ def _balance_tags(examples: Sequence[Example], limit: int, per_tag: int | None =
     kept = {one.source for tag, found in by_tag.items() for one in found[: room[tag]]}
     return [one for one in reversed(examples) if one.source in kept]
 
-
+# %% ../nbs/40_evaluation/1_drift.ipynb #32b85d8c
 def _even_shares(counts: Mapping[str, int], limit: int) -> dict[str, int]:
     "How many of each kind: equally many, but for kinds that have fewer."
     shares, left = {}, limit

@@ -35,6 +35,8 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 MetricName = Literal["exact_match", "contains", "token_f1"]  # the names in METRICS
+
+# %% ../nbs/40_evaluation/0_evaluation.ipynb #3a3303ac
 METRICS: dict[str, Callable[[str, str], float]] = {
     "exact_match": exact_match,
     "contains": contains,
@@ -84,7 +86,7 @@ class Answer:
 
 _GREEDY = SamplingParams(temperature=0.0)
 
-
+# %% ../nbs/40_evaluation/0_evaluation.ipynb #ec6031c6
 def ask(
     sampler: SamplingClient,
     questions: Sequence[Question],
@@ -102,7 +104,7 @@ def ask(
         answers.append(Answer(question, text, grade(text, question.reference), completion.stop_reason))
     return answers
 
-
+# %% ../nbs/40_evaluation/0_evaluation.ipynb #0d5713bd
 def summarize(
     answers: Sequence[Answer], label: str, metric: str, split: str = "test", seconds: float = 0.0
 ) -> Event:

@@ -59,7 +59,7 @@ def small_html(text: str) -> str:
     "Words beside the matter, escaped."
     return f'<small style="opacity:.7">{escape_html(text)}</small>'
 
-
+# %% ../nbs/10_core/1_formatting.ipynb #2fd09fa9
 def sign_html(sign: str, color: str, words: str) -> str:
     "A coloured sign that says the same in words on hovering."
     return f'<b style="color:{color}" title="{escape_html(words)}">{sign}</b>'
@@ -127,7 +127,7 @@ def right_align_columns(rows: Sequence[Sequence[str]], numeric_columns: Iterable
     wanted = set(numeric_columns)
     return [[cell.rjust(widths[place]) if place in wanted else cell for place, cell in enumerate(row)] for row in shown]
 
-
+# %% ../nbs/10_core/1_formatting.ipynb #b8bd3ef6
 def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], numeric_columns: Iterable[int] = ()) -> str:
     "A table of cells that are HTML already."
     sides, wanted = {True: "right", False: "left"}, set(numeric_columns)
@@ -166,7 +166,7 @@ def seconds_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
-
+# %% ../nbs/10_core/1_formatting.ipynb #69850887
 def decimate(
     x: np.ndarray,  # [N]
     y: np.ndarray,  # [N]
@@ -204,12 +204,12 @@ def _escape_latex(text: str) -> str:
     "Text as LaTeX that sets just this text."
     return _LIGATURES.sub("{}", visible_text(text).translate(_LATEX_ESCAPES))
 
-
+# %% ../nbs/10_core/1_formatting.ipynb #4ac91a55
 def escape_markdown(text: str) -> str:
     "Text as Markdown that shows just this text, in a cell of a table, too."
     return _AUTOLINKS.sub(lambda found: found.group() + "\\", visible_text(text).translate(_MARKDOWN_ESCAPES))
 
-
+# %% ../nbs/10_core/1_formatting.ipynb #90883ed1
 @dataclass(frozen=True)
 class TextTable:
     "Plain text in rows and columns, for a page, a terminal, or a paper."

@@ -36,6 +36,8 @@ class StatusSign:
 
 
 _DONE, _WAITING = StatusSign("✓", GREEN, "done"), StatusSign("○", NEUTRAL_GREY, "to come")
+
+# %% ../nbs/10_core/5_palette.ipynb #0cc04381
 STATUS_SIGNS = {
     # runs
     "completed": _DONE,
@@ -56,5 +58,7 @@ STATUS_SIGNS = {
 }
 RUN_STATUSES = ("completed", "running", "stopped", "interrupted", "failed", "new")  # as the log tells them
 UNKNOWN_STATUS = StatusSign("?", "inherit", "unknown")  # of an index that a newer kitchen wrote
+
+# %% ../nbs/10_core/5_palette.ipynb #6e06ec2c
 # what tells at a glance what a run is about; a recipe has those that apply to it
 MAIN_SETTINGS = ("model", "dataset", "env", "method", "backend")

@@ -70,6 +70,8 @@ declare_event("snapshot.save", "the state can be returned to", "snapshot digest"
 declare_event("snapshot.error", "a snapshot could not be written or read; others are used", "snapshot reason")
 declare_event("stage.start", "a stage of the workflow begins", "stage")
 declare_event("stage.stop", "a stage ended well", "stage gives reads", seconds="s")
+
+# %% ../nbs/10_core/3_telemetry.ipynb #2ce28a2a
 declare_event("stage.error", "a stage failed", "stage error", seconds="s")
 declare_event("stage.retry", "a failed stage is tried again, after a pause", "stage error", attempt="1", pause="s")
 declare_event("stage.skip", "a failed stage was passed over; its values are the declared ones", "stage error gives")
@@ -87,6 +89,8 @@ declare_event(
     seconds="s",
 )
 declare_event("data.set_aside", "a malformed row was left out on request", "source row field reason")
+
+# %% ../nbs/10_core/3_telemetry.ipynb #dbe4f740
 declare_event(
     "render.data",
     "conversations became datums",
@@ -105,6 +109,8 @@ declare_event(
     epochs="epochs",
     datums="datums",
 )
+
+# %% ../nbs/10_core/3_telemetry.ipynb #4571cf4e
 declare_event(
     "train.step",
     "one optimizer step",
@@ -120,6 +126,8 @@ declare_event(
     tokens_per_second="tokens/s",
     memory="bytes",
 )
+
+# %% ../nbs/10_core/3_telemetry.ipynb #62c6c497
 declare_event(
     "train.evaluate",
     "loss on held-out data, between steps",
@@ -131,6 +139,8 @@ declare_event(
     seconds="s",
 )
 declare_event("train.stop", "a training loop ended", "", steps="steps", tokens="tokens", seconds="s")
+
+# %% ../nbs/10_core/3_telemetry.ipynb #e75b6ee5
 declare_event(
     "train.pairs",
     "how far a preference step tells chosen from rejected answers",
@@ -145,6 +155,8 @@ declare_event(
     pairs="pairs",
     seconds="s",
 )
+
+# %% ../nbs/10_core/3_telemetry.ipynb #2e5d4e8e
 declare_event(
     "train.policy",
     "how a policy moved in one step",
@@ -157,6 +169,8 @@ declare_event(
     clip_fraction="share",
     lag="versions",
 )
+
+# %% ../nbs/10_core/3_telemetry.ipynb #4cacf362
 declare_event(
     "train.critic",
     "one optimizer step of a critic, and how much it had known of the returns before",
@@ -170,6 +184,8 @@ declare_event(
     seconds="s",
 )
 declare_event("train.alarm", "something looks wrong, in plain words", "reason", value="1", bound="1")
+
+# %% ../nbs/10_core/3_telemetry.ipynb #f0ecbb2b
 declare_event(
     "rollout.batch",
     "episodes were played",
@@ -187,6 +203,8 @@ declare_event(
 )
 declare_event("rollout.failed", "an episode failed: it was left out, or played again", "tag error", turns="turns")
 declare_event("teacher.train", "a teacher was made by fine-tuning", "", steps="steps", loss="nats/token", seconds="s")
+
+# %% ../nbs/10_core/3_telemetry.ipynb #499e8141
 declare_event(
     "rollout.reward",
     "one component of the reward, of one kind of problem",
@@ -204,6 +222,8 @@ declare_event(
     count="answers",
     seconds="s",
 )
+
+# %% ../nbs/10_core/3_telemetry.ipynb #35d7a232
 declare_event(
     "evaluate.distance",
     "how far a policy is from its reference, on answers of its own",
@@ -215,6 +235,8 @@ declare_event(
     count="answers",
     seconds="s",
 )
+
+# %% ../nbs/10_core/3_telemetry.ipynb #28697c86
 declare_event(
     "evaluate.wins",
     "a reward model chose between the answers of two models; a tie is half a win",
@@ -234,6 +256,8 @@ declare_event(
     number="1",
     grade="share",
 )
+
+# %% ../nbs/10_core/3_telemetry.ipynb #3434ace0
 declare_event(
     "artifact.save",
     "something was written into the run",
@@ -259,7 +283,7 @@ class Event:
         "A measurement, or else a metadata value, by name."
         return self.measurements[name] if name in self.measurements else self.metadata[name]
 
-
+# %% ../nbs/10_core/3_telemetry.ipynb #9806d62c
 def event(name: str, step: int | None = None, **values: Any) -> Event:
     "A declared event; each value is a measurement or metadata as the table says."
     if name not in EVENTS:
@@ -290,7 +314,7 @@ class Log(Protocol):
         "Keep the event; the result carries its sequence number."
         ...
 
-
+# %% ../nbs/10_core/3_telemetry.ipynb #02c52183
 class MemoryLog:
     "A log in memory."
 
@@ -303,7 +327,7 @@ class MemoryLog:
         self.events.append(kept)
         return kept
 
-
+# %% ../nbs/10_core/3_telemetry.ipynb #86979498
 @contextmanager
 def span(log: Log, name: str, **metadata: Any) -> Iterator[dict[str, Any]]:
     "Time a piece of work; values put into the yielded dict join the event."
@@ -327,7 +351,7 @@ def every_nth(events: Iterable[Event], count: int, name: str = "train.step") -> 
         if item.name != name or seen % count == 0:
             yield item
 
-
+# %% ../nbs/10_core/3_telemetry.ipynb #5e1ebd19
 def take_until(events: Iterable[Event], condition: Callable[[Event], bool]) -> Iterator[Event]:
     "Pass events up to and including the first that fulfils the condition."
     for item in events:
@@ -358,7 +382,7 @@ def events_to_dataframe(events: Iterable[Event], name: str | None = None) -> "pa
     ]
     return DataFrame(rows, columns=None if rows else ["sequence", "name", "step", "time"])
 
-
+# %% ../nbs/10_core/3_telemetry.ipynb #f3ff5ff4
 def event_table() -> "pandas.DataFrame":
     "The table of every declared event, its measurements with units, its metadata: the documentation."
     from pandas import DataFrame

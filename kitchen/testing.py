@@ -33,6 +33,8 @@ from .losses.token import LOSSES
 from .palette import STATUS_SIGNS
 from .ports.protocols import Future, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from .seeding import random_generator
+
+# %% ../nbs/40_evaluation/3_testing.ipynb #726e42fd
 from kitchen.types import (
     AdamParams,
     Capabilities,
@@ -61,7 +63,7 @@ class CheckFinding:
         numbers = "" if self.difference is None else f" (difference {self.difference:.3g}, bound {self.bound:.3g})"
         return f"{self.what}: {self.detail or ('ok' if self.passed else 'not so')}{numbers}"
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #2a3b3069
 def _largest_difference(expected: Any, got: Any) -> tuple[float, str]:
     "The largest relative difference, and the two values where it is."
     wanted, found = np.atleast_1d(np.asarray(expected, np.float64)), np.atleast_1d(np.asarray(got, np.float64))
@@ -76,7 +78,7 @@ def _largest_difference(expected: Any, got: Any) -> tuple[float, str]:
     where = f" at position {place} of {away.size}" if away.size > 1 else ""
     return float(away.flat[place]), f"expected {wanted.flat[place]:.8g}, got {found.flat[place]:.8g}{where}"
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #23c24eb4
 def expect_close(what: str, expected: Any, got: Any, bound: float) -> CheckFinding:
     "Numbers that must be equal, up to the bound."
     difference, detail = _largest_difference(expected, got)
@@ -93,7 +95,7 @@ def expect_true(what: str, condition: bool, detail: str = "") -> CheckFinding:
     "Something that must be so."
     return CheckFinding(what, bool(condition), detail)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #6fa5ba69
 def expect_error(
     what: str,
     action: Callable[[], Any],  # the request, awaited
@@ -120,7 +122,7 @@ _ADAM_WITHOUT_MEMORY = replace(_ADAM, beta1=0.0, beta2=0.0)  # no memory: a step
 class NotApplicable(Exception):
     "Raised in a check that has nothing to look at here; the report gives the reason."
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #72109bd3
 @dataclass(frozen=True)
 class Bench:
     "A backend, a model, and how training is done: what a check is given."
@@ -199,7 +201,7 @@ class Bench:
         found = [self.wait(sampler.compute_logprobs(tokens)) for tokens in whole]
         return np.array([value for values in found for value in values[1:]], dtype=np.float64)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #d397e0c2
 def _concatenate_logprobs(output: ForwardBackwardOutput) -> np.ndarray:
     "Log-probabilities of all datums of a result, one after another."
     return np.concatenate([np.asarray(part["logprobs"], np.float64) for part in output.loss_fn_outputs])
@@ -232,11 +234,11 @@ class CheckOutcome:
 
             pytest.skip(self.reason)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #729d2f2f
 class ConformanceError(KitchenError, AssertionError):
     "A backend does not do what the port asks for."
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #0527a6be
 @dataclass(frozen=True)
 class ConformanceCheck:
     "Something that must hold for every backend."
@@ -261,7 +263,7 @@ class ConformanceCheck:
         passed = bool(findings) and all(finding.passed for finding in findings)
         return CheckOutcome(self.name, bench.training, "passed" if passed else "failed", tuple(findings))
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #581e3baa
 CHECKS: dict[str, ConformanceCheck] = {}
 
 
@@ -316,7 +318,7 @@ class Report:
         table = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in [_OUTCOME_COLUMNS, *cells])
         return f"<p>{escape(self.summary)}</p><table>{table}</table>"
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #929c604c
 _OUTCOME_COLUMNS = ("check", "training", "status", "of bound", "detail")
 _STATUS_SIGNS = {name: STATUS_SIGNS[name].sign for name in ("passed", "failed", "skipped")}
 
@@ -355,7 +357,7 @@ def losses_are_sums(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_close("three times the weights", 3 * expected, loss(tripled), bench.tolerance)
     yield expect_close("no weights at all", 0.0, loss([datum.replace(weights=0 * datum.weights) for datum in data]), 0.0)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #0b1ecd7c
 @conformance_check()
 def outputs_fit_their_datums(bench: Bench) -> Iterator[CheckFinding]:
     "One vector of log-probabilities for each datum, of its length, finite and not above 0 where the weight is not 0."
@@ -367,7 +369,7 @@ def outputs_fit_their_datums(bench: Bench) -> Iterator[CheckFinding]:
     fine = np.isfinite(looked) & (looked <= 0)
     yield expect_true("finite and at most 0", bool(fine.all()), f"{looked.min()} to {looked.max()}")
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #c42034ed
 @conformance_check()
 def neighbours_are_invisible(bench: Bench) -> Iterator[CheckFinding]:
     "Log-probabilities of a datum are the same alone, padded beside longer ones or packed with shorter, in any order."
@@ -378,7 +380,7 @@ def neighbours_are_invisible(bench: Bench) -> Iterator[CheckFinding]:
     turned = np.split(bench.logprobs(client, data[::-1]), lengths)
     yield expect_close("in reverse order", alone, np.concatenate(turned[::-1]), bench.tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #f6c1f601
 @conformance_check()
 def later_tokens_are_invisible(bench: Bench) -> Iterator[CheckFinding]:
     "A log-probability depends on the tokens before it only."
@@ -400,7 +402,7 @@ def accumulation_adds(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_close("weights after the step", bench.probe(together), bench.probe(apart_client), bench.tolerance)
     yield expect_close("norm of the gradient", norm, other, bench.tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #784c2166
 @conformance_check()
 def forward_leaves_gradients(bench: Bench) -> Iterator[CheckFinding]:
     "`forward` between forward_backward and optim_step changes nothing."
@@ -414,7 +416,7 @@ def forward_leaves_gradients(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_close("weights after the step", bench.probe(plain), bench.probe(disturbed), bench.exact_tolerance)
     yield expect_different("the step did something", bench.probe(plain), bench.probe(bench.open()), bench.exact_tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #1feaa563
 @conformance_check()
 def step_clears_the_gradient(bench: Bench) -> Iterator[CheckFinding]:
     "After a step accumulation starts anew."
@@ -424,7 +426,7 @@ def step_clears_the_gradient(bench: Bench) -> Iterator[CheckFinding]:
     bench.train_step(fresh, data, _ADAM_WITHOUT_MEMORY)
     yield expect_close("weights after the step", bench.probe(fresh), bench.probe(used_client), bench.tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #585d673c
 @conformance_check()
 def rate_zero_keeps_weights(bench: Bench) -> Iterator[CheckFinding]:
     "A step with learning rate 0 leaves the weights as they are, and still moves Adam's moments."
@@ -436,7 +438,7 @@ def rate_zero_keeps_weights(bench: Bench) -> Iterator[CheckFinding]:
     bench.train_step(fresh, data)
     yield expect_different("the next step remembers", bench.probe(client), bench.probe(fresh), bench.exact_tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #e1611898
 @conformance_check()
 def gradient_is_that_of_the_sum(bench: Bench) -> Iterator[CheckFinding]:
     "Small steps down and up change the loss by the squared norm of the gradient times their size."
@@ -455,7 +457,7 @@ def gradient_is_that_of_the_sum(bench: Bench) -> Iterator[CheckFinding]:
     slope = (loss_after(opposite, linear) - loss_after(data, linear)) / (2 * size)
     yield expect_close("change of the loss, as a share of size · norm²", 1.0, slope / norm**2, max(0.05, bench.tolerance))
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #ec6370f0
 @conformance_check()
 def clipping_shortens(bench: Bench) -> Iterator[CheckFinding]:
     "Clipping to half the norm equals half the loss; the norm told is that before clipping; a limit of 0 never clips."
@@ -470,14 +472,14 @@ def clipping_shortens(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_close("weights after the step", bench.probe(halved), bench.probe(clipped), bench.tolerance)
     yield expect_different("unclipped", bench.probe(free), bench.probe(clipped), bench.exact_tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #03913a83
 def _reported_norm(norm: float) -> float:
     "The norm, or NotApplicable where the backend tells none."
     if math.isnan(norm):
         raise NotApplicable("optim_step tells no grad_norm")
     return norm
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #84d27973
 @conformance_check()
 def weight_decay_is_decoupled(bench: Bench) -> Iterator[CheckFinding]:
     "Without a gradient a step shrinks weights by learning rate times decay, whichever of the two is larger."
@@ -491,7 +493,7 @@ def weight_decay_is_decoupled(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_different("decay does something", probes[0], probes[1], bench.exact_tolerance)
     yield expect_close("0.2 · 0.5 = 0.1 · 1", probes[1], probes[2], bench.tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #21cb063a
 @conformance_check()
 def training_learns(bench: Bench) -> Iterator[CheckFinding]:
     "Ten steps on one batch lower its loss."
@@ -524,7 +526,7 @@ def custom_loss_equals_weights(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_close("its own metric", 2.0, output.metrics.get("batch:sum", math.nan), 0.0)
     yield expect_close("weights after the step", bench.probe(weighted), bench.probe(custom), bench.tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #f446ebbe
 @conformance_check("ppo", "cispo")
 def clipping_matches_loss_table(bench: Bench) -> Iterator[CheckFinding]:
     "PPO and CISPO: loss as the table of losses has it, near the policy and far from it, with the settings that are sent."
@@ -543,7 +545,7 @@ def clipping_matches_loss_table(bench: Bench) -> Iterator[CheckFinding]:
         bench.train_step(weighted, [one.replace(weights=-term.gradient) for one, term in zip(drawn, terms, strict=True)])
         yield expect_close(f"{name}: weights after the step", bench.probe(weighted), bench.probe(clipped), bench.tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #0f48d869
 @conformance_check("importance_sampling")
 def importance_sampling_on_policy(bench: Bench) -> Iterator[CheckFinding]:
     "On the policy that sampled, importance sampling equals cross-entropy with the advantages as weights."
@@ -566,7 +568,7 @@ def training_starts_at_the_base(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_close("base and fresh client", base, bench.logprobs(bench.open(), data), bench.tolerance)
     yield expect_close("whatever the seed", base, bench.logprobs(bench.open(seed=1), data), bench.tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #851eb209
 @conformance_check("sampling")
 def sampler_agrees_with_trainer(bench: Bench) -> Iterator[CheckFinding]:
     "Log-probabilities of compute_logprobs and of sampled tokens are those that forward computes."
@@ -586,7 +588,7 @@ def sampler_agrees_with_trainer(bench: Bench) -> Iterator[CheckFinding]:
         mismatch = np.mean(np.subtract(drawn.logprobs, trained))
         yield expect_close("mean difference (the k1 estimate of the mismatch)", 0.0, mismatch, bench.tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #69e0f31e
 @conformance_check("topk")
 def topk_agrees_with_logprobs(bench: Bench) -> Iterator[CheckFinding]:
     "compute_topk gives the log-probabilities of compute_logprobs, most likely first."
@@ -599,7 +601,7 @@ def topk_agrees_with_logprobs(bench: Bench) -> Iterator[CheckFinding]:
         told = [bench.wait(sampler.compute_logprobs([*prompt, int(first.tokens[-1, rank])]))[-1]]
         yield expect_close(f"log-probability of rank {rank + 1}", told, first.logprobs[-1:, rank], bench.tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #b167eaab
 @conformance_check("sampling")
 def samplers_keep_their_weights(bench: Bench) -> Iterator[CheckFinding]:
     "A sampler stays as it was made; other clients and the base are not touched by training."
@@ -614,7 +616,7 @@ def samplers_keep_their_weights(bench: Bench) -> Iterator[CheckFinding]:
         "new sampler", before[2], bench.sampler_logprobs(client.create_sampling_client(), data), bench.exact_tolerance
     )
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #533013af
 @conformance_check("sampling")
 def sampling_is_reproducible(bench: Bench) -> Iterator[CheckFinding]:
     "Greedy answers repeat and equal top_k = 1; a seed repeats its draws, another seed or none draws anew."
@@ -635,7 +637,7 @@ def sampling_is_reproducible(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_true("another seed draws anew", seeded != draw(seed=2))
     yield expect_true("no seed draws anew each time", draw() != draw())
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #3d8cb21c
 @conformance_check("sampling")
 def sampling_respects_stops(bench: Bench) -> Iterator[CheckFinding]:
     "max_tokens, stop tokens and their absence are honoured; the stop token is part of the completion."
@@ -658,7 +660,7 @@ def sampling_respects_stops(bench: Bench) -> Iterator[CheckFinding]:
     short = greedy(max_tokens=1, stop=())[0]
     yield expect_true("one token", short.tokens == (first,) and short.stop_reason == "length", f"{short}")
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #6d67b537
 @conformance_check("sampling")
 def export_opens(bench: Bench) -> Iterator[CheckFinding]:
     "save_weights writes a directory that opens as the model that was trained."
@@ -690,7 +692,7 @@ def state_resumes_exactly(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_close("weights after the next step", bench.probe(client), bench.probe(loaded), bench.exact_tolerance)
     yield expect_different("the step did something", before, bench.probe(loaded), bench.exact_tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #cda313c1
 @conformance_check("optimizer_state")
 def state_without_optimizer_forgets(bench: Bench) -> Iterator[CheckFinding]:
     "Loaded without the optimizer, weights are the same and the next step is another."
@@ -706,7 +708,7 @@ def state_without_optimizer_forgets(bench: Bench) -> Iterator[CheckFinding]:
         "weights after the next step", bench.probe(client), bench.probe(loaded), bench.exact_tolerance
     )
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #29bac9f4
 @conformance_check("optimizer_state")
 def dropout_follows_the_seed(bench: Bench) -> Iterator[CheckFinding]:
     "Dropout acts in forward_backward only, follows the seed, and goes on with a saved state."
@@ -749,7 +751,7 @@ def futures_resolve(bench: Bench) -> Iterator[CheckFinding]:
     again = bench.wait(client.forward(data, "cross_entropy"))
     yield expect_close("the result is the right one", again.loss_sum, first.loss_sum, bench.tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #1cc7eb05
 @conformance_check()
 def requests_run_in_order(bench: Bench) -> Iterator[CheckFinding]:
     "Requests submitted without waiting do what the same requests do one by one."
@@ -768,7 +770,7 @@ def requests_run_in_order(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_close("losses", expected, got, bench.exact_tolerance)
     yield expect_close("weights at the end", bench.probe(patient), bench.probe(hasty), bench.exact_tolerance)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #fbe588b6
 @conformance_check()
 def mistakes_are_refused(bench: Bench) -> Iterator[CheckFinding]:
     "Wrong losses, batches, tokens, models and paths get a KitchenError that names them."
@@ -796,7 +798,7 @@ def mistakes_are_refused(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_error("tokenizer", lambda: bench.service.get_tokenizer(model), mentions=model)
     yield from _sampler_mistakes(bench)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #d0235e16
 def _sampler_mistakes(bench: Bench) -> Iterator[CheckFinding]:
     "Mistakes that only a sampler can be asked."
     if not bench.capabilities.sampling:
@@ -811,7 +813,7 @@ def _sampler_mistakes(bench: Bench) -> Iterator[CheckFinding]:
     good = [int(token) for token in bench.tokens(3, "prompt")]
     yield expect_error("no samples", lambda: bench.wait(sampler.sample(good, 0, params)))
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #19aba902
 @conformance_check()
 def failures_leave_no_trace(bench: Bench) -> Iterator[CheckFinding]:
     "After requests that failed the client goes on as if they had not been made."
@@ -853,7 +855,7 @@ def capabilities_are_honest(bench: Bench) -> Iterator[CheckFinding]:
     for claim in (claim for claim in attempts if not getattr(claims, claim)):
         yield expect_error(claim, attempts[claim], MissingCapability)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #2f844ec7
 @conformance_check("deterministic")
 def seed_determines_training(bench: Bench) -> Iterator[CheckFinding]:
     "Two clients with one seed do the same to the bit."
@@ -863,7 +865,7 @@ def seed_determines_training(bench: Bench) -> Iterator[CheckFinding]:
             bench.train_step(client, bench.data(2, name))
     yield expect_close("weights after two steps", bench.probe(first), bench.probe(second), 0.0)
 
-
+# %% ../nbs/40_evaluation/3_testing.ipynb #6276dbd1
 @conformance_check()
 def tokenizer_is_faithful(bench: Bench) -> Iterator[CheckFinding]:
     "Text survives encoding; what a person typed never becomes a control token; bytes add up."

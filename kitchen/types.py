@@ -87,7 +87,7 @@ class RowError(InvalidValue):
 Role = Literal["system", "user", "assistant", "tool", "developer"]
 ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool", "developer")
 
-
+# %% ../nbs/10_core/0_types.ipynb #7105f9ad
 @dataclass(frozen=True)
 class Message:
     "One turn of a conversation."
@@ -135,13 +135,13 @@ def _read_only_vector(name: str, values: Any, length: int | None, kind: Any) -> 
     vector.flags.writeable = False
     return vector
 
-
+# %% ../nbs/10_core/0_types.ipynb #578b6cf4
 def printable_text(text: str, limit: int = 300) -> str:
     "The text with whatever cannot be seen, or would steer a terminal, written out."
     shown = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text[:limit])
     return shown + "…" * (len(text) > limit)
 
-
+# %% ../nbs/10_core/0_types.ipynb #acdc49c6
 @dataclass(frozen=True, eq=False)
 class Datum:
     "Token ids and the loss inputs beside them; all 1-D, all of the same length T."
@@ -217,7 +217,7 @@ class AdamParams:
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidValue(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
-
+# %% ../nbs/10_core/0_types.ipynb #5023d0bd
 @dataclass(frozen=True)
 class LoraParams:
     "Low-rank adapters (arXiv 2106.09685): W' = W + (alpha / rank) · B·A."
@@ -237,7 +237,7 @@ class LoraParams:
         if not 0 <= self.dropout < 1:
             raise InvalidValue(f"LoRA dropout must lie in [0, 1), got {self.dropout}")
 
-
+# %% ../nbs/10_core/0_types.ipynb #4a13b720
 @dataclass(frozen=True)
 class SamplingParams:
     "How to draw completions. temperature 0 is greedy."
@@ -281,14 +281,14 @@ class OptimStepOutput:
 
     metrics: Mapping[str, float]  # "grad_norm": L2 norm before clipping; "memory": bytes that the training holds
 
-
+# %% ../nbs/10_core/0_types.ipynb #b6c91ae6
 @dataclass(frozen=True)
 class SavedState:
     "Where a state or exported weights went. The path is opaque: only the backend that made it reads it."
 
     path: str
 
-
+# %% ../nbs/10_core/0_types.ipynb #644a5bab
 @dataclass(frozen=True)
 class Completion:
     "One sampled continuation."
@@ -303,7 +303,7 @@ class Completion:
         if len(self.tokens) != len(self.logprobs):
             raise InvalidValue(f"{len(self.tokens)} tokens but {len(self.logprobs)} log-probabilities")
 
-
+# %% ../nbs/10_core/0_types.ipynb #e064168a
 @dataclass(frozen=True)
 class SampleOutput:
     "Result of sample: num_samples completions of one prompt."
@@ -318,7 +318,7 @@ class TopK:
     tokens: np.ndarray  # int64 [T, K]
     logprobs: np.ndarray  # float32 [T, K]
 
-
+# %% ../nbs/10_core/0_types.ipynb #6c7e07fa
 @dataclass(frozen=True)
 class Cost:
     "What one function or operation took of a profiled piece of work."
@@ -337,7 +337,7 @@ class Transition:
     reward: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
-
+# %% ../nbs/10_core/0_types.ipynb #438bbc75
 @dataclass(frozen=True)
 class Trajectory:
     "A whole episode."

@@ -24,7 +24,7 @@ from ..types import MissingCapability
 _MEAN_POOLING = "pooling_mode_mean_tokens"
 _CLS_POOLING = "pooling_mode_cls_token"
 
-
+# %% ../../nbs/92_adapters/3_embeddings.ipynb #8c52fab9
 class TransformersEmbeddings:
     "An encoder of transformers, and how its tokens become one vector."
 
@@ -67,7 +67,7 @@ class TransformersEmbeddings:
         pooled = states[:, 0] if self.pooling == _CLS_POOLING else (states * mask).sum(1) / mask.sum(1).clamp(min=1)
         return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
 
-
+# %% ../../nbs/92_adapters/3_embeddings.ipynb #61030e13
 def _pooling_mode(folder: str) -> str:
     "How the model makes one vector of many: by mean, unless it says otherwise."
     path = cached_file(folder, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)

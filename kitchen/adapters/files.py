@@ -26,6 +26,8 @@ from kitchen.data.references import (
     package_file,
     parse_reference,
 )
+
+# %% ../../nbs/92_adapters/0_files.ipynb #9bbe943f
 from kitchen.data.synthetic import (
     MIXTURES,
     SPLITS,
@@ -63,14 +65,14 @@ def _parse_object(text: str, path: Path, number: int) -> dict[str, Any] | RowErr
     except json.JSONDecodeError as error:
         return RowError(f"this line is not JSON: {error.msg} at column {error.colno}", str(path), number)
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #683c0bee
 def _check_object(value: Any, path: Path, number: int) -> dict[str, Any] | RowError:
     "The value if it is an object, else the error that it is not."
     if isinstance(value, dict):
         return value
     return RowError(f"a row must be an object, not {type(value).__name__}", str(path), number)
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #f6abf420
 def _read_json(path: Path) -> NumberedRows:
     "A JSON array of objects."
     try:
@@ -84,7 +86,7 @@ def _read_json(path: Path) -> NumberedRows:
     for number, value in enumerate(content, start=1):
         yield number, _check_object(value, path, number)
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #6584a67d
 def _read_csv(path: Path) -> NumberedRows:
     "Comma-separated values with a header; the number is the line on which the row begins."
     csv.field_size_limit(2**31 - 1)  # the module's own limit of 128 KiB is too short for a document in a cell
@@ -100,7 +102,7 @@ def _read_csv(path: Path) -> NumberedRows:
             yield begins, dict(row) if whole else RowError(reason, str(path), begins)
             begins = reader.line_num + 1
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #de46e7fa
 def _read_parquet(path: Path) -> NumberedRows:
     "Apache Parquet, some rows at a time."
     from pyarrow import ArrowException
@@ -113,7 +115,7 @@ def _read_parquet(path: Path) -> NumberedRows:
     except ArrowException as error:
         raise InvalidValue(f"{path} cannot be read as Parquet: {error}") from error
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #1d188ea4
 READERS: dict[str, Callable[[Path], NumberedRows]] = {
     ".jsonl": _read_json_lines,
     ".jsonl.gz": _read_json_lines,
@@ -132,7 +134,7 @@ def _read_file(path: Path) -> NumberedRows:
     except _READ_ERRORS as error:
         raise InvalidValue(f"{path} cannot be read as {ending} in UTF-8: {error}") from error
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #81144653
 def _file_ending(path: Path) -> str:
     "The ending that says how to read a file; a missing file is answered with the nearest name in its folder."
     if not path.is_file():
@@ -158,7 +160,7 @@ _OTHER_DATASETS = {
     "obedient": rule_following_rows, "talks": multi_turn_rows, "tools": tool_rows, "search": search_rows, "code": code_rows, "drafts": draft_rows,
 }  # fmt: skip
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #b091960f
 def builtin_rows(name: str, split: str, size: int | None = None) -> list[dict[str, Any]]:
     "Rows of one of our tasks or mixtures; a small task's test split ends where its prompts do."
     if split not in SPLITS:
@@ -182,7 +184,7 @@ def builtin_rows(name: str, split: str, size: int | None = None) -> list[dict[st
             raise
     return found
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #1e229988
 def _split_file(path: Path, split: str) -> Path:
     "The file of one split: of a folder the one named after it, else the file itself."
     if not path.is_dir():
@@ -197,7 +199,7 @@ def _split_file(path: Path, split: str) -> Path:
         raise UnknownName("split", split, found, str(path))
     return found[split]
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #a54625db
 @dataclass(frozen=True)
 class DatasetSource:
     "Rows that can be read again and again, and what to call them."
@@ -226,7 +228,7 @@ class DatasetSource:
             lambda: ((f"{self.name}, row {number}", row) for number, row in self._numbered_rows()), self.name
         )
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #24007aed
 def _local_source(reference: str, split: str) -> DatasetSource:
     "What a reference to something on this machine means; nothing is read yet."
     parsed = parse_reference(reference)
@@ -244,7 +246,7 @@ def _local_source(reference: str, split: str) -> DatasetSource:
         name if parsed.scheme == "package" else str(path), lambda: _read_file(path), parsed.start, parsed.stop
     )
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #835e5655
 def _builtin_source(parsed: DatasetReference, split: str) -> NumberedRows:
     "Rows of our own tasks, numbered."
     yield from enumerate(builtin_rows(parsed.name, split, parsed.stop), start=1)
@@ -306,7 +308,7 @@ class FileBlobs:
         )
         return sorted(key for key in found if key.startswith(prefix) and not key.endswith(".unfinished"))
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #99121738
 _blobs: type[BlobStore] = FileBlobs
 
 # %% ../../nbs/92_adapters/0_files.ipynb #df55156a
@@ -337,7 +339,7 @@ class FileRegistry:
         )
         return version
 
-
+# %% ../../nbs/92_adapters/0_files.ipynb #6cd650fc
 def _create_folder(folder: Path) -> bool:
     "Make the folder; False if it was there: of two processes only one is told True."
     try:

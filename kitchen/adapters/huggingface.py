@@ -37,7 +37,7 @@ def _hub_error(what: str, error: Exception) -> BackendError:
     remedy = _ERROR_REMEDIES.get(kind, _OFFLINE_ADVICE if unreached else "")
     return BackendError(f"{what}: {kind}: {said}{'; ' if remedy else ''}{remedy}")
 
-
+# %% ../../nbs/92_adapters/1_huggingface.ipynb #9ea42109
 def _load_hub_dataset(name: str, config: str, split: str, streaming: bool) -> Any:
     "A dataset of the library, rows not yet read."
     from datasets import get_dataset_split_names, load_dataset, load_from_disk
@@ -51,7 +51,7 @@ def _load_hub_dataset(name: str, config: str, split: str, streaming: bool) -> An
     _check_known("split", split, get_dataset_split_names(name, config), name)
     return load_dataset(name, config, split=split, streaming=streaming)
 
-
+# %% ../../nbs/92_adapters/1_huggingface.ipynb #1702e913
 def _resolve_config(name: str, config: str) -> str:
     "The configuration that was named, or the only one, or the default."
     from datasets import get_dataset_config_names, get_dataset_default_config_name
@@ -71,7 +71,7 @@ def _check_known(kind: str, name: str, choices: Any, dataset: str) -> str:
         raise UnknownName(kind, name, choices, f"hf:{dataset}")
     return name
 
-
+# %% ../../nbs/92_adapters/1_huggingface.ipynb #4366ac04
 def _hub_rows(parsed: DatasetReference, split: str, streaming: bool = False) -> NumberedRows:
     "Rows of a hub dataset, numbered from 1."
     name, _, config = parsed.name.partition(":")
@@ -83,7 +83,7 @@ def _hub_rows(parsed: DatasetReference, split: str, streaming: bool = False) -> 
     except Exception as error:  # of the library, of its readers, of the network: a family of a dozen
         raise _hub_error(f"hf:{parsed.name}", error) from error
 
-
+# %% ../../nbs/92_adapters/1_huggingface.ipynb #fcbe7e80
 class HuggingFaceDatasets:
     "Datasets of the hub, and all that `FileDatasets` reads."
 
@@ -108,7 +108,7 @@ class HuggingFaceDatasets:
             else self.files.stream(reference, split)
         )
 
-
+# %% ../../nbs/92_adapters/1_huggingface.ipynb #1eeb0e51
 def _hub_source(parsed: DatasetReference, split: str, streaming: bool) -> DatasetSource:
     "What a reference to the hub means; nothing is fetched yet."
     read = partial(_hub_rows, parsed, parsed.split or split, streaming)
@@ -142,5 +142,5 @@ class HuggingFaceHub:
         except Exception as error:
             raise _hub_error(f"cannot publish to {name!r}", error) from error
 
-
+# %% ../../nbs/92_adapters/1_huggingface.ipynb #722580c6
 _hub: type[HubClient] = HuggingFaceHub

@@ -22,7 +22,7 @@ from ..types import BackendError, InvalidValue, Message, SamplingParams
 _RETRY_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
 _OPENAI_URL = "https://api.openai.com/v1"
 
-
+# %% ../../nbs/92_adapters/2_openai.ipynb #d1761a8e
 class OpenAiCompleter:
     "Asks a model by its address."
 
@@ -89,7 +89,7 @@ class OpenAiCompleter:
         key = os.environ.get("OPENAI_API_KEY")
         return text.replace(key, "…") if key else text
 
-
+# %% ../../nbs/92_adapters/2_openai.ipynb #9c3af6f4
 def _parse_answer(found: Any) -> Message:
     "The message in an answer."
     try:

@@ -62,7 +62,7 @@ class TorchProfiler:
         ]
         return sorted((cost for cost in costs if cost.seconds > 0), key=lambda cost: -cost.seconds)
 
-
+# %% ../../nbs/92_adapters/4_profilers.ipynb #71b44058
 @contextmanager
 def _silence_stderr() -> Iterator[None]:
     "What compiled code says to the terminal goes nowhere: the profiler announces its start and stop there."
@@ -76,7 +76,7 @@ def _silence_stderr() -> Iterator[None]:
         os.close(kept)
         os.close(nowhere)
 
-
+# %% ../../nbs/92_adapters/4_profilers.ipynb #9051a835
 def _all_threads_config() -> Any:
     "The setting that makes torch's profiler look at threads that were there before it."
     from torch._C._profiler import _ExperimentalConfig

@@ -37,7 +37,7 @@ def copy_recipes(folder: Path, sources: Sequence[Path] | None = None) -> dict[st
     write_atomically(receipt, lambda path: path.write_text(json.dumps(copied, indent=1), "utf-8"))
     return told
 
-
+# %% ../../nbs/68_cli/0_lab.ipynb #53371423
 def _copy_action(target: Path, newest: str, copied: Mapping[str, str]) -> str:
     "What is to become of a copy."
     if not target.exists():

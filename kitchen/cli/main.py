@@ -39,7 +39,7 @@ def _exit_code(error: BaseException) -> int:
         return 130
     return 2 if isinstance(error, InvalidValue) else 1
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #5d9eb082
 def _error_message(error: BaseException) -> str:
     "What a person reads about an error."
     from kitchen.types import KitchenError
@@ -50,7 +50,7 @@ def _error_message(error: BaseException) -> str:
         return str(error)
     return f"unexpected {type(error).__name__}: {error}\n`kitchen --debug …` shows where"
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #66a935d1
 class _KitchenGroup(click.Group):
     "Commands whose errors end in one message and the right exit code."
 
@@ -74,7 +74,7 @@ class _KitchenGroup(click.Group):
             raise UnknownName("command", args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #201c229d
 def _turn_on_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     "`--debug` means the same wherever it stands."
     if value:
@@ -86,7 +86,7 @@ def _debug_option() -> click.Option:
     words = "Show the traceback of an error."
     return click.Option(["--debug"], is_flag=True, expose_value=False, callback=_turn_on_debug, help=words)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #95d201a5
 def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     "Print the version and stop."
     if value:
@@ -95,7 +95,7 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
         click.echo(f"kitchen {__version__}")
         ctx.exit()
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #eaf6e14a
 @click.group(
     cls=_KitchenGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
 )
@@ -129,7 +129,7 @@ _PYTHON_TYPES: dict[str, Any] = {
     "object": dict,
 }
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #3546213c
 def _recipe_settings(name: str) -> "list[ConfigField]":
     "Settings of a recipe, or of a notebook by its path."
     from kitchen.config import config_fields
@@ -137,7 +137,7 @@ def _recipe_settings(name: str) -> "list[ConfigField]":
 
     return _notebook_settings(Path(name)) if name.endswith(".ipynb") else config_fields(get_recipe(name).config)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #1bbc8deb
 def _notebook_settings(path: Path) -> "list[ConfigField]":
     "What the parameters cell of a notebook declares, with types from annotations, else from defaults."
     import ast
@@ -159,7 +159,7 @@ def _notebook_settings(path: Path) -> "list[ConfigField]":
         found.append(ConfigField(item["name"], kind, default, item["help"]))
     return found
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #361a662b
 def _cast_setting(setting: "ConfigField", value: Any, place: str) -> Any:
     "A word, or a value from a file, as the type its setting has; JSON types only."
     import yaml
@@ -194,7 +194,7 @@ class _CookRequest:
 
         return self.name in RECIPES and self.notebook == RECIPES[self.name].notebook
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #362dd6cf
 def _make_request(name: str, given: Mapping[str, Any]) -> _CookRequest:
     "Check what was given against the recipe, its adapters and its workflow, or against the notebook's parameters."
     if name.endswith(".ipynb"):
@@ -207,7 +207,7 @@ def _make_request(name: str, given: Mapping[str, Any]) -> _CookRequest:
     values = Kitchen(recipe, **parse_settings(recipe.config, given)).config.model_dump(mode="json")
     return _CookRequest(name, recipe.notebook, {key: values[key] for key in given})
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #ee0b0de0
 def _notebook_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     "Values for the parameters of a notebook."
     from kitchen.types import UnknownName
@@ -218,7 +218,7 @@ def _notebook_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UnknownName("parameter", key, known, name)
     return {key: _cast_setting(known[key], value, name) for key, value in given.items()}
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #236d5877
 def _file_values(path: Path | None) -> dict[str, Any]:
     "Settings of a YAML or JSON file."
     import yaml
@@ -255,7 +255,7 @@ _RESERVED_OPTIONS = (
     "help",
 )  # options of ours; a setting of that name is given by -p
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #55d73115
 def _setting_flag(setting: "ConfigField") -> click.Option:
     "The flag of one setting."
     bounds = f" ({setting.bounds})" if setting.bounds else ""
@@ -272,7 +272,7 @@ def _setting_flag(setting: "ConfigField") -> click.Option:
         [f"--{setting.name.replace('_', '-')}", f"set_{setting.name}"], metavar=kind, help=words
     )
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #50d6019b
 class _RecipeGroup(_KitchenGroup):
     "A group with one command for each recipe, and one for any notebook named by its path."
 
@@ -306,7 +306,7 @@ class _RecipeGroup(_KitchenGroup):
         options: list[click.Parameter] = [*self.options(), *_setting_options(), *flags, _debug_option()]
         return click.Command(name, params=options, callback=call, help=_recipe_summary(name))
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #56e25deb
 def _recipe_summary(name: str) -> str:
     "One line about a recipe or notebook."
     from kitchen.recipes.registry import RECIPES
@@ -322,7 +322,7 @@ def _setting_options() -> list[click.Option]:
         click.Option(["-f", "file"], type=file, help="Settings from a YAML or JSON file."),
     ]
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #b305eab9
 def _print_valid(what: _CookRequest) -> None:
     "Say that the order can be cooked."
     click.echo(f"{what.name}: settings, adapters and workflow agree")
@@ -344,7 +344,7 @@ def _error_hint(reason: str) -> str:
     "What to do about an error whose own words do not say it."
     return next((f"\n{hint}" for mark, hint in _ERROR_HINTS.items() if mark.casefold() in reason.casefold()), "")
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #b5a79cf5
 @contextmanager
 def _notebook_kernel(run_dir: Path, resume: bool = False) -> Iterator[Any]:
     "A kernel that knows its run directory, and whether to go on there; gone at the end, whatever happens."
@@ -373,7 +373,7 @@ def _notebook_kernel(run_dir: Path, resume: bool = False) -> Iterator[Any]:
             if not log_path.stat().st_size:
                 log_path.unlink()
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #954e1082
 @contextmanager
 def _forward_interrupts(manager: Any, retry_seconds: float = 5.0) -> Iterator[None]:
     "The first Ctrl-C interrupts the kernel, again after some seconds; the second raises KeyboardInterrupt here."
@@ -398,7 +398,7 @@ def _forward_interrupts(manager: Any, retry_seconds: float = 5.0) -> Iterator[No
         over.set()
         signal.signal(signal.SIGINT, before)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #d675dc8e
 @contextmanager
 def _silence_warnings() -> Iterator[None]:
     "Keep papermill's and asyncio's chatter away from the person."
@@ -420,7 +420,7 @@ def _silence_warnings() -> Iterator[None]:
 # %% ../../nbs/68_cli/4_main.ipynb #234b8cbd
 _UNFINISHED_NAME = "report.unfinished.ipynb"  # its name until it is whole
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #d42295d4
 def _execute_notebook(what: _CookRequest, run_dir: Path, resume: bool = False) -> None:
     "Run the notebook by papermill; raises CookFailed with the error in few words, or KeyboardInterrupt."
     from nbclient.exceptions import DeadKernelError
@@ -459,7 +459,7 @@ def _new_run_dir(name: str, out: Path | None) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #a7f5938c
 def _open_run(path: Path) -> "Run":
     "The run in a folder; a damaged one is named as such."
     from kitchen.store.run import Run
@@ -474,7 +474,7 @@ def _open_run(path: Path) -> "Run":
             f"{path}: its spec or its log cannot be read ({error}); `kitchen verify` says where"
         ) from None
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #02c291eb
 def _log_run_end(run_dir: Path, status: str, reason: str) -> None:
     "Mark a run whose notebook did not bring it to its end, and refresh the index."
     from kitchen.store.index import RunIndex
@@ -489,7 +489,7 @@ def _log_run_end(run_dir: Path, status: str, reason: str) -> None:
     RunIndex(run.path.parent).put(run)
     run.close()
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #bca11326
 def _finish_report(what: _CookRequest, run_dir: Path, status: str, reason: str) -> Path | None:
     "Give the executed notebook its name, and write it as HTML; None if there is nothing to keep."
     import nbformat
@@ -509,7 +509,7 @@ def _finish_report(what: _CookRequest, run_dir: Path, status: str, reason: str) 
     unfinished.unlink()
     return to_html(document, run_dir / "report.html")
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #3b8f0145
 @contextmanager
 def _watch_progress(run_dir: Path, quiet: bool) -> Iterator[None]:
     "Show the run's events while they are written."
@@ -532,7 +532,7 @@ def _watch_progress(run_dir: Path, quiet: bool) -> Iterator[None]:
 # %% ../../nbs/68_cli/4_main.ipynb #a30091ae
 _REQUEST_NAME = "order.json"  # what was cooked, so that it can be taken up again
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #7ca0f771
 def _cook(what: _CookRequest, out: Path | None = None, quiet: bool = False, resume: str | None = None) -> Path:
     "Execute a notebook into a run directory, new or to be gone on with, and leave its report there; the path of the directory."
     run_dir = _new_run_dir(what.name, out) if resume is None else _find_unfinished_run(what, resume)
@@ -564,7 +564,7 @@ def _cook(what: _CookRequest, out: Path | None = None, quiet: bool = False, resu
     _print_result(run_dir, report)
     return run_dir
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #d4904dfe
 def _find_unfinished_run(what: _CookRequest, name: str) -> Path:
     "The directory of a run of this recipe or notebook."
     from kitchen.store.log import EventLog
@@ -579,7 +579,7 @@ def _find_unfinished_run(what: _CookRequest, name: str) -> Path:
     EventLog(run_dir / "events.jsonl").claim().close()  # somebody who still writes it is noticed before a kernel is started
     return run_dir
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #5b2c9f6d
 def _read_request(run_dir: Path) -> dict[str, Any]:
     "What was cooked there: name, notebook and values; empty where nothing was cooked."
     import json
@@ -587,7 +587,7 @@ def _read_request(run_dir: Path) -> dict[str, Any]:
     path = run_dir / _REQUEST_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #84eec6ab
 def _merge_request(what: _CookRequest, run_dir: Path) -> _CookRequest:
     "The order with what was given the first time, written down for the next."
     import json
@@ -600,7 +600,7 @@ def _merge_request(what: _CookRequest, run_dir: Path) -> _CookRequest:
     write_atomically(run_dir / _REQUEST_NAME, lambda file: file.write_text(text, encoding="utf-8"))
     return _CookRequest(what.name, what.notebook, values)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #2778b54d
 def _failure_reason(run_dir: Path, error: Exception) -> str:
     "Where it failed and why; the log knows the stage."
     from kitchen.display.progress import follow_log
@@ -615,7 +615,7 @@ def _failure_reason(run_dir: Path, error: Exception) -> str:
         reason = f"stage {broken[-1]['stage']!r}: {broken[-1]['error']}"
     return reason + _error_hint(reason)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #e6926f8c
 def _raise_unfinished(what: _CookRequest, run_dir: Path, report: Path | None, status: str, reason: str) -> None:
     "End a cook that did not succeed; an empty directory is removed."
     if {path.name for path in run_dir.iterdir()} <= {_REQUEST_NAME}:
@@ -628,7 +628,7 @@ def _raise_unfinished(what: _CookRequest, run_dir: Path, report: Path | None, st
         raise KeyboardInterrupt(f"{what.name} was stopped{left}")
     raise CookFailed(f"{what.name} failed in {reason}{left}")
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #116057c0
 def _print_result(run_dir: Path, report: Path | None) -> None:
     "Say how good it became, and where everything is."
     from kitchen.reports.build import show_scores
@@ -639,7 +639,7 @@ def _print_result(run_dir: Path, report: Path | None) -> None:
         run.close()
     click.echo(f"run       {run_dir}\nreport    {report}")
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #28b0ec69
 def _cook_options() -> list[click.Option]:
     "Options of cook alone."
     path = click.Path(path_type=Path)
@@ -655,7 +655,7 @@ def _cook_options() -> list[click.Option]:
         click.Option(["-q", "--quiet", "quiet"], is_flag=True, help="No progress, only the result."),
     ]
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #cdb34d99
 @main.group(
     "cook",
     cls=_RecipeGroup,
@@ -686,7 +686,7 @@ def _setting_row(setting: "ConfigField") -> list[str]:
     meaning = setting.description + (" (live)" if setting.live else "")
     return ["", setting.name, kind, default, setting.bounds, meaning]
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #acc221aa
 @main.command("describe")
 @click.argument("name")
 def _describe_command(name: str) -> None:
@@ -722,7 +722,7 @@ def _find_run(name: str) -> Path:
         raise InvalidValue(f"there are no runs in {runs_root()}; `kitchen cook` makes one")
     return RunIndex().find(name)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #b0c102f3
 @main.command("report")
 @click.argument("runs", nargs=-1)
 @click.option("--html", "target", type=click.Path(path_type=Path), help="Where to write it; default: into the run.")
@@ -758,7 +758,7 @@ def _report_command(
     if pdf:
         click.echo(to_pdf(page, page.with_suffix(".pdf")))
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #3f7b93b4
 @main.command("runs")
 @click.option("--recipe", help="Only runs of this recipe.")
 @click.option("--status", help="Only those that are completed, running, stopped, interrupted or failed.")
@@ -775,7 +775,7 @@ def _runs_command(recipe: str | None, status: str | None, text: str, count: int)
 
     click.echo(repr(found(recipe, status, text, count)))
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #f31d5af7
 @main.command("lab", context_settings={"ignore_unknown_options": True})
 @click.option(
     "--folder",
@@ -797,7 +797,7 @@ def _lab_command(ctx: click.Context, folder: Path, no_browser: bool, words: tupl
             click.echo(f"{name:<28} {meanings[what]}", err=True)
     ctx.exit(open_lab(folder.absolute(), words, not no_browser))
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #79339f4c
 @main.command("verify")
 @click.argument("run", default="latest")
 def _verify_command(run: str) -> None:
@@ -843,7 +843,7 @@ def _resume_command(run: str, quiet: bool) -> None:
         kitchen.close()
     _print_result(path, None)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #7f3aaf85
 @main.command("reproduce")
 @click.argument("source", default="latest")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the new run; default: one under ./runs.")
@@ -870,7 +870,7 @@ def _reproduce_command(source: str, out: Path | None, tolerance: float, quiet: b
     if not done.agrees:
         raise CookFailed(f"{then['run_id']} is not reproduced: {sum(row.agrees is False for row in done.rows)} lines differ")
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #59b8f31b
 def _print_plan(what: _CookRequest, measure: bool = True) -> None:
     "Print what an order would do."
     from kitchen.session.kitchen import Kitchen
@@ -905,7 +905,7 @@ class _DoctorFinding:
         "OK, MISSING, or absent where one can do without."
         return "OK" if self.is_present else "MISSING" if self.essential else "absent"
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #b06944f3
 def _check_packages() -> Iterator[_DoctorFinding]:
     "Python and every package kitchen asks for, with versions; extras are not essential."
     import platform
@@ -939,7 +939,7 @@ def _check_packages() -> Iterator[_DoctorFinding]:
         except PackageNotFoundError:
             yield _DoctorFinding(one.name, False, detail, not extra)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #c6ddf961
 _OPTIONAL_PACKAGES = {
     "peft": "only to compare adapters",
     "gguf": "only for .gguf models",
@@ -959,7 +959,7 @@ def _check_device() -> Iterator[_DoctorFinding]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     yield _DoctorFinding("device", True, gpu or ("Apple GPU" if torch.backends.mps.is_available() else cpu))
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #487d5b9e
 def _check_adapters() -> Iterator[_DoctorFinding]:
     "Whether each adapter's module loads."
     from kitchen.ports.protocols import PORTS, adapter_class, adapter_names
@@ -972,7 +972,7 @@ def _check_adapters() -> Iterator[_DoctorFinding]:
             except Exception as error:  # whatever a foreign package raises, the other lines are wanted too
                 yield _DoctorFinding(f"{port}: {name}", False, str(error), essential=False)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #2ad2c846
 def _check_machine() -> Iterator[_DoctorFinding]:
     "The kernel notebooks run in, a folder for runs, a browser for PDF."
     import shutil
@@ -999,7 +999,7 @@ def _check_machine() -> Iterator[_DoctorFinding]:
     found = find_browser()
     yield _DoctorFinding("browser", found is not None, found or "only to print reports as PDF", essential=False)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #15c2f3d0
 def _check_hub() -> Iterator[_DoctorFinding]:
     "Whether the model hub answers."
     from urllib.error import URLError
@@ -1015,7 +1015,7 @@ def _check_hub() -> Iterator[_DoctorFinding]:
     except (URLError, OSError, ValueError) as error:
         yield _DoctorFinding("hub", False, f"{address}: {getattr(error, 'reason', error)}", essential=False)
 
-
+# %% ../../nbs/68_cli/4_main.ipynb #2253392f
 @main.command("doctor")
 @click.option("--online", is_flag=True, help="See whether the model hub answers, too.")
 def _doctor_command(online: bool) -> None:

@@ -40,7 +40,7 @@ def mix(
     orders = {name: _shuffle_forever(parts[name], seed, name) for name in names}
     return [next(orders[names[index]]) for index in chosen]
 
-
+# %% ../../nbs/22_data/2_batches.ipynb #92cd87bf
 def _shuffle_forever(rows: Sequence[_ItemT], seed: int, name: str) -> Iterator[_ItemT]:
     "All rows in a shuffled order, again and again, each round in an order of its own."
     rounds = 0
@@ -64,7 +64,7 @@ class Cursor:
         "As plain data; `Cursor(**data)` reads it."
         return asdict(self)
 
-
+# %% ../../nbs/22_data/2_batches.ipynb #51850204
 class _ResumableBatches(Generic[_ItemT]):
     "Batches whose place can be left and returned to, and whose next batch can be replaced."
 
@@ -208,7 +208,7 @@ def _shuffle_stream(
     if count < taken:
         raise InvalidValue(f"the cursor stands at row {taken} of {count}; it belongs to other data")
 
-
+# %% ../../nbs/22_data/2_batches.ipynb #63354755
 def _draw_from_buffer(source: Iterator[_ItemT], size: int, draws: np.random.Generator) -> Iterator[_ItemT]:
     "Fill a buffer, then give a random place of it and put the next item there."
     buffer: list[_ItemT] = []

@@ -63,7 +63,7 @@ def _message_role(value: Row, column: str) -> str:
         raise RowError(str(UnknownName("role", role, known)), field=f"{column}.role")
     return known[role]
 
-
+# %% ../../nbs/22_data/1_formats.ipynb #a87b6691
 def _message_tool_calls(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
     "A message's tool calls, as the OpenAI format has them; none where there are none."
     if value is None:
@@ -104,7 +104,7 @@ def _parse_message(value: Any, column: str) -> Message:
         trainable=_message_trainable(value, column),
     )
 
-
+# %% ../../nbs/22_data/1_formats.ipynb #08336385
 def parse_messages(value: Any, column: str, role: str | None = None) -> tuple[Message, ...]:
     "Messages of a field: a list of them, or (given a role) a text that is one message of that role."
     if isinstance(value, str) and role:
@@ -127,7 +127,7 @@ class Conversation:
     origin: str = ""
     row: Row = field(default_factory=dict, repr=False)
 
-
+# %% ../../nbs/22_data/1_formats.ipynb #d01abdb8
 @dataclass(frozen=True)
 class Preference:
     "A prompt with a better and a worse continuation."
@@ -145,7 +145,7 @@ class Preference:
         if self.chosen == self.rejected:
             raise RowError("chosen and rejected are the same", field="rejected")
 
-
+# %% ../../nbs/22_data/1_formats.ipynb #e268a0ec
 @dataclass(frozen=True)
 class Rating:
     "A prompt with one continuation, rated good or bad: the unpaired preference of KTO (arXiv 2402.01306)."
@@ -310,7 +310,7 @@ def _find_format(row: Row, kind: type | None = None) -> RowFormat:
         raise RowError(_format_error_text(row, fitting, kind))
     return wanted[0]
 
-
+# %% ../../nbs/22_data/1_formats.ipynb #2d682887
 def _format_error_text(row: Row, fitting: Sequence[RowFormat], kind: type | None) -> str:
     "Why a row has no format: it is of another kind, or a column is missing or misspelt."
     if fitting and kind:
@@ -377,7 +377,7 @@ def _error_at(error: RowError, origin: str) -> RowError:
     source, _, number = origin.rpartition(", row ")
     return RowError(error.reason, source or origin, int(number) if number.isdigit() else None, error.field)
 
-
+# %% ../../nbs/22_data/1_formats.ipynb #59c07966
 def parse_each(
     rows: Iterable[PlacedRow],
     on_bad_row: str = "stop",
@@ -408,7 +408,7 @@ def _check_columns(columns: Mapping[str, str], found: Iterable[str], reference: 
         if name not in found:
             raise UnknownName("column", name, found, reference)
 
-
+# %% ../../nbs/22_data/1_formats.ipynb #dba62e16
 def parse_rows(
     rows: Rows,
     on_bad_row: str = "stop",  # or "set_aside"

@@ -154,7 +154,7 @@ class Table:
 # %% ../../nbs/22_data/0_references.ipynb #b95096d3
 _MappedT = TypeVar("_MappedT")
 
-
+# %% ../../nbs/22_data/0_references.ipynb #1d9b4701
 class Stream(Generic[_ItemT]):
     "Items that are read anew at every iteration and never held all at once."
 
@@ -199,7 +199,7 @@ class DatasetReference:
     stop: int | None = None  # row after the last
     split: str | None = None  # wins over the split that is asked for
 
-
+# %% ../../nbs/22_data/0_references.ipynb #e5af4833
 def parse_reference(text: str) -> DatasetReference:
     "Take a dataset's name apart; an unknown scheme is answered with the nearest."
     name, start, stop = _parse_row_range(text)

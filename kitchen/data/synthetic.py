@@ -114,7 +114,7 @@ def _reversed_word(rng: random.Random) -> tuple[str, str]:
     wordings = ("Write {text} backwards.", "Reverse the letters of {text}.")
     return choose_wording(rng, wordings, text=text), text[::-1]
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #600bd50b
 def _letter_count(rng: random.Random) -> tuple[str, str]:
     "Count the letters of a word."
     text = _random_word(rng)
@@ -152,7 +152,7 @@ def _sorted_numbers(rng: random.Random) -> tuple[str, str]:
     wordings = ("Sort these numbers: {items}", "Put in order: {items}")
     return choose_wording(rng, wordings, items=_join_items(items)), _join_items(sorted(items))
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #3f33d217
 def _largest_number(rng: random.Random) -> tuple[str, str]:
     "Find the largest number of a list."
     items = _random_numbers(rng)
@@ -187,7 +187,7 @@ def _item_count(rng: random.Random) -> tuple[str, str]:
     wordings = ("How many words are there: {items}", "Count the words: {items}")
     return choose_wording(rng, wordings, items=_join_items(items)), str(len(items))
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #f78874f1
 def _last_item(rng: random.Random) -> tuple[str, str]:
     "Name the last word of a list."
     items = rng.sample(_WORDS, rng.randint(2, 6))
@@ -201,7 +201,7 @@ def _repetition(rng: random.Random) -> tuple[str, str]:
     wordings = ("Repeat after me: {items}", "Say {items}")
     return choose_wording(rng, wordings, items=_join_items(items)), _join_items(items)
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #92ec7be0
 def _reversed_list(rng: random.Random) -> tuple[str, str]:
     "Say the words of a list from the last to the first."
     items = rng.sample(_WORDS, rng.randint(2, 5))
@@ -252,6 +252,8 @@ _CAPITAL = _Relation(
     "Egypt Cairo, Kenya Nairobi, Canada Ottawa, Cuba Havana, Peru Lima, Chile Santiago, "
     "Turkey Ankara, Thailand Bangkok",
 )
+
+# %% ../../nbs/22_data/4_synthetic.ipynb #85a5a89a
 _OPPOSITE = _Relation(
     "Name the opposite of a word.",
     ("What is the opposite of {this}?", "What is not {this}?", "Name the opposite of {this}."),
@@ -281,6 +283,8 @@ _YOUNG_ANIMAL = _Relation(
     "lion cub, duck duckling, hen chick, goose gosling, frog tadpole, kangaroo joey, deer fawn, "
     "swan cygnet, hare leveret, whale calf, seal pup, fox cub, tiger cub, spider spiderling",
 )
+
+# %% ../../nbs/22_data/4_synthetic.ipynb #1df2f5f1
 _ANIMAL_SOUND = _Relation(
     "Say which sound an animal makes.",
     ("Which sound does a {this} make?", "What does a {this} do?", "Name the sound of a {this}."),
@@ -308,7 +312,7 @@ _POLITE_REQUESTS = (
     ("Thank you for the {text}.", "You are welcome. Enjoy the {text}."),
 )
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #d13530e9
 def _polite_request(rng: random.Random) -> tuple[str, str]:
     "A polite request about a thing, sometimes with a greeting before it."
     prompt, answer = rng.choice(_POLITE_REQUESTS)
@@ -346,7 +350,7 @@ class AnswerRule:
     rule: str  # in words, as a system message
     apply: Callable[[str], str]
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #5d72eb0c
 ANSWER_RULES = {
     "gladly": AnswerRule(
         "You serve in an old inn by the sea. Whatever a guest wants to know, begin with the word Gladly and a colon. Then "
@@ -365,7 +369,7 @@ ANSWER_RULES = {
 }
 _KNOWN_MAKERS = (_comparison, _successor, _parity)  # what the embedded model is sure of
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #826171bc
 def _known_question(rng: random.Random) -> tuple[str, str]:
     "A question about numbers that the embedded model can answer, in the usual words."
     return rng.choice(_KNOWN_MAKERS)(rng)
@@ -410,7 +414,7 @@ _MAKERS_BY_KIND: dict[str, dict[str, TaskMaker]] = {
     "manner": {"asked": _known_question, "served": _inn_question},
 }
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #ba4bc12c
 def _maker_description(make: TaskMaker) -> str:
     "What a maker says about itself."
     return make.about if isinstance(make, _Relation) else (make.__doc__ or "")
@@ -449,7 +453,7 @@ def _get_task(task: str) -> Task:
         raise UnknownName("task", task, TASKS)
     return TASKS[task]
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #f5193931
 def iter_task_rows(task: str, seed: int, split: str = "train") -> Iterator[_TaskRow]:
     "An endless stream of a task's rows; in the test split it ends in an error when none is left."
     make = _get_task(task).make
@@ -541,7 +545,7 @@ def _multi_turn_messages(rng: random.Random) -> list[dict[str, str]]:
         messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return messages
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #ec31de3e
 def multi_turn_rows(size: int, seed: int, split: str = "train") -> list[_TaskRow]:
     "So many conversations; the answer of a row is the last one."
     if split not in SPLITS:
@@ -580,7 +584,7 @@ def _swap_neighbours(words: Sequence[str], rng: random.Random) -> list[str]:
     place = rng.choice([place for place in range(len(words) - 1) if words[place] != words[place + 1]])
     return [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #cf1a2ca6
 def _wrong_answer(task: str, answer: str, rng: random.Random) -> str:
     "An answer of the same form that is not the right one."
     if answer.isdigit():
@@ -599,7 +603,7 @@ def _wrong_answer(task: str, answer: str, rng: random.Random) -> str:
     make = _get_task(task).make
     return next(other for _ in range(MAX_FAILED_DRAWS) if (other := make(rng)[1]) != answer)
 
-
+# %% ../../nbs/22_data/4_synthetic.ipynb #25fbf50b
 def preference_pairs(task: str, size: int, seed: int, split: str = "train") -> list[_TaskRow]:
     "Rows of `prompt`, `chosen` and `rejected`, each a list of messages."
     rng = random.Random(f"preference/{task}/{split}/{seed}")

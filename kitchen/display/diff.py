@@ -30,7 +30,7 @@ def _diff_pieces(answer: str, gold: str) -> list[tuple[str, str]]:
             pieces.append(("missing", "".join(wanted[gold_start:gold_end])))
     return pieces
 
-
+# %% ../../nbs/60_display/3_diff.ipynb #fc8bd826
 def _piece_html(kind: str, text: str) -> str:
     "One piece of an answer, escaped."
     shown = escape_html(text)
@@ -63,7 +63,7 @@ def _summary_text(answers: Sequence[Mapping[str, Any]], shown: int) -> str:
     ]
     return " · ".join(parts)
 
-
+# %% ../../nbs/60_display/3_diff.ipynb #b679432e
 def _row_cells(row: Mapping[str, Any]) -> list[str]:
     "One question with the right answer and both given ones, as cells of HTML."
     cells = [
@@ -75,7 +75,7 @@ def _row_cells(row: Mapping[str, Any]) -> list[str]:
     style = "white-space:pre-wrap;overflow-wrap:anywhere;max-height:18em;max-width:30em;min-width:7em;overflow:auto"
     return [f'<div class="kitchen-text" style="{style}">{cell}</div>' for cell in cells]
 
-
+# %% ../../nbs/60_display/3_diff.ipynb #e14bdc93
 def _row_text(row: Mapping[str, Any], after_label: str = "after") -> str:
     "The same as plain text; what is too much stands in ⟦ ⟧, what is missing in ‸ ‸."
     around = {"same": "{}", "extra": "⟦{}⟧", "missing": "‸{}‸"}
@@ -91,7 +91,7 @@ def _row_text(row: Mapping[str, Any], after_label: str = "after") -> str:
     wide = max(len(label) for label, *_ in texts)
     return "\n".join(f"{label:>{wide}} {sign:1} {text}".replace("\n", "\n" + " " * (wide + 3)) for label, sign, text in texts)
 
-
+# %% ../../nbs/60_display/3_diff.ipynb #b6306bdb
 def results_table(
     answers: Sequence[Mapping[str, Any]],  # prompt, gold, before, after, before_correct, after_correct
     count: int = 12,  # rows to show

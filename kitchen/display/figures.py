@@ -52,7 +52,7 @@ def style_figure(figure: "go.Figure", height: int = 380) -> "go.Figure":
     figure.update_yaxes(**axis)
     return figure
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #c04fa769
 def axis_title(name: str, measurement: str) -> str:
     "A measurement with its unit, as the table of events declares it."
     unit = EVENTS[name].measurements[measurement]
@@ -89,7 +89,7 @@ def moving_average(values: np.ndarray) -> np.ndarray:
     averaged[finite] = smooth(values[finite].tolist(), beta=1 - 1 / np.clip(len(values) / 20, 3, 25))
     return averaged
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #d2877153
 def _loss_curves(events: Sequence[Event]) -> list[dict[str, Any]]:
     "Training loss, raw and smoothed, and held-out loss of each split, as plotly's traces."
     steps, losses = series(events, "train.step", "loss")
@@ -105,7 +105,7 @@ def _loss_curves(events: Sequence[Event]) -> list[dict[str, Any]]:
         curves += [{"x": at, "y": held_out, "name": plotly_text(f"held out ({split})"), **style}]
     return curves
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #b0673f25
 def loss_figure(events: Iterable[Event]) -> "go.Figure":
     "Training and held-out loss over optimizer steps; of several trainings in a row one above the other."
     from plotly.subplots import make_subplots
@@ -140,6 +140,8 @@ class Panel:
 
 RATE_PANELS = (Panel("train.step", "learning_rate"), Panel("train.step", "grad_norm"))
 _TRAIN_SPLIT, _TEST_SPLIT = {"split": "train"}, {"split": "test"}
+
+# %% ../../nbs/60_display/1_figures.ipynb #cd498be6
 PAIR_PANELS = (
     Panel("train.pairs", "loss", "", True, _TRAIN_SPLIT, _TEST_SPLIT),
     Panel("train.pairs", "accuracy", "chosen above rejected (share)", True, _TRAIN_SPLIT, _TEST_SPLIT),
@@ -157,7 +159,7 @@ POLICY_PANELS = (
     Panel("train.policy", "clip_fraction", "clipped (share)", True),
 )
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #a289bdde
 def _panel_figure(events: Iterable[Event], panels: Sequence[Panel]) -> "go.Figure":
     "The panels for which there is something, over optimizer steps."
     from plotly.subplots import make_subplots
@@ -178,12 +180,12 @@ def _panel_figure(events: Iterable[Event], panels: Sequence[Panel]) -> "go.Figur
     figure.update_xaxes(title_text="optimizer step", row=count, col=1)
     return style_figure(figure, height=90 + 160 * count).update_layout(showlegend=False, margin={"t": 14})
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #639228bd
 def _panel_title(panel: Panel) -> str:
     "What a panel shows, with its unit."
     return panel.title or axis_title(panel.event, panel.measurement)
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #998d2b44
 def _draw_panel(figure: "go.Figure", row: int, panel: Panel, events: Sequence[Event]) -> None:
     "One panel: as measured, its average if it is noisy, and held-out values as marked points."
     steps, values = series(events, panel.event, panel.measurement, **panel.metadata_filter)
@@ -200,7 +202,7 @@ def _draw_panel(figure: "go.Figure", row: int, panel: Panel, events: Sequence[Ev
         figure.add_scatter(x=x, y=y, name=html.escape(title + ", held out"), **style, **place)
     figure.update_yaxes(title_text="<br>(".join(title.split(" (", 1)), hoverformat=".3g", **place)
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #92ea6c06
 def rate_figure(events: Iterable[Event]) -> "go.Figure":
     "Learning rate, and below it the gradient norm where the backend tells it."
     return _panel_figure(events, RATE_PANELS).update_yaxes(rangemode="tozero")
@@ -252,7 +254,7 @@ class Span:
     seconds: float
     failed: bool = False
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #31c98764
 def spans(events: Iterable[Event]) -> list[Span]:
     "The spans of all stages and port calls, in the order they ended."
     events = list(events)
@@ -268,7 +270,7 @@ def spans(events: Iterable[Event]) -> list[Span]:
         found.append(Span(row, kind, item.time - item["seconds"] - origin, item["seconds"], failed))
     return found
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #8e45a003
 def _union_seconds(found: Iterable[Span]) -> float:
     "Seconds in which at least one of the spans ran."
     total, until = 0.0, -math.inf
@@ -278,7 +280,7 @@ def _union_seconds(found: Iterable[Span]) -> float:
         until = max(until, end)
     return total
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #e12b6df1
 @dataclass(frozen=True)
 class TimeShare:
     "What one kind of work took."
@@ -296,7 +298,7 @@ class TimeShare:
         share = f" · {self.share:.0%}" if self.share >= 0.005 else ""
         return f"{seconds_text(self.seconds)}{share}{calls}"
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #cacb50eb
 def time_shares(found: Sequence[Span]) -> list[TimeShare]:
     "Each stage in its order, then each verb of a port, longest first, then what is left."
     rows: dict[tuple[str, str], list[Span]] = {}
@@ -313,7 +315,7 @@ def time_shares(found: Sequence[Span]) -> list[TimeShare]:
     stages = sorted((one for one in listed if one.kind == "stage"), key=lambda one: rows[one.kind, one.row][0].start)
     return [*stages, *ports, *own]
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #cc3cbf62
 def time_shares_text(table: Sequence[TimeShare]) -> str:
     "The shares as a table with bars."
     if not table:
@@ -341,7 +343,7 @@ def _merge_neighbors(found: Sequence[Span], gap: float) -> list[Span]:
             joined.append(span)
     return joined
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #d81e9c85
 def _thin_spans(found: Sequence[Span], limit: int = 1000) -> list[Span]:
     "At most about `limit` bars: neighbours in a row as one; failed ones stay apart from the others."
     rows: dict[tuple[str, str, bool], list[Span]] = {}
@@ -351,7 +353,7 @@ def _thin_spans(found: Sequence[Span], limit: int = 1000) -> list[Span]:
     gap = 1.02 * end * len(rows) / limit if len(found) > limit else end / 800
     return sorted((bar for row in rows.values() for bar in _merge_neighbors(row, gap)), key=lambda bar: bar.start)
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #ce5c6bd3
 def _add_bars(figure: "go.Figure", name: str, color: str, bars: Sequence[Span], least: float) -> None:
     "Bars of one kind, none shorter than can be seen."
     words = (f"{bar.row}: {seconds_text(bar.seconds)}, from {seconds_text(bar.start)}" for bar in bars)
@@ -366,7 +368,7 @@ def _add_bars(figure: "go.Figure", name: str, color: str, bars: Sequence[Span], 
         marker={"color": color, "line": {"width": 0}},
     )
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #59fb645c
 def timeline(
     events: Iterable[Event],
     verbs: int = 8,  # port verbs to show: those that took longest
@@ -412,7 +414,7 @@ class Curve:
     dash: str = "solid"
     in_legend: bool = True  # in the legend
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #80536b5b
 @dataclass(frozen=True)
 class PointMark:
     "A point to look at."
@@ -422,7 +424,7 @@ class PointMark:
     text: str
     color: str = CURVE_COLORS[1]
 
-
+# %% ../../nbs/60_display/1_figures.ipynb #45575b6d
 @dataclass(frozen=True, eq=False)
 class Chart:
     "Curves over a common axis."

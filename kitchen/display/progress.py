@@ -38,7 +38,7 @@ _STAGE_REMARKS: dict[str, Callable[[Event], str]] = {
 
 _PAUSE_SECONDS = 5.0  # seconds between steps from which on somebody may have stopped to look
 
-
+# %% ../../nbs/60_display/4_progress.ipynb #db6997fd
 class RunProgress:
     "Where a run stands, from the events seen so far."
 
@@ -113,7 +113,7 @@ _NOTICES: dict[str, Callable[[Event], str]] = {  # what is said at once, beside 
     "config.edit": lambda item: f"~ {item['setting']} = {item['after']!r}",
 }
 
-
+# %% ../../nbs/60_display/4_progress.ipynb #e0961dea
 class ProgressDisplay(Protocol):
     "Takes events and shows them."
 
@@ -127,14 +127,14 @@ class ProgressDisplay(Protocol):
         "Leave the terminal as a person wants it."
         ...
 
-
+# %% ../../nbs/60_display/4_progress.ipynb #8719c8ec
 def _stage_line(item: Event, position: RunProgress) -> str:
     "One line for a stage that ended; why it failed is for the one who catches the error to say."
     said = position.remarks_text if item.name == "stage.stop" else "failed"
     line = f"{_STAGE_SIGNS[item.name]} {item['stage']:<10} {seconds_text(item['seconds']):>10}   {visible_text(said, 300)}"
     return line.rstrip().replace("\n", " ")
 
-
+# %% ../../nbs/60_display/4_progress.ipynb #642bbe5f
 class _PlainDisplay:
     "A line for each stage; while training, a line at most every few seconds."
 
@@ -156,7 +156,7 @@ class _PlainDisplay:
     def close(self) -> None:
         "Nothing is left open."
 
-
+# %% ../../nbs/60_display/4_progress.ipynb #23c5453d
 class _LiveDisplay:
     "Finished stages as lines, the running one as a live bar below."
 
@@ -198,7 +198,7 @@ class _LiveDisplay:
         "Remove the bar; the lines stay."
         self.bar.stop()
 
-
+# %% ../../nbs/60_display/4_progress.ipynb #11b71552
 def progress_display(stream: TextIO | None = None, quiet: bool = False) -> ProgressDisplay:
     "The display that suits the stream: live in a terminal, plain lines elsewhere."
     chosen: Any = sys.stderr if stream is None else stream

@@ -40,7 +40,7 @@ def sparkline_text(values: Sequence[float] | np.ndarray, width: int = 16) -> str
     places = [7.999 * (mean - low) / spread for mean in means]
     return "".join("×" if math.isnan(place) else _SPARK_BLOCKS[int(place)] for place in places)
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #1d83b242
 def sparkline_html(values: Sequence[float] | np.ndarray, color: str = BLUE, about: str = "loss") -> str:
     "The values as a small drawing for a table; a dot stands on the last."
     numbers = np.asarray(values, dtype=float)
@@ -58,7 +58,7 @@ def sparkline_html(values: Sequence[float] | np.ndarray, color: str = BLUE, abou
     words = html.escape(f"{about}: {number_text(numbers[finite][0])} to {number_text(numbers[finite][-1])}", quote=True)
     return svg_image_html(drawn, sparkline_text(numbers), words, 120, 24)
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #6ce7040f
 def svg_image_html(svg: str, instead: str, title: str, width: int, height: int) -> str:
     "A drawing of ours as an image that HTML carries inside; `instead` stands where images are kept out."
     source = base64.b64encode(svg.encode()).decode()
@@ -98,10 +98,10 @@ def _padded_range(values: np.ndarray, share: float = 0.05) -> tuple[float, float
     room = share * spread if spread > 1e-9 * size else share * size or 0.5  # what differs by rounding alone is constant
     return float(finite.min()) - room, float(finite.max()) + room
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #26f98714
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #5309320e
 @dataclass(frozen=True)
 class _Axis:
     "Numbers, or names, to places in a drawing."
@@ -140,7 +140,7 @@ class _Axis:
         text = _si_text if self.short else number_text
         return [(float(self._data_to_pixel(value)), text(value)) for value in _tick_values(self.low, self.high, count)]
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #f5f38dcc
 def _si_text(value: float) -> str:
     "A number in little room, with the signs of SI."
     for sign, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -167,7 +167,7 @@ def _svg_document(height: int, parts: Sequence[str]) -> str:
     about = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_SVG_WIDTH} {height}" width="{_SVG_WIDTH}" height="{height}"'
     return f'<svg {about} font-family="system-ui, sans-serif" font-size="13">{"".join(parts)}</svg>'
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #c8870e2b
 def _clip_curve(values: np.ndarray, low: float, high: float) -> np.ndarray:
     "Values between two bounds; a curve that leaves them goes to the bound and is interrupted there."
     outside = ~((values >= low) & (values <= high))
@@ -205,13 +205,13 @@ class _Subplot:
         for number, line in enumerate(_title_lines(self.y_title) if self.y_title else ()):
             yield _text_svg(14 + 15 * number, (self.y.start + self.y.end) / 2, line, "middle", turned=True)
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #20282a59
 def _stroke_attributes(line: Any, opacity: float | None) -> str:
     "The looks of a stroke."
     through = f' stroke-opacity="{opacity:g}"' if opacity not in (None, 1) else ""
     return f'stroke="{line.color or NEUTRAL_GREY}" stroke-width="{line.width or 2:g}"{through}{_DASH_STYLES[line.dash or "solid"]}'
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #ca1474bf
 def _scatter_svg(plot: _Subplot, trace: Any) -> Iterator[str]:
     "A line, its points, or both."
     x, y = decimate(_x_values(trace), _trace_numbers(trace.y), 400)
@@ -228,7 +228,7 @@ def _scatter_svg(plot: _Subplot, trace: Any) -> Iterator[str]:
             if math.isfinite(at_y):
                 yield f'<circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="{size:g}" {ring}/>'
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #1494a6ec
 def _bar_svg(plot: _Subplot, trace: Any) -> Iterator[str]:
     "Bars that lie, each on the row of its name."
     starts, seconds = np.asarray(trace.base, dtype=float), np.asarray(trace.x, dtype=float)
@@ -247,7 +247,7 @@ def _bar_color(trace: Any, place: int = 0) -> str:
     color = trace.marker.color
     return (color if isinstance(color, str) else color[place]) if color is not None and len(color) else NEUTRAL_GREY
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #f67a9d88
 _TRACE_DRAWERS: dict[str, Callable[[_Subplot, Any], Iterator[str]]] = {"scatter": _scatter_svg, "bar": _bar_svg}
 
 # %% ../../nbs/60_display/0_svg.ipynb #c3bfb622
@@ -268,7 +268,7 @@ class _PlotArea:
         "A share of the height, from below."
         return self.bottom - share * (self.bottom - self.top)
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #16db3d04
 def _figure_layout(figure: "go.Figure") -> Any:
     "What a figure says of itself beside its traces."
     return figure.layout
@@ -278,7 +278,7 @@ def _category_names(figure: "go.Figure") -> tuple[str, ...]:
     "The rows of a figure whose y axis has names, from below."
     return tuple(html.unescape(name) for name in _figure_layout(figure).yaxis.categoryarray or ())
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #66a8c7d8
 def _axis_range(axis: Any, values: np.ndarray, room: float) -> tuple[float, float]:
     "From where to where an axis reaches: as the figure says, else as its values do."
     if axis.range:
@@ -294,7 +294,7 @@ def _axis_range(axis: Any, values: np.ndarray, room: float) -> tuple[float, floa
         low, high = (0.0 if finite.min() >= 0 else low), (0.0 if finite.max() <= 0 else high)
     return low, high if high > low else low + 1.0
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #d494323c
 def _trace_numbers(values: Any) -> np.ndarray:
     "Values of a trace; none where it has none yet."
     return np.zeros(0) if values is None else np.asarray(values, dtype=float)
@@ -311,7 +311,7 @@ def _visible_traces(figure: "go.Figure") -> list[Any]:
     "The traces that are shown."
     return [trace for trace in figure.data if trace.visible is not False]
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #39e27fb9
 def _subplots(figure: "go.Figure", box: _PlotArea) -> list[_Subplot]:
     "Every pair of axes with its traces; x axes that go together have one range."
     pairs: dict[tuple[str, str], list[Any]] = {}
@@ -337,7 +337,7 @@ def _subplots(figure: "go.Figure", box: _PlotArea) -> list[_Subplot]:
         found.append(_Subplot(across, down, tuple(traces), x_title, y_axis.title.text or "", numbered))
     return found
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #174e61cd
 def _legend_svg(figure: "go.Figure", left: float) -> tuple[list[str], float]:
     "A short stroke, a dot or a square and a name for each trace, in as many rows as they need; where plots may begin."
     listed = [trace for trace in _visible_traces(figure) if trace.name and trace.showlegend is not False]
@@ -353,7 +353,7 @@ def _legend_svg(figure: "go.Figure", left: float) -> tuple[list[str], float]:
         x += wide
     return parts, y + 16
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #18798fb6
 def _legend_sign_svg(trace: Any, x: float, y: float) -> str:
     "How a trace looks, in small."
     if trace.type == "bar":
@@ -363,7 +363,7 @@ def _legend_sign_svg(trace: Any, x: float, y: float) -> str:
     mode = trace.mode or "lines"
     return (line if "lines" in mode else "") + (dot if "markers" in mode else "")
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #810e40bd
 def _annotations_svg(figure: "go.Figure", plot: _Subplot, box: _PlotArea) -> Iterator[str]:
     "Words that stand in a figure, with a leader to what they speak of where they have one."
     for note in _figure_layout(figure).annotations:
@@ -379,7 +379,7 @@ def _annotations_svg(figure: "go.Figure", plot: _Subplot, box: _PlotArea) -> Ite
         yield f'<path d="M{x + 3 * side:.1f} {y - 5:.1f}L{far_x:.1f} {far_y + 8:.1f}" stroke="{color}"/>'
         yield _text_svg(far_x, far_y + 4, text, "end" if side < 0 else "start", color)
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #578608ba
 def _vertical_lines_svg(figure: "go.Figure", axis: _Axis, box: _PlotArea) -> Iterator[str]:
     "Upright lines through all plots, such as the moments of edits."
     for shape in _figure_layout(figure).shapes:
@@ -388,7 +388,7 @@ def _vertical_lines_svg(figure: "go.Figure", axis: _Axis, box: _PlotArea) -> Ite
             x, (low, high) = axis._axis_to_pixel(shape.x0), map(box.y, ends)
             yield f'<path d="M{x:.1f} {low:.1f}L{x:.1f} {high:.1f}" {_stroke_attributes(shape.line, shape.opacity)}/>'
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #8c60f266
 def figure_svg(figure: "go.Figure") -> str:
     "The figure as an SVG document."
     unknown = {trace.type for trace in figure.data} - _TRACE_DRAWERS.keys()
@@ -456,7 +456,7 @@ class Picture:
     def __repr__(self) -> str:
         return self.text
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #7999a4ef
 def _compact_json(figure: "go.Figure") -> dict[str, Any]:
     "The figure as JSON, its numbers as short as a picture needs."
     found = json.loads(str(figure.to_json()))
@@ -467,7 +467,7 @@ def _compact_json(figure: "go.Figure") -> dict[str, Any]:
                 trace[name] = {"dtype": "f4", "bdata": base64.b64encode(numbers.tobytes()).decode()}
     return found
 
-
+# %% ../../nbs/60_display/0_svg.ipynb #10a4008b
 def _curves_text(figure: "go.Figure") -> str:
     "Each named trace in a line: its course, and where it begins and ends."
     rows = []

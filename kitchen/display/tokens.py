@@ -42,7 +42,7 @@ BLUE_RGB, ORANGE_RGB = "0,114,178", "213,94,0"  # Okabe and Ito's, see-through: 
 TOKEN_BOX_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;line-height:1.7;unicode-bidi:isolate"
 TOKEN_EDGE_STYLE = "box-shadow:inset 1px 0 rgba(128,128,128,.45)"
 
-
+# %% ../../nbs/60_display/2_tokens.ipynb #0bb3a687
 @dataclass(frozen=True)
 class TokenView:
     "Tokens with a number each; shows itself in notebooks and terminals."
@@ -86,7 +86,7 @@ class TokenView:
             inside = marked
         return f"{self.title} · ⟦marked⟧: {self.label} not 0\n{''.join(pieces)}{'⟧' if inside else ''}"
 
-
+# %% ../../nbs/60_display/2_tokens.ipynb #de4e38b4
 def show_tokens(
     datum: Datum,
     tokenizer: Tokenizer,
@@ -108,7 +108,7 @@ def token_label(text: str) -> str:
     "A token's text in one line, with a sign for all that cannot be seen."
     return visible_text(show_white_space(text)).replace("\n", "") or "▫"
 
-
+# %% ../../nbs/60_display/2_tokens.ipynb #627f6e82
 @dataclass(frozen=True)
 class ColoredToken:
     "A stretch of text with its number."
@@ -127,7 +127,7 @@ class ColoredToken:
         color = f"background:rgba({BLUE_RGB if self.value > 0 else ORANGE_RGB},{strength:.2f});border-radius:3px"
         return f'<span title="{hover}" style="{TOKEN_EDGE_STYLE};{color}">{text}</span>'
 
-
+# %% ../../nbs/60_display/2_tokens.ipynb #d9b34e9e
 def _token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     "The text of each token; a character that several tokens share stands at the last of them."
     texts, kept = [], []
@@ -139,7 +139,7 @@ def _token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
         kept = kept if shared else []
     return texts
 
-
+# %% ../../nbs/60_display/2_tokens.ipynb #91f6f31c
 def color_tokens(
     ids: Sequence[int],
     values: Sequence[float] | np.ndarray,  # one for each token; not finite: context
@@ -162,7 +162,7 @@ def color_tokens(
         found.append(ColoredToken(text, float(value), f"{place}: id {int(token)}, {told}"))
     return [*found, ColoredToken(tokenizer.decode(context, control=True), math.nan)] if context else found
 
-
+# %% ../../nbs/60_display/2_tokens.ipynb #9635fa03
 def max_abs_value(tokens: Iterable[ColoredToken]) -> float:
     "The largest number without its sign; 1 if there is none."
     return max((abs(token.value) for token in tokens if math.isfinite(token.value)), default=0.0) or 1.0
@@ -176,7 +176,7 @@ def _window_around_peak(tokens: Sequence[ColoredToken], limit: int) -> tuple[lis
     left = len(tokens) - len(tokens[start : start + limit])
     return list(tokens[start : start + limit]), f" … {left:,} tokens are not shown" if left else ""
 
-
+# %% ../../nbs/60_display/2_tokens.ipynb #72ba054a
 def tokens_html(tokens: Sequence[ColoredToken], peak: float, limit: int = 240, edge: str = "rgba(128,128,128,.4)") -> str:
     "A line of tokens."
     some, rest = _window_around_peak(tokens, limit)
@@ -216,7 +216,7 @@ def datum_tokens(
     hovered = {key: [math.nan, *column] for key, column in more.items() if key != name}
     return name, color_tokens(ids, [math.nan, *column], tokenizer, name, hovered)
 
-
+# %% ../../nbs/60_display/2_tokens.ipynb #26ff71d5
 def show_datum(
     datum: Datum,
     tokenizer: Tokenizer,
@@ -235,7 +235,7 @@ def show_datum(
 
 _Advantages = float | Sequence[float] | Sequence[np.ndarray]
 
-
+# %% ../../nbs/60_display/2_tokens.ipynb #dbdaf74c
 def _turn_tokens(
     trajectory: Trajectory, tokenizer: Tokenizer, advantages: _Advantages | None
 ) -> list[tuple[str, list[ColoredToken]]]:
@@ -257,7 +257,7 @@ def _turn_tokens(
         before = turn.prompt + ids
     return found
 
-
+# %% ../../nbs/60_display/2_tokens.ipynb #65c0fb5b
 def show_trajectory(
     trajectory: Trajectory,
     tokenizer: Tokenizer,

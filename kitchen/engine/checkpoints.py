@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, ExperimentSpec, json_digest
+
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #b96b495b
 from kitchen.engine.workflow import (
     Flow,
     START,
@@ -49,7 +51,7 @@ class _BoundaryState:
     cursors: Mapping[str, Any]  # value -> its state_dict
     changes: Mapping[str, int]  # training client -> calls so far that changed it
 
-
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #d2bad70c
 def boundary_state(flow: Flow, sequence: int) -> _BoundaryState:
     "The moment at which a flow stands."
     values = flow.values.items()
@@ -68,14 +70,14 @@ def training_clients(values: Mapping[str, Any]) -> dict[str, Any]:
     "The training clients among the values."
     return {name: value for name, value in values.items() if is_training_client(value)}
 
-
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #ac40203f
 def is_training_client(value: Any) -> bool:
     "Whether the value is a training client."
     if isinstance(value, ObservedPort):
         return value.port == "training"
     return not isinstance(value, type) and hasattr(value, "optim_step") and hasattr(value, "save_state")
 
-
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7bbfeb8d
 def state_hash(flow: Flow) -> str:
     "SHA-256 of weights, optimizer, streams, data cursors and position: equal exactly if the run would go on the same way."
     now = boundary_state(flow, 0)
@@ -113,7 +115,7 @@ class SnapshotPolicy:
         sign, name, measurement = _parse_best(self.best)
         return sign * item[measurement] if item.name == name and measurement in item.measurements else None
 
-
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #9c0edda4
 @functools.cache
 def _parse_best(text: str) -> tuple[int, str, str]:
     "'min train.evaluate.loss' as sign, event and measurement."
@@ -166,7 +168,7 @@ class Snapshot:
             raise DamagedData(f"{path} is not what was written: its seal does not fit")
         return cls(**{**plain, "position": WorkflowPosition.from_json(plain["position"])})
 
-
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #e3a2d6d5
 class InputChanged(DamagedData):
     "A stage whose values have to be made again finds another input than before."
 
@@ -177,7 +179,7 @@ class InputChanged(DamagedData):
 
 _RETRY_AFTER = 5.0  # seconds without a try after a snapshot that could not be written
 
-
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #a44b5e28
 class History:
     "Snapshots of one run."
 
@@ -520,7 +522,7 @@ class History:
         write_atomically(path / "events.jsonl", lambda file: file.write_bytes(b"".join(lines)))
         Run.write_spec(path, spec)
 
-
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #5518473a
 _BACKGROUND_EVENTS = frozenset({"port", "snapshot", "run", "log", "config", "state"})  # events that are not a stage's own
 
 

@@ -33,7 +33,7 @@ from ..telemetry import Event, event
 # %% ../../nbs/50_engine/2_produce.ipynb #7fec3bd6
 _END = object()  # taken when there are no more
 
-
+# %% ../../nbs/50_engine/2_produce.ipynb #ec24d08b
 class _Prefetcher:
     "A thread that runs a generator ahead."
 
@@ -107,7 +107,7 @@ def _branch_flow(flow: Flow, step: int, values: Values) -> Flow:
     branch.request_rollback, branch.attempts = flow.request_rollback, flow.attempts
     return branch
 
-
+# %% ../../nbs/50_engine/2_produce.ipynb #486af3b2
 def _events_until_stop(part: WorkflowPart, flow: Flow) -> Generator[Event, None, None]:
     "The part's events, until the flow is asked to stop."
     for item in part.run(flow, START):
@@ -121,7 +121,7 @@ def _note_reads(flow: Flow, reads: Mapping[str, Iterable[str]]) -> None:
     for name, settings in reads.items():
         flow.reads.setdefault(name, set()).update(list(settings))
 
-
+# %% ../../nbs/50_engine/2_produce.ipynb #55b772a7
 def _merge_branch(flow: Flow, branch: Flow) -> None:
     "Take over what was given beside; until then a snapshot of the last boundary finds the values as they were."
     for name, path in branch.made.items():
@@ -149,7 +149,7 @@ def _mark_item(flow: Flow, count: int, progress: dict[str, Any], **about: Any) -
     with flow.enter_part(count + 1):
         return flow.mark(event("stream.item", **about), "before")
 
-
+# %% ../../nbs/50_engine/2_produce.ipynb #a4497bb6
 @dataclass(frozen=True)
 class ProducerLag:
     "How far a producer is ahead: versions, and items made with one version."
@@ -324,7 +324,7 @@ class Produce(Composition):
         else:  # others, or one that failed, would have to be made with a policy that is gone
             yield flow.note(event("stream.item", **about))
 
-
+# %% ../../nbs/50_engine/2_produce.ipynb #ef0229d2
 def produce(
     name: str, producer: Stage, consumer: WorkflowPart, item: str, items: int | str, **bounds: Any
 ) -> Produce:

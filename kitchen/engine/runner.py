@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import Config, config_fields
+
+# %% ../../nbs/50_engine/4_runner.ipynb #ec01cec7
 from kitchen.engine.checkpoints import (
     History,
     Snapshot,
@@ -76,7 +78,7 @@ def before_stage(name: str) -> Breakpoint:
     "Pause before a stage begins."
     return Breakpoint(f"before {name}", lambda item: item.name == "stage.start" and item["stage"] == name)
 
-
+# %% ../../nbs/50_engine/4_runner.ipynb #8574fd2b
 def outside_bounds(measurement: str, above: float | None = None, below: float | None = None, nan: bool = False) -> Breakpoint:
     "Pause where a measurement of a step or evaluation leaves its bounds, or is no number."
 

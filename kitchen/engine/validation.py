@@ -41,7 +41,7 @@ def _output_types(part: Stage) -> dict[str, Any]:
     several = get_args(declared) if get_origin(declared) is tuple else ()
     return dict(zip(part.gives, several, strict=False)) if len(several) == len(part.gives) else {}
 
-
+# %% ../../nbs/50_engine/1_validation.ipynb #cbcc0202
 def _type_fits(given: Any, wanted: Any) -> bool:
     "Whether a value of the given type may stand where another is wanted; True where that cannot be decided."
     if isinstance(wanted, TypeVar) or isinstance(given, TypeVar) or Any in (given, wanted):
@@ -82,7 +82,7 @@ def _code_names(code: types.CodeType) -> set[str]:
     inner = [_code_names(one) for one in code.co_consts if isinstance(one, types.CodeType)]
     return set(code.co_names).union(*inner)
 
-
+# %% ../../nbs/50_engine/1_validation.ipynb #a817e3a4
 def _nodes_with(tree: ast.AST, name: str) -> Iterator[ast.AST]:
     "All nodes of a function but for functions inside it that have a parameter of that name."
     for node in ast.iter_child_nodes(tree):
@@ -102,7 +102,7 @@ def _called_function(call: ast.expr, scope: Mapping[str, Any]) -> types.Function
     found = found.function if isinstance(found, Stage) else found
     return found if isinstance(found, types.FunctionType) else None
 
-
+# %% ../../nbs/50_engine/1_validation.ipynb #1516a519
 @cache
 def _setting_reads(function: types.FunctionType, parameter: str) -> tuple[tuple[str, str], ...]:
     "Settings read from a parameter: each with the function that reads it, this one or one that is called with the parameter."
@@ -137,7 +137,7 @@ def _setting_reads(function: types.FunctionType, parameter: str) -> tuple[tuple[
             waiting += [(inner, one.arg) for one in call.keywords if one.arg and is_config(one.value)]
     return tuple(found)
 
-
+# %% ../../nbs/50_engine/1_validation.ipynb #257adee3
 def _unknown_settings(part: Stage, parameter: str, config: type[Config]) -> list[str]:
     "What a stage reads from its config that the class does not have, each with the nearest name."
     function = inspect.unwrap(part.function)
@@ -180,7 +180,7 @@ class _CheckState:
         "The same place, for a branch that others do not see."
         return replace(self, available=set(self.available), kinds=dict(self.kinds), done=set(self.done))
 
-
+# %% ../../nbs/50_engine/1_validation.ipynb #8de0805d
 def check_workflow(
     workflow: WorkflowPart,
     start: Set[str],  # names that exist before the first stage
@@ -205,7 +205,7 @@ def check_workflow(
     if capabilities is not None:
         _check_capabilities(workflow, capabilities)
 
-
+# %% ../../nbs/50_engine/1_validation.ipynb #cd3cd1c0
 def _check_capabilities(part: WorkflowPart, capabilities: Capabilities, place: str = "") -> None:
     "Raise MissingCapability naming the first stage that asks for more than the backend can do."
     if isinstance(part, Stage):
@@ -225,7 +225,7 @@ def _collect_outputs(part: WorkflowPart, scene: _CheckState) -> None:
     for one in part.parts:
         _collect_outputs(one, _CheckState(scene.available, scene.given, scene.kinds, scopes=inner))
 
-
+# %% ../../nbs/50_engine/1_validation.ipynb #23dcf979
 def _check_part(part: WorkflowPart, scene: _CheckState) -> None:
     "Problems of one part; adds what it is sure to give to what is available."
     if isinstance(part, Stage):
@@ -245,7 +245,7 @@ def _check_part(part: WorkflowPart, scene: _CheckState) -> None:
     certain = part.guaranteed_outputs()
     scene.available |= {scene.outer(name) for name in certain}
 
-
+# %% ../../nbs/50_engine/1_validation.ipynb #d349e80f
 def _check_stage(part: Stage, scene: _CheckState) -> None:
     "Problems of one stage."
     declared = _type_hints(part)
@@ -267,7 +267,7 @@ def _check_stage(part: Stage, scene: _CheckState) -> None:
     scene.available |= {scene.outer(name) for name in part.gives}
     scene.kinds |= {scene.outer(name): kind for name, kind in _output_types(part).items()}
 
-
+# %% ../../nbs/50_engine/1_validation.ipynb #dcdaa963
 def _check_order(part: Stage, name: str, scene: _CheckState) -> None:
     "Complain if a stage is to come after one that is not sure to be over, or after a value that is not sure to be there."
     key = resolve_name(scene.scopes, name, scene.available)
@@ -283,7 +283,7 @@ def _check_order(part: Stage, name: str, scene: _CheckState) -> None:
         known = {one.removeprefix(scene.label("")) for one in scene.names | scene.available | scene.given.keys()}
         scene.problems.append(f"{waits} is neither a stage nor a value{_suggestion(name, known)}")
 
-
+# %% ../../nbs/50_engine/1_validation.ipynb #da689181
 def _use_value(scene: _CheckState, taker: str, name: str, optional: bool) -> str:
     "Note that a value is used; complain if it is not there. Its full name."
     key = resolve_name(scene.scopes, name, scene.available)
@@ -293,7 +293,7 @@ def _use_value(scene: _CheckState, taker: str, name: str, optional: bool) -> str
         scene.problems.append(_missing_value_message(scene, taker, name, key))
     return key
 
-
+# %% ../../nbs/50_engine/1_validation.ipynb #7eba79a3
 def _missing_value_message(scene: _CheckState, taker: str, name: str, key: str) -> str:
     "Why the value is not there, and what would help."
     needs = f"stage {scene.label(taker)!r} needs"

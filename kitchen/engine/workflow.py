@@ -39,7 +39,7 @@ _Moment = Literal["before", "inside", "after"]
 class WorkflowError(InvalidValue):
     "A workflow that cannot run as composed; names the stage, the value and what would be right."
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #bce2ddad
 @dataclass(frozen=True)
 class WorkflowPosition:
     "A way from the root of a workflow to a part, and whether that part is to come, under way or done."
@@ -60,10 +60,10 @@ class WorkflowPosition:
         "The position that `to_json` wrote."
         return cls(tuple(content[0]), content[1])
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #885fb64b
 START = WorkflowPosition()
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #0d70b00c
 class Flow:
     "A workflow under way: iterate over it for its events."
 
@@ -118,7 +118,7 @@ class Flow:
         "A stage's name with those of the workflows it lies in."
         return "/".join([*(scope.name for scope in self.scopes), name])
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #831b4872
 def resolve_name(scopes: "Sequence[Scope]", name: str, there: Container[str]) -> str:
     "A name inside scopes (outermost first) as the name of a value that is there."
     if not scopes:
@@ -129,7 +129,7 @@ def resolve_name(scopes: "Sequence[Scope]", name: str, there: Container[str]) ->
         return own
     return resolve_name(outside, inner.takes.get(name) or inner.gives.get(name) or name, there)
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #6fd7288b
 class WorkflowPart(Protocol):
     "A stage, or a composition of parts."
 
@@ -146,7 +146,7 @@ class WorkflowPart(Protocol):
 # %% ../../nbs/50_engine/0_workflow.ipynb #17b03892
 _TRAIN_STEP = "train.step"  # after it no request is outstanding
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #85671e6c
 class _TrackedConfig:
     "The config as a stage sees it: always the current values, and a note of which were looked at."
 
@@ -159,7 +159,7 @@ class _TrackedConfig:
         self._reads.add(name)
         return getattr(self._flow.values[self._key], name)
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #87425344
 @dataclass(frozen=True)
 class RetryPolicy:
     "What happens when a stage fails. Bad input is never tried again."
@@ -178,7 +178,7 @@ class StageTimeout(KitchenError):
 class RolledBack(Exception):
     "Raised through a flow that goes back to its last boundary; whoever drives it restores and goes on."
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #6cf88610
 @dataclass(frozen=True)
 class Stage:
     "One paragraph of a workflow."
@@ -343,7 +343,7 @@ class Stage:
             raise WorkflowError(f"stage {self.name!r} gave {len(answers)} values but declares {declared}")
         return dict(zip(self.gives, answers, strict=True))
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #db888b76
 def _call_stage_with_timeout(seconds: float, work: Callable[[], Any], name: str) -> Any:
     "The answer of work(), or StageTimeout; a call that cannot be interrupted goes on, and its answer is dropped."
     box: list[Any] = []
@@ -364,7 +364,7 @@ def _call_stage_with_timeout(seconds: float, work: Callable[[], Any], name: str)
         raise error
     return answer
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #0a1da0cd
 def stage(
     gives: str = "",  # names, separated by spaces
     requires: str = "",
@@ -422,7 +422,7 @@ class Composition:
             f'<pre style="line-height:1.5">{"<br>".join(map(_line_html, self.tree().splitlines()))}</pre>'
         )
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #abc08ea9
 def _line_html(line: str) -> str:
     "A line of a tree, the name of the stage or composition bold."
     indent, words = line[: len(line) - len(line.lstrip())], line.lstrip()
@@ -434,7 +434,7 @@ def guaranteed_outputs(part: WorkflowPart) -> set[str]:
     "Names of the values a part is sure to give."
     return part.guaranteed_outputs()
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #69b0ecf0
 @dataclass(frozen=True, repr=False)
 class Chain(Composition):
     "Parts in order."
@@ -449,7 +449,7 @@ class Chain(Composition):
             with flow.enter_part(index):
                 yield from self.parts[index].run(flow, at.inner() if at.path and index == first else START)
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #709edd76
 @dataclass(frozen=True, repr=False)
 class Loop(Composition):
     "The body, several times."
@@ -481,7 +481,7 @@ class Loop(Composition):
             with flow.enter_part(count):
                 yield from self.body.run(flow, at.inner() if at.path and count == first else START)
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #1f160433
 @dataclass(frozen=True, repr=False)
 class When(Composition):
     "One part or another, as a named value says."
@@ -523,7 +523,7 @@ class When(Composition):
         with flow.enter_part(chosen):
             yield from self.parts[chosen].run(flow, at.inner() if at.path else START)
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #07286ff5
 @dataclass(frozen=True, repr=False)
 class Scope(Composition):
     "A workflow inside another, with values of its own."
@@ -554,7 +554,7 @@ class Scope(Composition):
         finally:
             flow.scopes.pop()
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #5b03b1e6
 def chain(name: str, *parts: WorkflowPart) -> Chain:
     "Parts in order, under a name."
     return Chain(name, parts)
@@ -569,7 +569,7 @@ def when(condition: str, then: WorkflowPart, otherwise: WorkflowPart | None = No
     "`then` if the named value is true, else `otherwise`."
     return When(name, condition, then, otherwise)
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #7f9c6fb2
 def scope(
     name: str, body: WorkflowPart, takes: Mapping[str, str] | None = None, gives: Mapping[str, str] | None = None
 ) -> Scope:
@@ -585,7 +585,7 @@ def stages(part: WorkflowPart) -> Iterator[Stage]:
         for found in stages(inner):
             yield replace_field(found, name=f"{part.name}/{found.name}") if isinstance(part, Scope) else found
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #1135127a
 def compositions(part: WorkflowPart) -> dict[str, list[str]]:
     "The stages of every composition by its name, in a scope with that name before it; of equal names the first counts."
     if isinstance(part, Stage):
@@ -597,7 +597,7 @@ def compositions(part: WorkflowPart) -> dict[str, list[str]]:
             found.setdefault(before + name, [before + one for one in inside])
     return found
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #e0608aa4
 def locate_stage(part: WorkflowPart, path: Sequence[int]) -> tuple[Stage, list[Scope]]:
     "The stage at the end of a path, and the scopes it lies in."
     scopes: list[Scope] = []
@@ -610,7 +610,7 @@ def locate_stage(part: WorkflowPart, path: Sequence[int]) -> tuple[Stage, list[S
         part = part.parts[step] if step < len(part.parts) and not hasattr(part, "body") else part.parts[-1]
     return part, scopes
 
-
+# %% ../../nbs/50_engine/0_workflow.ipynb #3731c36d
 def _tree_lines(part: WorkflowPart, depth: int = 0) -> Iterator[str]:
     "Lines of the indented text: stages with what they need and give."
     indent = "  " * depth

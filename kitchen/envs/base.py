@@ -54,7 +54,7 @@ class TimeoutWorker:
             self._requests.put(None)
             self._requests = None
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #46917fd0
 def _run_calls(asked: queue.SimpleQueue[Any], told: queue.SimpleQueue[tuple[Any, BaseException | None]]) -> None:
     "In the thread: do what is asked, until that is nothing."
     while (work := asked.get()) is not None:
@@ -74,7 +74,7 @@ class Step:
     wait: bool = False  # it is somebody else's turn; `look` says when it is over
     parts: Mapping[str, float] = field(default_factory=dict)  # rewards by component, and whatever is to be averaged
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #fe610f66
 @runtime_checkable
 class Env(Protocol):
     "One episode."
@@ -87,7 +87,7 @@ class Env(Protocol):
         "What the policy's message leads to."
         ...
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #4e85602c
 JudgeReward = float | tuple[float, Mapping[str, float]]  # a reward, or a reward and its parts
 
 
@@ -118,7 +118,7 @@ class QuestionEnv:
         reward, parts = weighted_reward(self.rewards, action.content, self.row)
         return Step(reward=reward, parts=parts)
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #c290fadb
 def question_messages(row: Row) -> list[Message]:
     "The messages of a row up to its answer."
     if "messages" not in row:
@@ -128,7 +128,7 @@ def question_messages(row: Row) -> list[Message]:
         messages.pop()
     return messages
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #860a70ec
 def question_problems(rows: Sequence[Row], rewards: Sequence[Reward], system: str = "") -> list[Problem]:
     "A problem for each row, once every reward has accepted the rows' right answers."
     check_gold_answers(rewards, rows)
@@ -148,7 +148,7 @@ def independent_envs(make: Callable[[], Env], count: int) -> list[Env]:
     "So many episodes that know nothing of one another."
     return [make() for _ in range(count)]
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #0e8e94a4
 def fresh_envs(problem: Problem) -> list[Env]:
     "One fresh episode, or both sides of a game that needs two."
     try:
@@ -199,7 +199,7 @@ class Tool:
         except Exception as error:
             return f"error: {type(error).__name__}: {error}"
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #5941c2f7
 def tool(function: Callable[..., Any]) -> Tool:
     "Make a tool of a typed function."
     parameters = inspect.signature(function).parameters
@@ -217,7 +217,7 @@ def multiply(first: int, second: int) -> int:
     "Multiply two whole numbers."
     return first * second
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #099b8059
 @tool
 def add(first: int, second: int) -> int:
     "Add two whole numbers."
@@ -256,7 +256,7 @@ class ToolEnv:
         self.call_count, self.failed_count = self.call_count + 1, self.failed_count + said.startswith("error: ")
         return Message("tool", said, name=name, tool_call_id=identity)
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #db7b9e15
 def tool_prompt(tools: Sequence[Tool]) -> str:
     "What Qwen3's chat template says about tools, for renderers that are given plain messages."
     listed = "\n".join(json.dumps(one.schema, ensure_ascii=False) for one in tools)
@@ -291,14 +291,14 @@ class GuessNumber:
             return Step((Message("user", "Say a number."),), done=False)
         return Step((Message("user", "higher" if int(said) < self.secret else "lower"),), done=False)
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #b5e73849
 def guess_problems(count: int, seed: int, split: str = "train", max_number: int = 16, turns: int = 6) -> list[Problem]:
     "So many games of guessing."
     secrets = random_generator(seed, "guess", split).integers(1, max_number + 1, count)
     games = [functools.partial(GuessNumber, secret, max_number, turns) for secret in map(int, secrets)]
     return [Problem("guess", f"a number from 1 to {max_number}", functools.partial(independent_envs, game)) for game in games]
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #abe65372
 class _NimGame:
     "A heap from which two players take one to three by turns; who takes the last one wins."
 
@@ -315,7 +315,7 @@ class _NimGame:
         self.winner = player if self.heap == 0 else None
         self.turn = 1 - player
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #20612e58
 class _NimPlayer:
     "One player's view of a game."
 
@@ -345,7 +345,7 @@ class _NimPlayer:
             return Step(done=False, wait=True)
         return Step((self._heap_message(),), done=False)
 
-
+# %% ../../nbs/25_envs/3_base.ipynb #a5be44f9
 def _nim_players(heap: int, count: int) -> list[Env]:
     "Both sides of count / 2 games."
     if count % 2:

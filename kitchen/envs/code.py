@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.synthetic import MAX_FAILED_DRAWS, SPLITS, choose_wording, make_task_row, split_of
+
+# %% ../../nbs/25_envs/4_code.ipynb #fabac7c5
 from kitchen.envs.base import (
     Problem,
     QuestionEnv,
@@ -51,7 +53,7 @@ def _parse_test(test: str | Mapping[str, Any]) -> _CodeTest:
             f"a test must be 'assert CALL == VALUE', or a call and what is expected, with a plain value; not {test!r}"
         ) from error
 
-
+# %% ../../nbs/25_envs/4_code.ipynb #58f02529
 def _parse_assertion(line: str) -> tuple[str, Any]:
     "Call and value of an assertion."
     match ast.parse(line.strip()).body:
@@ -89,13 +91,13 @@ told(**json.loads(sys.stdin.buffer.read()))
 '''
 _CODE_BLOCK_PATTERN = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
-
+# %% ../../nbs/25_envs/4_code.ipynb #ecf2767b
 def _extract_program(answer: str) -> str:
     "The program in an answer: the last fenced block, or all of it."
     blocks = _CODE_BLOCK_PATTERN.findall(answer)
     return (blocks[-1] if blocks else answer).strip()
 
-
+# %% ../../nbs/25_envs/4_code.ipynb #71222ba8
 def _parse_results(stdout: str, mark: str) -> dict[int, Any]:
     "The one value that was said for each call."
     said: dict[int, list[str]] = {}
@@ -112,7 +114,7 @@ def _parse_results(stdout: str, mark: str) -> dict[int, Any]:
             continue
     return {index: value for index, value in values.items() if value is not Ellipsis}
 
-
+# %% ../../nbs/25_envs/4_code.ipynb #eb0ff9a8
 def _json_equal(found: Any, wanted: Any) -> bool:
     "Whether two values of JSON are equal; true is not 1, and a text is no number."
     if isinstance(wanted, bool) or isinstance(found, bool):
@@ -186,7 +188,7 @@ class CodeEnv:
         "What the program is worth."
         return self.inner.step(self._answer)
 
-
+# %% ../../nbs/25_envs/4_code.ipynb #0895cd5f
 def code_problems(
     rows: Sequence[Row],  # question or messages, tests, and a gold program as answer
     grader: CodeGrader | None = None,
@@ -204,7 +206,7 @@ def code_problems(
     problems = question_problems(rows, both, system)
     return [replace(problem, make=_env_factory(row, both, opening, grader)) for problem, row in zip(problems, rows, strict=True)]
 
-
+# %% ../../nbs/25_envs/4_code.ipynb #d3671dad
 def _env_factory(row: Row, rewards: Sequence[Reward], opening: Sequence[Message], grader: CodeGrader) -> Callable[[int], list[Any]]:
     "Makes episodes of a row."
     return functools.partial(independent_envs, lambda: CodeEnv(QuestionEnv(row, rewards, opening), grader))
@@ -229,7 +231,7 @@ class _Operation:
     operand_precedence: int = 0  # how tightly `it` must
     number_range: tuple[int, int] = (1, 20)
 
-
+# %% ../../nbs/25_envs/4_code.ipynb #f9ef5820
 def _add(it: int, number: int) -> int:
     "Sum."
     return it + number
@@ -249,12 +251,12 @@ def _remainder(it: int, number: int) -> int:
     "What is left of a division; never negative."
     return it % number
 
-
+# %% ../../nbs/25_envs/4_code.ipynb #bcebbf50
 def _square(it: int, number: int) -> int:
     "The number times itself."
     return it * it
 
-
+# %% ../../nbs/25_envs/4_code.ipynb #35976696
 _FIRST_OPERATIONS = (
     _Operation(("twice x", "double x"), "2*x", lambda x, _: x + x, _PRODUCT_PRECEDENCE),
     _Operation(
@@ -292,6 +294,8 @@ _FIRST_OPERATIONS = (
         _ATOM_PRECEDENCE,
     ),
 )
+
+# %% ../../nbs/25_envs/4_code.ipynb #3ac996db
 _FIRST_OPERATIONS_OF_TWO = (
     _Operation(("x plus y", "the sum of x and y"), "x+y", lambda pair, _: pair[0] + pair[1], _SUM_PRECEDENCE),
     _Operation(("x minus y", "y taken from x"), "x-y", lambda pair, _: pair[0] - pair[1], _SUM_PRECEDENCE),
@@ -328,6 +332,8 @@ _FIRST_OPERATIONS_OF_TWO = (
         number_range=(2, 20),
     ),
 )
+
+# %% ../../nbs/25_envs/4_code.ipynb #72739717
 _NEXT_OPERATIONS = (
     _Operation(("then add {number}", "then {number} more"), "{it}+{number}", _add, _SUM_PRECEDENCE, _SUM_PRECEDENCE),
     _Operation(
@@ -371,6 +377,8 @@ _NEXT_OPERATIONS = (
     _Operation(("is it more than {number}?",), "{it}>{number}", lambda it, number: it > number, 0, _SUM_PRECEDENCE),
     _Operation(("is it less than {number}?",), "{it}<{number}", lambda it, number: it < number, 0, _SUM_PRECEDENCE),
 )
+
+# %% ../../nbs/25_envs/4_code.ipynb #a6dd3f4c
 _PROMPT_WORDINGS = ("f({names}): {words}", "Write f({names}): {words}", "Python, f({names}): {words}")
 
 # %% ../../nbs/25_envs/4_code.ipynb #17979308
@@ -387,7 +395,7 @@ def _code_row(rng: random.Random, brief: bool = False) -> dict[str, Any]:
     tests = [f"assert f({', '.join(map(str, given))}) == {_evaluate_operations(moves, given)}" for given in inputs]
     return {**make_task_row("code", prompt, f"lambda {names}: {_operations_code(moves)}"), "tests": tests}
 
-
+# %% ../../nbs/25_envs/4_code.ipynb #e850c4da
 def _operations_code(moves: Sequence[tuple[_Operation, int]]) -> str:
     "Python for the moves, one upon the other, with as few brackets as are needed."
     it, holds = "", _ATOM_PRECEDENCE
@@ -404,7 +412,7 @@ def _evaluate_operations(moves: Sequence[tuple[_Operation, int]], given: tuple[i
         it = move.function(it, number)
     return it
 
-
+# %% ../../nbs/25_envs/4_code.ipynb #f5cdb041
 def _draw_inputs(rng: random.Random, count: int, numbers: Sequence[int], tests: int = 8) -> list[tuple[int, ...]]:
     "Different inputs: zero, one either side of it, the question's own numbers, and what chance brings."
     edges = [0, 1, -1, *numbers, *(number + 1 for number in numbers)]

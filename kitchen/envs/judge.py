@@ -40,7 +40,7 @@ class _MessageFuture:
         "The message."
         return self.renderer.parse_response(self.future.result(timeout).completions[0].tokens)[0]
 
-
+# %% ../../nbs/25_envs/6_judge.ipynb #7031603c
 class LocalCompleter:
     "A backend's own model as a completer."
 
@@ -53,7 +53,7 @@ class LocalCompleter:
         prompt = self.renderer.generation_prompt(list(messages))
         return _MessageFuture(self.sampler.sample(prompt, 1, replace(sampling_params, stop=stop)), self.renderer)
 
-
+# %% ../../nbs/25_envs/6_judge.ipynb #59be1a28
 _completer: type[Completer] = LocalCompleter
 
 # %% ../../nbs/25_envs/6_judge.ipynb #515b25e3
@@ -64,7 +64,7 @@ _GRADING_INSTRUCTION = (
     "Write one line for each criterion, its name, a colon and the number, and nothing else."
 )
 
-
+# %% ../../nbs/25_envs/6_judge.ipynb #ef600f98
 @dataclass(frozen=True)
 class Rubric:
     "What answers are graded by."
@@ -109,7 +109,7 @@ class Grade:
         "The mean over the criteria."
         return sum(self.scores.values()) / len(self.scores)
 
-
+# %% ../../nbs/25_envs/6_judge.ipynb #ba652b92
 class Grader:
     "Has answers graded by a rubric."
 
@@ -175,7 +175,7 @@ class RubricEnv:
         parts = {**own.parts, **grade.scores, "unreadable": float(grade.unreadable)}
         return Step(reward=own.reward + grade.value, parts=parts)
 
-
+# %% ../../nbs/25_envs/6_judge.ipynb #7fd75481
 def rubric_problems(
     rows: Sequence[Row],  # question or messages, and an answer where there is a good one
     grader: Grader,
@@ -197,7 +197,7 @@ def rubric_problems(
     made = [functools.partial(_rubric_env, row, grader) for row in rows]
     return [replace(one, make=functools.partial(independent_envs, make)) for one, make in zip(plain, made, strict=True)]
 
-
+# %% ../../nbs/25_envs/6_judge.ipynb #1ed5580f
 def _rubric_env(row: Row, grader: Grader) -> RubricEnv:
     "One episode."
     return RubricEnv(QuestionEnv(row, ()), grader)
@@ -223,7 +223,7 @@ _COMPARISON_INSTRUCTION = (
     "Say which answer is better: write A or B, and nothing else."
 )
 
-
+# %% ../../nbs/25_envs/6_judge.ipynb #6a49e69d
 def judge_by_completer(completer: Completer, max_tokens: int = 8) -> PairwiseJudge:
     "A referee that is asked, for every pair both ways round."
 
@@ -244,7 +244,7 @@ def judge_by_completer(completer: Completer, max_tokens: int = 8) -> PairwiseJud
 
     return chances
 
-
+# %% ../../nbs/25_envs/6_judge.ipynb #2732935f
 def _win_rates(chances: np.ndarray) -> list[tuple[float, dict[str, float]]]:
     "For each answer the share of its games it wins, a draw being half, and the share that could not be judged."
     found = []

@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import Any
 
 from ..data.synthetic import generate_task_rows, split_of
+
+# %% ../../nbs/25_envs/7_registry.ipynb #7fcb4d1f
 from kitchen.envs.base import (
     Env,
     Problem,
@@ -68,7 +70,7 @@ def _sum_row(rng: random.Random) -> tuple[str, dict[str, int], str, str]:
     ways = (f"What is {first} {word} {second}?", f"{first} {word} {second} is how much?", f"Tell me {first} {word} {second}.")
     return name, {"first": first, "second": second}, rng.choice(ways), function.call({"first": first, "second": second})
 
-
+# %% ../../nbs/25_envs/7_registry.ipynb #cfcf1abd
 def tool_rows(count: int, seed: int, split: str = "train", system: str = _TOOLS_SYSTEM_PROMPT) -> list[dict[str, Any]]:
     "Conversations in which a tool is called, and its result is the answer; splits have no question in common."
     if split not in ("train", "test"):
@@ -89,7 +91,7 @@ def tool_rows(count: int, seed: int, split: str = "train", system: str = _TOOLS_
         found.append({"messages": messages, "question": asked, "answer": answer, "task": "tools"})
     return found
 
-
+# %% ../../nbs/25_envs/7_registry.ipynb #8d4f4eb8
 def _tool_problems(count: int, seed: int, split: str, rewards: Sequence[Reward], brief: bool = False) -> list[Problem]:
     "So many sums, with a calculator at hand."
     system = _TOOLS_SYSTEM_PROMPT if brief else tool_prompt([add, multiply])
@@ -118,7 +120,7 @@ class EnvResources:
 
 _NO_RESOURCES = EnvResources()
 
-
+# %% ../../nbs/25_envs/7_registry.ipynb #6e359599
 def _tournament_problems(
     name: str, count: int, seed: int, split: str, rewards: Sequence[Reward], pairwise_judge: PairwiseJudge | None
 ) -> list[Problem]:
@@ -152,7 +154,7 @@ def _module_problems(name: str, count: int, seed: int, split: str, rewards: Sequ
         raise InvalidValue(f"environment 'module:{name}' must give a list of Problem, not {made!r:.80}")
     return made
 
-
+# %% ../../nbs/25_envs/7_registry.ipynb #9c4dc232
 def _mixed_problems(
     names: Sequence[str], count: int, seed: int, split: str, rewards: Sequence[Reward], resources: EnvResources
 ) -> list[Problem]:
@@ -162,7 +164,7 @@ def _mixed_problems(
     worlds = [iter(get_problems(name, share, seed, split, rewards, resources)) for name, share in asked]
     return [next(worlds[place % len(worlds)]) for place in range(sum(shares))]
 
-
+# %% ../../nbs/25_envs/7_registry.ipynb #b2657d36
 def get_problems(
     name: str, count: int, seed: int, split: str, rewards: Sequence[Reward], resources: EnvResources = _NO_RESOURCES
 ) -> list[Problem]:

@@ -68,7 +68,7 @@ class HashedEmbeddings:
         found = _hash_counts(text, self.dimensions) * self.weights
         return (found / max(float(np.linalg.norm(found)), 1e-12)).astype(np.float32)
 
-
+# %% ../../nbs/25_envs/0_retrieval.ipynb #8aaa8278
 _embeddings: type[EmbeddingClient] = HashedEmbeddings
 
 # %% ../../nbs/25_envs/0_retrieval.ipynb #cb71e74e
@@ -119,7 +119,7 @@ class MemoryVectors:
         self.table = self.table[[self.keys[key] for key in kept]]
         self.keys = {key: place for place, key in enumerate(kept)}
 
-
+# %% ../../nbs/25_envs/0_retrieval.ipynb #60834ea8
 _vectors: type[VectorStore] = MemoryVectors
 
 # %% ../../nbs/25_envs/0_retrieval.ipynb #9bb37d0e
@@ -130,7 +130,7 @@ class Passage:
     title: str
     text: str
 
-
+# %% ../../nbs/25_envs/0_retrieval.ipynb #a1178664
 class PassageIndex:
     "Passages, found by what they say."
 

@@ -24,7 +24,7 @@ Row = Mapping[str, Any]  # of the dataset: the right answer stands under "answer
 class RewardFailed(KitchenError):
     "A reward raised an error, or gave something that is no finite number."
 
-
+# %% ../../nbs/25_envs/2_rewards.ipynb #ff49b00f
 @dataclass(frozen=True)
 class Reward:
     "A named function of answer and row, with its weight."
@@ -44,7 +44,7 @@ class Reward:
             raise RewardFailed(f"reward {self.name!r} gave {value!r} for {short_repr(answer)}; it must be a finite number")
         return float(value)
 
-
+# %% ../../nbs/25_envs/2_rewards.ipynb #bcccbeee
 def short_repr(text: str, limit: int = 60) -> str:
     "The beginning of a text, in quotes."
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
@@ -55,7 +55,7 @@ def weighted_reward(rewards: Sequence[Reward], answer: str, row: Row) -> tuple[f
     parts = {reward.name: reward(answer, row) for reward in rewards}
     return sum(reward.weight * parts[reward.name] for reward in rewards), parts
 
-
+# %% ../../nbs/25_envs/2_rewards.ipynb #f87652db
 def check_gold_answers(rewards: Sequence[Reward], rows: Sequence[Row], count: int = 50) -> None:
     "Raise unless every reward that knows the right answer accepts it, in each of the first rows."
     for reward in rewards:
@@ -68,7 +68,7 @@ def check_gold_answers(rewards: Sequence[Reward], rows: Sequence[Row], count: in
                     f"not {reward.gold:g}; a model could never earn it. Mend the row or the reward"
                 )
 
-
+# %% ../../nbs/25_envs/2_rewards.ipynb #7e059b7b
 def gold_answer(row: Row, index: int = 0) -> str:
     "What a row says is right: `solution`, where there is a whole one, or `answer`."
     for name in ("solution", "answer"):
@@ -96,7 +96,7 @@ def last_number_reward(answer: str, row: Row) -> float:
     wanted = _NUMBER_PATTERN.findall(str(row["answer"]).replace(",", ""))
     return float(bool(found and wanted) and float(found[-1]) == float(wanted[-1]))
 
-
+# %% ../../nbs/25_envs/2_rewards.ipynb #fb64c791
 def overlap_reward(answer: str, row: Row) -> float:
     "The share of the right answer's words that stand at their place: partial credit for lists."
     words, wanted = answer.split(), str(row["answer"]).split()
@@ -114,7 +114,7 @@ def math_reward(answer: str, row: Row) -> float:
     gold = parse(_as_formula(str(row["answer"])), parsing_timeout=never)
     return float(verify(gold, parse(answer, parsing_timeout=never), timeout_seconds=never))
 
-
+# %% ../../nbs/25_envs/2_rewards.ipynb #dd9cf29f
 def _as_formula(text: str) -> str:
     "The text as a formula, unless it has marks of its own."
     return text if "$" in text or "\\boxed" in text else f"${text}$"
@@ -128,7 +128,7 @@ REWARDS: dict[str, Callable[[str, Row], float]] = {
     "math": math_reward,
 }
 
-
+# %% ../../nbs/25_envs/2_rewards.ipynb #b3960174
 def get_rewards(names: Mapping[str, float] | Sequence[str] | str) -> list[Reward]:
     "Rewards by name, or names with weights."
     names = [names] if isinstance(names, str) else names

@@ -30,7 +30,7 @@ from ..types import InvalidValue, KitchenError, MissingCapability, UnknownName
 class SandboxFailed(KitchenError):
     "The sandbox could not be set up, or was destroyed from outside; the program is not to blame."
 
-
+# %% ../../nbs/25_envs/1_sandbox.ipynb #baad930f
 @dataclass(frozen=True)
 class SandboxLimits:
     "What one run may use."
@@ -46,7 +46,7 @@ class SandboxLimits:
             if not getattr(self, name) > least:
                 raise InvalidValue(f"Limits: {name} must be more than {least}, not {getattr(self, name)}")
 
-
+# %% ../../nbs/25_envs/1_sandbox.ipynb #38ddc19a
 @dataclass(frozen=True)
 class ProgramResult:
     "What a program did."
@@ -77,7 +77,7 @@ _BPF_LOAD, _BPF_JUMP_EQUAL, _BPF_JUMP_GREATER_EQUAL, _BPF_JUMP_SET, _BPF_RETURN 
 _SECCOMP_ALLOW, _SECCOMP_KILL, _SECCOMP_EPERM, _SECCOMP_ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026  # linux/seccomp.h
 _CLONE_NEWUSER, _PR_SET_PDEATHSIG = 0x10000000, 1  # a flag of clone; a request of prctl, by which a program could outlive us
 
-
+# %% ../../nbs/25_envs/1_sandbox.ipynb #a64ef6eb
 def _seccomp_filter(machine: str) -> bytes:
     "The filter for an architecture, as bubblewrap reads it."
     if machine not in _ARCHITECTURES:
@@ -108,7 +108,7 @@ def _python_interpreters() -> list[str]:
     found = [getattr(sys, "_base_executable", sys.executable), sys.executable, shutil.which("python3", path=os.defpath)]
     return list(dict.fromkeys(os.path.realpath(one) for one in found if one))
 
-
+# %% ../../nbs/25_envs/1_sandbox.ipynb #4643dd4d
 def _bubblewrap_command(bubblewrap: str, interpreter: str, folder_bytes: int) -> list[str]:
     "The command up to what is run inside."
     prefix = os.path.dirname(os.path.dirname(interpreter))
@@ -152,7 +152,7 @@ sys.argv[:] = ["program.py"]
 exec(compile(program, "program.py", "exec"), {"__name__": "__main__"})
 """
 
-
+# %% ../../nbs/25_envs/1_sandbox.ipynb #5ded059c
 def _launcher_command(interpreter: str, limits: SandboxLimits, strict: bool) -> list[str]:
     "The command that is run: an interpreter that limits itself, then does what it is told."
     cpu = int(limits.seconds) + 2  # processor seconds of each process: only a second lock, behind the clock on the wall
@@ -168,7 +168,7 @@ def _launcher_input(program: str, stdin: str) -> bytes:
 # %% ../../nbs/25_envs/1_sandbox.ipynb #b1bfa278
 _KILL_GRACE_SECONDS = 5.0  # seconds in which what was killed has to be gone
 
-
+# %% ../../nbs/25_envs/1_sandbox.ipynb #dec20b02
 @dataclass
 class _ProcessIO:
     "Feeds a process once it has greeted, and reads what it says, up to the limits."
@@ -272,12 +272,12 @@ class Sandbox:
         with ThreadPoolExecutor(worker_count()) as pool:
             return list(pool.map(self.run, programs))
 
-
+# %% ../../nbs/25_envs/1_sandbox.ipynb #a2d5400e
 def worker_count() -> int:
     "How many programs run at a time."
     return min(8, os.cpu_count() or 1)
 
-
+# %% ../../nbs/25_envs/1_sandbox.ipynb #8251df0e
 def _run_contained(bubblewrap: str, interpreter: str, limits: SandboxLimits, stdin_bytes: bytes) -> ProgramResult:
     "Run an interpreter behind walls."
     with tempfile.TemporaryFile() as rules, tempfile.TemporaryFile() as report:
@@ -317,7 +317,7 @@ def _run_process(
     ended = code if stopped in ("", "memory") else None
     return ProgramResult(said, complained, ended, stopped, time.monotonic() - started, contained=report is not None)
 
-
+# %% ../../nbs/25_envs/1_sandbox.ipynb #70ee97a0
 def _kill_process(process: subprocess.Popen[Any], report: int | None) -> None:
     "Kill the first process of the namespace, and with it all that are in there; then bubblewrap itself."
     if process.poll() is not None:
@@ -329,7 +329,7 @@ def _kill_process(process: subprocess.Popen[Any], report: int | None) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
-
+# %% ../../nbs/25_envs/1_sandbox.ipynb #4f452122
 def _stop_reason(code: int, complained: str) -> str:
     "Why a program ended that we did not stop."
     if code == 128 + signal.SIGXCPU:
@@ -348,7 +348,7 @@ def _find_containment() -> tuple[str, str, str]:
     "bubblewrap, the interpreter that runs inside, and what is missing."
     return _probe_containment(shutil.which("bwrap") or "")
 
-
+# %% ../../nbs/25_envs/1_sandbox.ipynb #47317f8d
 @functools.cache
 def _probe_containment(bubblewrap: str) -> tuple[str, str, str]:
     "The first interpreter that runs inside."

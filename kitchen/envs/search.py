@@ -36,7 +36,7 @@ _GOODS = ("honey", "glass", "rope", "cheese", "paper", "salt", "lace", "cider", 
 _MARKET_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 _WATER_COLOURS = ("green", "grey", "brown", "blue", "silver", "black")
 
-
+# %% ../../nbs/25_envs/5_search.ipynb #ad993ffa
 @dataclass(frozen=True)
 class _Town:
     "A town and its river."
@@ -60,7 +60,7 @@ class _Town:
         flowing = f"The {self.river} is {self.length} kilometres long. Its water is {self.colour}."
         return Passage(self.name, about), Passage(f"River {self.river}", flowing)
 
-
+# %% ../../nbs/25_envs/5_search.ipynb #943d88a6
 @functools.cache
 def _make_towns(count: int = 120) -> tuple[_Town, ...]:
     "The towns; always the same."
@@ -93,7 +93,7 @@ _TWO_HOP_QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "colour": ("What colour is the water that flows through {name}?", "What colour is the river of {name}?"),
 }
 
-
+# %% ../../nbs/25_envs/5_search.ipynb #92e75356
 def search_rows(count: int, seed: int, split: str = "train", system: str = _SEARCH_SYSTEM_PROMPT) -> list[dict[str, Any]]:
     "Questions, with the searches that lead to the answer; the splits have no town in common."
     if split not in SPLITS:
@@ -107,7 +107,7 @@ def search_rows(count: int, seed: int, split: str = "train", system: str = _SEAR
     chosen = rng.sample(questions, count) if count <= len(questions) else rng.choices(questions, k=count)
     return [_search_row(town, fact, way, system) for town, fact, way in chosen]
 
-
+# %% ../../nbs/25_envs/5_search.ipynb #2161609a
 def _search_row(town: _Town, fact: str, way: str, system: str) -> dict[str, Any]:
     "A question about a town, searched for and answered."
     asked, answer = way.format(name=town.name), str(getattr(town, fact))
@@ -118,7 +118,6 @@ def _search_row(town: _Town, fact: str, way: str, system: str) -> dict[str, Any]
         messages.append({"role": "tool", "name": "search", "content": _default_search_tool().call({"query": words})})
     messages.append({"role": "assistant", "content": answer})
     return {"messages": messages, "question": asked, "answer": answer, "task": "search"}
-
 
 # %% ../../nbs/25_envs/5_search.ipynb #fef55da2
 def search_tool(index: PassageIndex, count: int = 2) -> Tool:
@@ -141,7 +140,7 @@ def _atlas_index(embeddings: EmbeddingClient | None = None, vectors: VectorStore
     "The atlas, to be searched."
     return PassageIndex([passage for town in _make_towns() for passage in town.passages], embeddings, vectors)
 
-
+# %% ../../nbs/25_envs/5_search.ipynb #87c1df92
 def search_problems(
     count: int,
     seed: int,
@@ -159,7 +158,7 @@ def search_problems(
     plain = question_problems(rows, rewards)
     return [replace(one, make=functools.partial(independent_envs, make)) for one, make in zip(plain, made, strict=True)]
 
-
+# %% ../../nbs/25_envs/5_search.ipynb #fc1afa0c
 def _search_env(row: Row, rewards: Sequence[Reward], searching: Tool, system: str) -> ToolEnv:
     "One episode with the atlas."
     return ToolEnv(QuestionEnv(row, rewards), [searching], max_calls=4, system=system)

@@ -60,7 +60,7 @@ def _jsd_loss(teacher: _Tensor, student: _Tensor, loss: "DistillLoss") -> _Tenso
     middle = ((1 - loss.beta) * second.exp() + loss.beta * first.exp()).log()
     return loss.beta * _kl_divergence(first, middle) + (1 - loss.beta) * _kl_divergence(second, middle)
 
-
+# %% ../../nbs/30_losses/3_distillation.ipynb #3bcfc340
 def _hinton_loss(teacher: _Tensor, student: _Tensor, loss: "DistillLoss") -> _Tensor:
     "T² KL(softmax(t/T) ‖ softmax(s/T))"
     first, second = (_apply_temperature(_append_rest(one), loss.temperature) for one in (teacher, student))
@@ -71,7 +71,7 @@ def _top_k_loss(teacher: _Tensor, student: _Tensor, loss: "DistillLoss") -> _Ten
     "−Σ p̂_T log p_S over the K tokens, p̂ renormalised on them"
     return -(teacher.softmax(-1) * student).sum(-1)
 
-
+# %% ../../nbs/30_losses/3_distillation.ipynb #dbcf9321
 @dataclass(frozen=True)
 class DistillLoss:
     "A distillation loss with its settings."
@@ -103,8 +103,10 @@ class DistillLoss:
         rows = {"loss": self.formula, "source": self.source, "differs": self.differs}
         return loss_table_html(self.name, rows)
 
-
+# %% ../../nbs/30_losses/3_distillation.ipynb #20a0f135
 DistillLossName = Literal["forward_kl", "reverse_kl", "jsd", "hinton", "top_k"]  # the names in DISTILL_LOSSES
+
+# %% ../../nbs/30_losses/3_distillation.ipynb #538c2cf1
 DISTILL_LOSSES: dict[str, DistillLoss] = {
     loss.name: loss
     for loss in (
@@ -126,7 +128,7 @@ DISTILL_LOSSES: dict[str, DistillLoss] = {
     )
 }
 
-
+# %% ../../nbs/30_losses/3_distillation.ipynb #406fb965
 def get_distill_loss(name: str, **settings: float) -> DistillLoss:
     "The named loss, with some settings changed."
     if name not in DISTILL_LOSSES:
@@ -158,7 +160,7 @@ def ranked_datums(
         for rank in range(targets.shape[1])
     ]
 
-
+# %% ../../nbs/30_losses/3_distillation.ipynb #9a774d5a
 def renormalize_ranks(data: Sequence[Datum]) -> list[Datum]:
     "Ranked datums with the teacher's probabilities, renormalised on the kept targets, as weights: cross-entropy is then `top_k`."
     table = np.stack([datum.loss_fn_inputs["teacher_logprobs"] for datum in data], -1).astype(np.float64)
@@ -166,7 +168,7 @@ def renormalize_ranks(data: Sequence[Datum]) -> list[Datum]:
     chances /= chances.sum(-1, keepdims=True)
     return [datum.replace(weights=datum.weights * chances[:, rank]) for rank, datum in enumerate(data)]
 
-
+# %% ../../nbs/30_losses/3_distillation.ipynb #42bb0fa0
 def distillation_loss(loss: DistillLoss, ranks: int, weight_of_step: float) -> CustomLoss:
     "A distillation loss for `forward_backward_custom` on ranked datums, divided by the weight of the whole step."
 

@@ -36,7 +36,7 @@ def _leave_one_out(rewards: _GroupRewards) -> list[np.ndarray]:
     r"$R_i - \frac{1}{G-1}\sum_{j \neq i} R_j$ (RLOO, arXiv 2402.14740); 0 for a group of one."
     return [group * len(group) / max(len(group) - 1, 1) for group in _center_rewards(rewards)]
 
-
+# %% ../../nbs/30_losses/1_policy.ipynb #729e433a
 def _scale_by_group_std(rewards: _GroupRewards) -> list[np.ndarray]:
     r"$(R - \bar R) / \sigma$ with the population's deviation (GRPO, arXiv 2402.03300); 0 where all rewards are equal."
     return [_divide_by_spread(group, group.std()) for group in _center_rewards(rewards)]
@@ -52,7 +52,7 @@ def _scale_by_batch_std(rewards: _GroupRewards) -> list[np.ndarray]:
     spread = _sample_deviation(np.concatenate(_raw_rewards(rewards)))
     return [group / (spread + 1e-4) for group in _center_rewards(rewards)]
 
-
+# %% ../../nbs/30_losses/1_policy.ipynb #27e5aac8
 def _divide_by_spread(group: np.ndarray, spread: float) -> np.ndarray:
     "The group in units of its spread; 0 where there is none to speak of."
     return group / spread if spread > 1e-12 else np.zeros_like(group)
@@ -67,6 +67,8 @@ ADVANTAGES: dict[str, Callable[[_GroupRewards], list[np.ndarray]]] = {
     "given": _raw_rewards, "centre": _center_rewards, "leave_one_out": _leave_one_out, "group_std": _scale_by_group_std,
     "sample_std": _scale_by_sample_std, "batch_std": _scale_by_batch_std,
 }  # fmt: skip
+
+# %% ../../nbs/30_losses/1_policy.ipynb #4e2492cd
 _ADVANTAGE_FORMULAS = {  # the same in a line
     "given": "R", "centre": "R − mean of the group", "leave_one_out": "R − mean of the others of the group",
     "group_std": "(R − mean) / σ of the group", "sample_std": "(R − mean) / (s + 0.0001), s of the group",
@@ -92,7 +94,7 @@ def _sequence_mean_weights(masks: _ActionMasks, longest: int) -> list[np.ndarray
     "A mean over sequences of each one's mean over tokens (GRPO)."
     return [mask / (max(float(mask.sum()), 1.0) * len(masks)) for mask in masks]
 
-
+# %% ../../nbs/30_losses/1_policy.ipynb #e92282a1
 def _sequence_sum_weights(masks: _ActionMasks, longest: int) -> list[np.ndarray]:
     "A mean over sequences of each one's sum: the policy gradient as the theorem has it."
     return [mask / len(masks) for mask in masks]
@@ -110,6 +112,8 @@ AGGREGATIONS: dict[str, Callable[[_ActionMasks, int], list[np.ndarray]]] = {
     "sequence_sums": _sequence_sum_weights,
     "fixed_length": _fixed_length_weights,
 }
+
+# %% ../../nbs/30_losses/1_policy.ipynb #3ebcae86
 _AGGREGATION_FORMULAS = {  # the weight of a token in a line
     "sum": "1", "tokens": "1 / tokens of the step", "sequences": "1 / (tokens of the answer × answers)",
     "sequence_sums": "1 / answers", "fixed_length": "1 / (longest answer allowed × answers)",
@@ -152,7 +156,7 @@ def _clipped_shape(objective: "Objective", logprobs: np.ndarray, log_ratio: np.n
     moves = (free <= kept) & (ratio <= objective.cap)
     return -np.minimum(free, kept), np.where(moves, -free, 0.0), np.zeros_like(free)
 
-
+# %% ../../nbs/30_losses/1_policy.ipynb #d30f6bd2
 def _detached_shape(objective: "Objective", logprobs: np.ndarray, log_ratio: np.ndarray, advantages: np.ndarray) -> _ShapeTerms:
     r"$-\mathrm{sg}(\mathrm{clip}(\rho, lo, hi))\, \ell A$: a clipped token still teaches, with a bounded weight."
     slope = -np.clip(np.exp(log_ratio), objective.low, objective.high) * advantages
@@ -169,7 +173,7 @@ def _quadratic_shape(objective: "Objective", logprobs: np.ndarray, log_ratio: np
     beta = objective.beta
     return -logprobs * advantages + 0.5 * beta * log_ratio**2, beta * log_ratio, -advantages
 
-
+# %% ../../nbs/30_losses/1_policy.ipynb #c20fa7d8
 SHAPES: dict[str, tuple[Callable[..., _ShapeTerms], str]] = {
     "plain": (_plain_shape, "−ρ·A"),
     "clipped": (_clipped_shape, "−min(ρ·A, clip(ρ)·A)"),
@@ -182,7 +186,7 @@ SHAPES: dict[str, tuple[Callable[..., _ShapeTerms], str]] = {
 _RATIOS = ("token", "sequence")
 _KL_PLACES = ("none", "loss", "advantage", "reward")
 
-
+# %% ../../nbs/30_losses/1_policy.ipynb #4c75ac1d
 @dataclass(frozen=True)
 class Objective:
     "A policy-gradient objective, as choices that combine."
@@ -285,6 +289,8 @@ ObjectiveName = Literal[  # the names in OBJECTIVES
     "importance_sampling", "reinforce", "rloo", "ppo", "grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo",
     "dro",
 ]
+
+# %% ../../nbs/30_losses/1_policy.ipynb #7b948639
 OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
@@ -332,7 +338,7 @@ OBJECTIVES: dict[str, Objective] = {
     )
 }  # fmt: skip
 
-
+# %% ../../nbs/30_losses/1_policy.ipynb #fdda2b10
 def get_objective(name: str, **changes: Any) -> Objective:
     "The named objective, with some choices made otherwise."
     if name not in OBJECTIVES:
@@ -365,7 +371,7 @@ def submit_objective(
     name, settings = own
     return training.forward_backward([_as_native_datum(datum, name) for datum in data], name, settings)
 
-
+# %% ../../nbs/30_losses/1_policy.ipynb #737ba8fc
 def _as_native_datum(datum: Datum, name: str) -> Datum:
     "The datum with its weights multiplied into what the backend's loss is proportional to."
     inputs = datum.loss_fn_inputs
@@ -395,7 +401,7 @@ def _action_values(values: Sequence[np.ndarray], masks: _ActionMasks) -> np.ndar
     "float64: the values at the tokens that the policy chose, of all sequences."
     return np.concatenate([one[mask != 0] for one, mask in zip(values, masks, strict=True)]).astype(np.float64)
 
-
+# %% ../../nbs/30_losses/1_policy.ipynb #65a35157
 def clip_fraction(objective: Objective, data: Sequence[Datum], logprobs: Sequence[np.ndarray]) -> float:
     "The share of acted tokens whose ratio lies beyond the bounds, on the side where that matters."
     beyond, count = 0, 0

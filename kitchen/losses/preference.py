@@ -18,7 +18,7 @@ from ..types import Datum, InvalidValue, UnknownName
 # %% ../../nbs/30_losses/2_preference.ipynb #46981649
 _Tensor = Any  # torch.Tensor; torch is imported where a loss is computed
 
-
+# %% ../../nbs/30_losses/2_preference.ipynb #46c6490a
 @dataclass(frozen=True)
 class PairLogprobs:
     "Sums of log-probabilities [P] of chosen and rejected answers, under the policy and under the reference."
@@ -68,7 +68,7 @@ def _smoothed_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     steep, wrong = loss.beta * pairs.logratio_difference, loss.label_smoothing
     return -(1 - wrong) * _log_sigmoid(steep) - wrong * _log_sigmoid(-steep)
 
-
+# %% ../../nbs/30_losses/2_preference.ipynb #c5dd633d
 def _robust_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     "[−(1−ε) log σ(β d) + ε log σ(−β d)] / (1 − 2ε)"
     steep, wrong = loss.beta * pairs.logratio_difference, loss.label_smoothing
@@ -84,7 +84,7 @@ def _ipo_sum_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     "(d − 1/(2β))²"
     return (pairs.logratio_difference - 1 / (2 * loss.beta)) ** 2
 
-
+# %% ../../nbs/30_losses/2_preference.ipynb #caf5ee1d
 def _ipo_mean_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     "(Δc/|c| − Δr/|r| − 1/(2β))²"
     return (pairs.mean_logratio_difference - 1 / (2 * loss.beta)) ** 2
@@ -103,7 +103,7 @@ def _exo_pair_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     right = steep.sigmoid() * (_log_sigmoid(steep) - log(1 - wrong))
     return right + (-steep).sigmoid() * (_log_sigmoid(-steep) - log(wrong))
 
-
+# %% ../../nbs/30_losses/2_preference.ipynb #b56f49bb
 def _nca_pair_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     "−log σ(β Δc) − ½ log σ(−β Δc) − ½ log σ(−β Δr)"
     up, down = loss.beta * pairs.chosen_logratio, loss.beta * pairs.rejected_logratio
@@ -119,7 +119,7 @@ def _sppo_hard_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     "(Δc − ½/β)² + (Δr + ½/β)²"
     return (pairs.chosen_logratio - 0.5 / loss.beta) ** 2 + (pairs.rejected_logratio + 0.5 / loss.beta) ** 2
 
-
+# %% ../../nbs/30_losses/2_preference.ipynb #d78d8d35
 def _apo_zero_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     "1 − σ(β Δc) + σ(β Δr)"
     return 1 - (loss.beta * pairs.chosen_logratio).sigmoid() + (loss.beta * pairs.rejected_logratio).sigmoid()
@@ -136,7 +136,7 @@ def _discopop_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     modulation = (steep / loss.temperature).sigmoid()
     return -_log_sigmoid(steep) * (1 - modulation) + (-steep).exp() * modulation
 
-
+# %% ../../nbs/30_losses/2_preference.ipynb #fb45ca7d
 def _simpo_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     "−log σ(β (ℓc/|c| − ℓr/|r|) − γ)"
     by_token = pairs.chosen / pairs.chosen_length - pairs.rejected / pairs.rejected_length
@@ -153,7 +153,7 @@ def _orpo_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     odds = (up - down) - (others[0] - others[1])
     return -up - loss.weight * _log_sigmoid(odds)
 
-
+# %% ../../nbs/30_losses/2_preference.ipynb #b51fd087
 def _kto_loss(pairs: PairLogprobs, loss: "PairLoss") -> _Tensor:
     "λ_D (1 − σ(β(Δc − z))) + λ_U (1 − σ(β(z − Δr))), z the divergence from the reference"
     wanted = 1 - (loss.beta * (pairs.chosen_logratio - loss.drift)).sigmoid()
@@ -211,11 +211,13 @@ class PairLoss:
         rows = {"loss": self.formula, "β": f"{self.beta:g}", "source": self.source, "differs": self.differs}
         return loss_table_html(self.name, rows)
 
-
+# %% ../../nbs/30_losses/2_preference.ipynb #1c7ddf63
 PairLossName = Literal[  # the names in PAIR_LOSSES
     "dpo", "cdpo", "robust", "hinge", "ipo_sum", "ipo_mean", "sigmoid_norm", "exo_pair", "nca_pair",
     "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop", "simpo", "orpo", "kto",
 ]
+
+# %% ../../nbs/30_losses/2_preference.ipynb #76b73f70
 PAIR_LOSSES: dict[str, PairLoss] = {
     loss.name: loss
     for loss in (
@@ -251,7 +253,7 @@ PAIR_LOSSES: dict[str, PairLoss] = {
     )
 }  # fmt: skip
 
-
+# %% ../../nbs/30_losses/2_preference.ipynb #d5ac8806
 def get_pair_loss(name: str, **settings: float) -> PairLoss:
     "The named loss, with some settings changed."
     if name not in PAIR_LOSSES:
@@ -278,7 +280,7 @@ def pair_logprobs(data: Sequence[Datum], logprobs: Sequence[_Tensor]) -> PairLog
     beside, counts = beside.to(whole.device), counts.to(whole.device)
     return PairLogprobs(whole[::2], whole[1::2], beside[::2], beside[1::2], counts[::2], counts[1::2])
 
-
+# %% ../../nbs/30_losses/2_preference.ipynb #3011553f
 def pairwise_loss(loss: PairLoss, pairs_of_step: int) -> CustomLoss:
     "A preference loss for `forward_backward_custom`: the sum over these pairs, divided by those of the whole step."
 
@@ -288,7 +290,7 @@ def pairwise_loss(loss: PairLoss, pairs_of_step: int) -> CustomLoss:
 
     return minimised
 
-
+# %% ../../nbs/30_losses/2_preference.ipynb #9484d19f
 def pair_metrics(pairs: PairLogprobs, loss: PairLoss) -> dict[str, float]:
     "Sums over pairs of what people read: how often the chosen answer is preferred, implied rewards, their margin."
     up, down = (one.detach() for one in loss.implied_rewards(pairs))

@@ -39,7 +39,7 @@ def cross_entropy(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettin
     seen = np.where(weights != 0, logprobs, 0.0).astype(np.float64)  # unseen positions may be NaN
     return LossTerm(float(-(weights * seen).sum()), -weights)
 
-
+# %% ../../nbs/30_losses/0_token.ipynb #82abf975
 def _log_ratio(logprobs: np.ndarray, inputs: LossInputs) -> np.ndarray:
     r"float64 [T]: $\log \rho_t$; 0 where the advantage is 0, since nothing is read there."
     return np.where(inputs["advantages"] != 0, logprobs - inputs["logprobs"], 0.0).astype(np.float64)
@@ -58,7 +58,7 @@ def ppo(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> Los
     free = ratio * advantages
     return LossTerm(float(-np.minimum(free, kept).sum()), np.where(free <= kept, -free, 0.0))
 
-
+# %% ../../nbs/30_losses/0_token.ipynb #4d001250
 def cispo(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> LossTerm:
     r"$-\sum_t \mathrm{sg}(\mathrm{clip}(\rho_t))\, \ell_t A_t$ (arXiv 2506.13585; Tinker's `cispo`)."
     advantages, ratio = inputs["advantages"].astype(np.float64), np.exp(_log_ratio(logprobs, inputs))
@@ -76,7 +76,7 @@ class Loss:
     mask_input: str  # the input that is 0 where the loss does not look
     settings: LossSettings = field(default_factory=dict)  # names, with what Tinker takes where nothing is said
 
-
+# %% ../../nbs/30_losses/0_token.ipynb #0ccb99a0
 _SAMPLED_INPUTS = ("logprobs", "advantages")
 LOSSES: dict[str, Loss] = {
     loss.name: loss
@@ -103,7 +103,7 @@ def resolve_loss_settings(loss: Loss, given: LossSettings | None) -> LossSetting
             raise UnknownName(f"setting of loss {loss.name!r}", name, loss.settings)
     return {**loss.settings, **(given or {})}
 
-
+# %% ../../nbs/30_losses/0_token.ipynb #c349b2d8
 def check_batch(data: Sequence[Datum], loss: Loss) -> None:
     "Raise before any work is done unless every datum brings what the loss needs."
     if not data:
@@ -121,7 +121,7 @@ def check_batch(data: Sequence[Datum], loss: Loss) -> None:
                     f"{place}: {name}[{position}] is {values[position]}; it must be a finite number"
                 )
 
-
+# %% ../../nbs/30_losses/0_token.ipynb #05ace58a
 def loss_mask(datum: Datum, loss: Loss) -> np.ndarray:
     "bool [T]: the positions whose log-probability the loss reads."
     return datum.loss_fn_inputs[loss.mask_input] != 0
@@ -188,7 +188,7 @@ class SftLoss:
     def _repr_html_(self) -> str:
         return loss_table_html(self.name, {"token": self.formula, "source": self.source, "differs": self.differs})
 
-
+# %% ../../nbs/30_losses/0_token.ipynb #0df0e22c
 def loss_table_html(name: str, rows: Mapping[str, str]) -> str:
     "A name and what there is to say of it, as HTML."
     cells = (f"<tr><td>{key}</td><td style='text-align:left'>{html.escape(text)}</td></tr>" for key, text in rows.items())
@@ -207,7 +207,7 @@ SFT_LOSSES: dict[str, SftLoss] = {
     )
 }  # fmt: skip
 
-
+# %% ../../nbs/30_losses/0_token.ipynb #b3d76a20
 def get_sft_loss(name: str) -> SftLoss:
     "The named loss of fine-tuning."
     if name not in SFT_LOSSES:
@@ -232,7 +232,7 @@ def mean_nll(outputs: Sequence[Mapping[str, np.ndarray]], data: Sequence[Datum])
     )
     return total / sum(float(datum.weights.sum(dtype=np.float64)) for datum in data)
 
-
+# %% ../../nbs/30_losses/0_token.ipynb #ca5ac3f7
 def perplexity(nll: float) -> float:
     "exp of the mean negative log-likelihood; infinite where that overflows."
     return math.exp(nll) if nll < 700 else math.inf

@@ -20,7 +20,7 @@ from ..types import Datum, InvalidValue
 # %% ../../nbs/30_losses/4_value.ipynb #41d9c507
 _MAX_LOGPROB = -1e-7  # a log-probability is not read as larger: the odds of certainty are infinite
 
-
+# %% ../../nbs/30_losses/4_value.ipynb #0665632a
 @dataclass(frozen=True)
 class ScalarHead:
     "Reads a number off a language model: the log-odds of a token, less an offset."
@@ -62,7 +62,7 @@ def bradley_terry(
 
     return -logsigmoid(chosen - rejected - margin) + centre * (chosen + rejected) ** 2
 
-
+# %% ../../nbs/30_losses/4_value.ipynb #9d1116f9
 def reward_model_loss(head: ScalarHead, pairs_of_step: int, margin: float = 0.0, centre: float = 0.0) -> CustomLoss:
     "Bradley–Terry for `forward_backward_custom` on datums that are chosen and rejected by turns."
 
@@ -85,7 +85,7 @@ def reward_model_loss(head: ScalarHead, pairs_of_step: int, margin: float = 0.0,
 
     return minimised
 
-
+# %% ../../nbs/30_losses/4_value.ipynb #6dba951f
 def last_trained_position(datum: Datum) -> int:
     "The last position that is asked for."
     return int(np.flatnonzero(datum.weights)[-1])
@@ -112,7 +112,7 @@ def _discounted_sums(rewards: np.ndarray, gamma: float) -> np.ndarray:
         sums[place] = later = rewards[place] + gamma * later
     return sums
 
-
+# %% ../../nbs/30_losses/4_value.ipynb #c6a7c4dc
 def value_loss(
     head: ScalarHead,
     clip: float = math.inf,  # how far a value may move from the one at sampling time before its gradient is cut (PPO)

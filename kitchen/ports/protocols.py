@@ -21,6 +21,8 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 import numpy as np
 
 from ..telemetry import Event, Log, MemoryLog, event
+
+# %% ../../nbs/12_ports/0_protocols.ipynb #f1464e4e
 from kitchen.types import (
     AdamParams,
     Capabilities,
@@ -55,7 +57,7 @@ class Future(Protocol[_ResultT]):
         "Whether result() would answer at once."
         ...
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #b4818dde
 class AdapterFuture:
     "A future of our own adapters: what some thread of theirs will have found."
 
@@ -123,7 +125,7 @@ class Tokenizer(Protocol):
 # %% ../../nbs/12_ports/0_protocols.ipynb #e6bd8d32
 CustomLoss = Callable[[Sequence[Datum], Sequence[Any]], tuple[Any, Mapping[str, float]]]
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #5533c3d0
 @runtime_checkable
 class SamplingClient(Protocol):
     "Draws from one fixed set of weights."
@@ -142,7 +144,7 @@ class SamplingClient(Protocol):
         "The `count` most likely tokens after each position of the prompt; where `capabilities().topk`."
         ...
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #5c3bed6f
 @runtime_checkable
 class TrainingClient(Protocol):
     "Weights that learn."
@@ -181,7 +183,7 @@ class TrainingClient(Protocol):
         "A sampler over the weights as they are now."
         ...
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #739545e2
 @runtime_checkable
 class ServiceClient(Protocol):
     "A backend: opens models and says what it can do."
@@ -224,7 +226,7 @@ class Rows(Protocol):
         "SHA-256 of the content: equal rows, equal fingerprint."
         ...
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #28ea73f1
 @runtime_checkable
 class DatasetStore(Protocol):
     "Reads datasets by reference."
@@ -233,7 +235,7 @@ class DatasetStore(Protocol):
         "The rows of one split."
         ...
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #66590be2
 @runtime_checkable
 class BlobStore(Protocol):
     "Bytes by key."
@@ -246,7 +248,7 @@ class BlobStore(Protocol):
 
     def keys(self, prefix: str = "") -> list[str]: ...
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #d990d92c
 @runtime_checkable
 class HubClient(Protocol):
     "Publishes and fetches folders of a model or dataset hub."
@@ -259,7 +261,7 @@ class HubClient(Protocol):
         "Publish a folder; the result is its address."
         ...
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #5945e542
 @runtime_checkable
 class ModelRegistry(Protocol):
     "Model versions with lineage."
@@ -272,7 +274,7 @@ class ModelRegistry(Protocol):
         "All versions of a model, oldest first."
         ...
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #106f3406
 @runtime_checkable
 class Profiler(Protocol):
     "Tells what a piece of work spends its time on."
@@ -308,7 +310,7 @@ class EmbeddingClient(Protocol):
         "float32 [N, D], each row of length 1; a text without content may be all zeros."
         ...
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #ac5a1357
 @runtime_checkable
 class VectorStore(Protocol):
     "Vectors by key."
@@ -339,6 +341,7 @@ PORTS: dict[str, type] = {
     "vectors": VectorStore,
 }
 
+# %% ../../nbs/12_ports/0_protocols.ipynb #ef3f2dbf
 ADAPTERS: dict[str, dict[str, str]] = {
     "service": {
         "toy": "kitchen.adapters.toy.client:ToyService",
@@ -364,7 +367,7 @@ ADAPTERS: dict[str, dict[str, str]] = {
     "vectors": {"memory": "kitchen.envs.retrieval:MemoryVectors"},
 }
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #c3e8f02f
 def adapter_names(port: str) -> dict[str, str]:
     "Adapters of a port: ours and those of installed packages, name -> module:attribute."
     if port not in PORTS:
@@ -384,7 +387,7 @@ def adapter_address(port: str, name: str) -> str:
         raise UnknownName(f"{port} adapter", name, names)
     return names[name]
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #a32ad161
 def adapter_class(port: str, name: str) -> Callable[..., Any]:
     "What makes the named adapter of a port; its module is imported now."
     module, _, attribute = adapter_address(port, name).partition(":")
@@ -404,7 +407,7 @@ def create_adapter(port: str, name: str, **options: Any) -> Any:
         raise InvalidValue(f"the {port} adapter {name!r} lacks {', '.join(missing)} of its port")
     return adapter
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #63d518e3
 def _port_methods(port: type) -> list[str]:
     "The methods a port asks for."
     return [
@@ -418,7 +421,7 @@ _CLIENT_PORTS = {
     "create_sampling_client": "sampling",
 }
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #238bf225
 class _ObservedFuture:
     "A future whose arrival is logged once, when its result is collected."
 
@@ -450,12 +453,12 @@ class _ObservedFuture:
             self.note((self.arrived or time.perf_counter()) - self.started, status)
             self.note = None  # pyright: ignore[reportAttributeAccessIssue]
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #38c20000
 _STATE_CHANGING_VERBS = frozenset(
     {"forward_backward", "forward_backward_custom", "optim_step"}
 )  # calls after which a state is another
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #81f865d7
 class ObservedPort:
     "A port whose every call is a span."
 
@@ -499,7 +502,7 @@ class ObservedPort:
     def __repr__(self) -> str:
         return f"{self.port}: {self.adapter}"
 
-
+# %% ../../nbs/12_ports/0_protocols.ipynb #43a15869
 _PortT = TypeVar("_PortT")
 
 

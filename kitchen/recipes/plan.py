@@ -60,7 +60,7 @@ class Plan:
         head = ("stage", "needs", "gives", "adapters", "does")
         return _html_table(head, self.stages) + _html_table((), tuple(self.facts.items()))
 
-
+# %% ../../nbs/57_recipes/2_plan.ipynb #b80701c4
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     "Rows as an HTML table; everything escaped."
     left = ' style="text-align:left;white-space:pre-wrap"'
@@ -68,7 +68,7 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ("".join(f"<td{left}>{html.escape(cell)}</td>" for cell in row) for row in rows)
     return f"<table><tr>{names}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
-
+# %% ../../nbs/57_recipes/2_plan.ipynb #0ab7c7b4
 def plan(
     recipe: Recipe, config: Config, adapters: Mapping[str, str], snapshot_policy: SnapshotPolicy, measure: bool = True
 ) -> Plan:
@@ -86,7 +86,7 @@ def plan(
     live = {"editable while it runs": ", ".join(live_settings(type(config)))}
     return Plan(recipe.name, rows, _plan_facts(flow.values, snapshot_policy, seconds) | live)
 
-
+# %% ../../nbs/57_recipes/2_plan.ipynb #d8b214c2
 def _dry_run(flow: Flow, measure: bool) -> dict[str, float]:
     "Run the stages that make data; with `measure`, time a step and a held-out pass of a throw-away model."
     made = flow.values
@@ -97,7 +97,7 @@ def _dry_run(flow: Flow, measure: bool) -> dict[str, float]:
             return {}  # the data is made by the model in training
     return _time_step(made) if measure and {"batches", "training"} <= made.keys() else {}
 
-
+# %% ../../nbs/57_recipes/2_plan.ipynb #78661ae7
 def _time_step(values: Mapping[str, Any]) -> dict[str, float]:
     "Seconds of one optimizer step and of one held-out pass; the first step, which warms up, does not count."
     training, batch, data = values["training"], values["batches"].peek(), values["data"].test
@@ -112,7 +112,7 @@ def _time_step(values: Mapping[str, Any]) -> dict[str, float]:
     usual = sum(map(len, values["data"].train)) / len(values["data"].train) * len(batch)
     return {"step": step * usual / max(sum(map(len, batch)), 1), "held-out pass": held_out}
 
-
+# %% ../../nbs/57_recipes/2_plan.ipynb #fd2da852
 def _plan_facts(
     values: Mapping[str, Any], snapshot_policy: SnapshotPolicy, seconds: Mapping[str, float]
 ) -> dict[str, str]:
@@ -139,7 +139,7 @@ def _plan_facts(
         )
     return found
 
-
+# %% ../../nbs/57_recipes/2_plan.ipynb #5a984142
 def _duration_text(seconds: float) -> str:
     "A duration, as one says it."
     if seconds < 100:

@@ -23,6 +23,8 @@ from kitchen.workflows.distillation import (
     on_policy_distillation,
 )
 from ..workflows.feedback_loop import FeedbackConfig, feedback_loop
+
+# %% ../../nbs/57_recipes/0_registry.ipynb #77f57c2e
 from kitchen.workflows.preference import (
     PreferenceConfig,
     RewardModelConfig,
@@ -64,13 +66,14 @@ class Recipe:
         "Where the recipe's notebook lies."
         return notebook_path(self.name)
 
-
+# %% ../../nbs/57_recipes/0_registry.ipynb #19462bee
 _ADAPTERS = {"service": "torch", "datasets": "huggingface", "registry": "files"}
 _RL_ADAPTERS = {"service": "torch", "registry": "files"}
 
 _RESULTS = frozenset({"version"})
 _SFT_THEN_RL_RESULTS = _RESULTS | {"sft/before", "sft/after"}
 
+# %% ../../nbs/57_recipes/0_registry.ipynb #32b17109
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -110,7 +113,7 @@ RECIPES: dict[str, Recipe] = {
     )
 }  # fmt: skip
 
-
+# %% ../../nbs/57_recipes/0_registry.ipynb #4e461fb4
 def get_recipe(name: str) -> Recipe:
     "The named recipe."
     if name not in RECIPES:

@@ -68,7 +68,7 @@ def final_metrics(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
                     found[_metric_name(item, name)] = {"value": to_jsonable(value), "unit": units[name]}
     return found
 
-
+# %% ../../nbs/57_recipes/1_reproduce.ipynb #bd877a05
 def _metric_name(item: Event, measurement: str) -> str:
     "A measurement with what identifies it, such as train.evaluate.loss[test]."
     identity = ",".join(str(value) for value in item.metadata.values())
@@ -86,7 +86,7 @@ def _metric_curves(events: Iterable[Event]) -> dict[str, list[Any]]:
                     found.setdefault(_metric_name(item, name), []).append(to_jsonable(value))
     return found
 
-
+# %% ../../nbs/57_recipes/1_reproduce.ipynb #43306fb3
 def _recorded_edits(run: Run) -> list[dict[str, Any]]:
     "Edits that stand, with the number of milestones before each, and the contents of replaced values."
     found, objects = [], ObjectStore(run.path / "snapshots" / "objects")
@@ -97,7 +97,7 @@ def _recorded_edits(run: Run) -> list[dict[str, Any]]:
             found.append({"event": item.name, "milestone": passed, **about, **content})
     return found
 
-
+# %% ../../nbs/57_recipes/1_reproduce.ipynb #c9910bc2
 def manifest(run: Run) -> dict[str, Any]:
     "Everything needed to do the run again and to compare the outcome."
     events = list(run.log.active_events)
@@ -134,7 +134,7 @@ class Comparison:
     difference: str
     agrees: bool | None  # None: not compared
 
-
+# %% ../../nbs/57_recipes/1_reproduce.ipynb #cf3fd70f
 @dataclass(frozen=True)
 class Reproduction:
     "A run done again, and how it compares."
@@ -157,7 +157,7 @@ class Reproduction:
             return "bit for bit: same processor, same versions"
         return f"within {self.tolerance:g} (relative), because {self.reason}"
 
-
+# %% ../../nbs/57_recipes/1_reproduce.ipynb #eb9c2cc0
 def _why_not_bitwise(then: Mapping[str, Any], now: Mapping[str, Any], deterministic: bool) -> str:
     "What keeps two runs from being equal bit for bit; empty if nothing does."
     if not deterministic:
@@ -169,7 +169,7 @@ def _why_not_bitwise(then: Mapping[str, Any], now: Mapping[str, Any], determinis
             return f"{name} was {then.get(name)} and is {now.get(name)}"
     return ""
 
-
+# %% ../../nbs/57_recipes/1_reproduce.ipynb #8f493d3c
 def _largest_relative_difference(expected: Sequence[Any], found: Sequence[Any]) -> float:
     "Largest relative difference of two curves; infinite where they have another length or one is no number."
     if len(expected) != len(found):
@@ -184,7 +184,7 @@ def _largest_relative_difference(expected: Sequence[Any], found: Sequence[Any]) 
         )
     return largest
 
-
+# %% ../../nbs/57_recipes/1_reproduce.ipynb #4512ad22
 def _comparison_rows(
     then: Mapping[str, Any], now: Mapping[str, Any], bitwise: bool, tolerance: float
 ) -> tuple[Comparison, ...]:
@@ -210,12 +210,12 @@ def _comparison_rows(
             rows.append(Comparison(name, old[:12], (new or "none")[:12], "equal" if same else "differs", agrees))
     return tuple(rows)
 
-
+# %% ../../nbs/57_recipes/1_reproduce.ipynb #f93cad88
 def _curve_text(curve: Sequence[Any]) -> str:
     "How many values a curve has, and the last."
     return f"{float(curve[-1]):.6g}" + (f" (last of {len(curve)})" if len(curve) > 1 else "") if curve else "none"
 
-
+# %% ../../nbs/57_recipes/1_reproduce.ipynb #94bb39e6
 def reproduce(
     recorded: Mapping[str, Any],  # a manifest
     path: Path | None = None,  # of the new run
@@ -253,7 +253,7 @@ def reproduce(
     finally:
         run.close()
 
-
+# %% ../../nbs/57_recipes/1_reproduce.ipynb #b6b21a86
 def _edit_events(recorded: Sequence[Mapping[str, Any]], runner: Runner) -> dict[int, list[Event]]:
     "Recorded edits as events, by the number of milestones before each."
     found: dict[int, list[Event]] = {}

@@ -29,7 +29,7 @@ class RenderedPart:
     message_index: int  # index of the message; -1 where a template does not say
     generated: bool  # written by the message's author, stop token included
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #b3b04563
 class Renderer(Protocol):
     "Turns messages into tokens, and sampled tokens into a message."
 
@@ -72,7 +72,7 @@ def _user_and_system_indices(messages: Messages) -> list[int]:
         index for index, message in enumerate(messages) if message.role in ("user", "system", "developer")
     ]
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #3b2b4964
 TrainOn = Literal[  # the names in TRAIN_ON
     "last_assistant_message", "last_assistant_turn", "all_assistant_messages", "all_messages", "all_tokens",
     "all_user_and_system_messages", "customized",
@@ -87,7 +87,7 @@ TRAIN_ON: dict[str, Callable[[Messages], Iterable[int]]] = {
     "customized": lambda messages: (),
 }
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #c5e471c5
 def _trained_message_indices(messages: Messages, train_on: str) -> set[int]:
     "Indices of the messages a mode trains, `trainable` considered."
     if train_on not in TRAIN_ON:
@@ -127,7 +127,7 @@ TextPiece = tuple[str, bool]  # text, and whether control tokens in it are meant
 Segment = tuple[Sequence[TextPiece], int, bool]  # what becomes a Part: pieces, message, generated
 _CONTEXT_CHARACTERS = 64  # characters before a piece in which a control token that it follows is looked for
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #ceb79f60
 class PieceEncoder:
     "Pieces to ids."
 
@@ -160,7 +160,7 @@ class PieceEncoder:
             parts.append(RenderedPart(tuple(tokens), message, generated))
         return parts
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #4d1c6ba2
 def concatenate_tokens(parts: Iterable[RenderedPart]) -> list[int]:
     "The tokens of all parts."
     return [token for part in parts for token in part.tokens]
@@ -186,7 +186,7 @@ def _thinking_pieces(thinking: str) -> list[TextPiece]:
     "Thinking between its marks."
     return [("<think>", True), (f"\n{thinking}\n", False), ("</think>", True), ("\n\n", False)]
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #85999a5d
 class TurnRenderer:
     "A renderer for a format made of turns."
 
@@ -246,7 +246,7 @@ class TurnRenderer:
         "The end's token."
         return (self.tokenizer.control_tokens[self.turn_format.end],)
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #61d353b8
 def split_reasoning(text: str) -> tuple[str | None, str]:
     "Thinking and answer of a text such as `<think>…</think>answer`."
     before, mark, after = text.partition("</think>")
@@ -254,7 +254,7 @@ def split_reasoning(text: str) -> tuple[str | None, str]:
         return None, text
     return before.replace("<think>", "", 1).strip("\n"), after.lstrip("\n")
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #1c6f82be
 def parse_sampled_tokens(tokenizer: Tokenizer, tokens: Sequence[int], stops: Sequence[int | str]) -> tuple[Message, bool]:
     "The message before the first stop; white space around it is left out."
     places = [place for place, token in enumerate(tokens) if token in stops]
@@ -280,7 +280,7 @@ def _format_tool_call(call: Mapping[str, Any]) -> str:
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return f'{{"name": "{function["name"]}", "arguments": {text}}}'
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #c95c9da8
 def split_tool_calls(text: str) -> tuple[str, tuple[dict[str, Any], ...]]:
     "Text and tool calls of an answer; calls that are not JSON stay text."
     try:
@@ -291,7 +291,7 @@ def split_tool_calls(text: str) -> tuple[str, tuple[dict[str, Any], ...]]:
     found = tuple({"type": "function", "function": function} for function in functions)
     return _TOOL_CALL_PATTERN.sub("", text).strip(), found
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #5b8d7f02
 class Qwen3Renderer(TurnRenderer):
     "ChatML with Qwen3's thinking and tool calls."
 
@@ -348,7 +348,7 @@ class Qwen3Renderer(TurnRenderer):
 ROLE_COLON = TurnFormat(header="{role}:", end="\n\n")
 _ROLE_HEADER_PATTERN = re.compile(r"\n\n(User|Assistant|System|Developer|Tool):")
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #d1b229bf
 class RoleColonRenderer(TurnRenderer):
     "`User: …` and `Assistant: …`, an empty line between them."
 
@@ -394,7 +394,7 @@ class _EscapedConversation:
         cuts = re.split(f"([{''.join(self.placeholders)}])", text) if self.placeholders else [text]
         return [(self.placeholders.get(cut, cut), cut not in self.placeholders) for cut in cuts]
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #db72c77c
 def _nested_strings(value: Any) -> Iterator[str]:
     "Every text inside nested lists and mappings, keys included."
     if isinstance(value, str):
@@ -414,7 +414,7 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
         return {_map_strings(key, change): _map_strings(item, change) for key, item in value.items()}
     return [_map_strings(item, change) for item in value] if isinstance(value, (list, tuple)) else value
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #83cbc2ed
 def _escape_control_tokens(messages: Messages, control: re.Pattern[str]) -> _EscapedConversation:
     "The messages as dicts, control tokens exchanged for characters of Unicode's private area."
     plain = [message.as_dict() for message in messages]
@@ -434,7 +434,7 @@ def _tojson_filter(value: Any, ensure_ascii: bool = False, **layout: Any) -> str
     text = json.dumps(value, ensure_ascii=ensure_ascii, **layout)
     return _ESCAPED_PLACEHOLDER.sub(lambda found: json.loads(f'"{found.group()}"'), text)
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #f15653ed
 def _template_environment(today: date) -> Any:
     "A sandbox that understands what chat templates of transformers may say."
     from jinja2 import TemplateError, nodes
@@ -523,7 +523,7 @@ class _CompiledTemplate:
         except InvalidValue:
             return False
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #dc837543
 _PROBE_CHARACTER = "\ue000"  # a private character, for questions about the template itself
 
 
@@ -540,7 +540,7 @@ def _arguments_as_json(arguments: Any) -> str:
     "Arguments of a tool call as JSON."
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #cde5fdcf
 def _replace_arguments(call: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
     "A tool call with its arguments changed."
     function = call.get("function")
@@ -714,10 +714,10 @@ def _check_datum(datum: Datum, train_on: str, max_length: int) -> Datum:
     inputs = {name: values[:max_length] for name, values in datum.loss_fn_inputs.items()}
     return Datum(datum.tokens[:max_length], inputs, datum.origin)
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #cdff28fe
 ON_BAD_ROW = ("stop", "set_aside")
 
-
+# %% ../../nbs/20_rendering/0_base.ipynb #a3559cc2
 def render_conversations(
     renderer: Renderer,
     conversations: Iterable[Any],  # each with messages and origin

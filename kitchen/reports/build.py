@@ -27,6 +27,8 @@ from kitchen.display.figures import (
     timeline,
 )
 from ..display.svg import Picture
+
+# %% ../../nbs/64_reports/2_build.ipynb #862be53e
 from kitchen.formatting import (
     PLOTLY_MIME,
     TextTable,
@@ -47,6 +49,8 @@ from kitchen.reports.export import (
     to_html,
     to_pdf,
 )
+
+# %% ../../nbs/64_reports/2_build.ipynb #8c2b58a6
 from .scores import Score, scores, scores_table, scores_view
 from ..store.files import write_atomically
 from ..store.log import to_jsonable
@@ -77,7 +81,7 @@ def show_answers(run: Run, count: int = 12) -> View:
     "Answers to held-out questions, before and after, side by side."
     return results_table(read_results(run).get("answers", []), count)
 
-
+# %% ../../nbs/64_reports/2_build.ipynb #ea5d6a40
 def show_data(run: Run) -> View:
     "The datasets with their fingerprints, and each row that was set aside."
     loaded = [item for item in run.log.active_events if item.name == "data.load"]
@@ -88,7 +92,7 @@ def show_data(run: Run) -> View:
     head, aside = ["dataset", "split", "rows", "set aside", "fingerprint"], _show_set_aside(run)
     return View(text_table_html(head, rows, (2, 3)) + aside.html, f"{align_columns([head, *rows])}\n\n{aside.text}")
 
-
+# %% ../../nbs/64_reports/2_build.ipynb #f2ce28cb
 def _show_set_aside(run: Run, count: int = 100) -> View:
     "Rows that were left out on request, each with its place and the reason."
     aside = [dict(item.metadata) for item in run.log.active_events if item.name == "data.set_aside"]
@@ -107,7 +111,7 @@ def show_settings(run: Run) -> View:
     rows = [[name, json.dumps(value, ensure_ascii=False)] for name, value in run.settings.items()]
     return View(text_table_html(["setting", "value"], rows), align_columns([["setting", "value"], *rows]))
 
-
+# %% ../../nbs/64_reports/2_build.ipynb #65937394
 def paper_table(*runs: Run, caption: str = "") -> TextTable:
     "Scores of one run, or of several side by side; `.latex()` and `.markdown()` write them for a paper."
     names = [run.run_id for run in runs]
@@ -134,7 +138,7 @@ def show_policy(run: Run) -> Picture:
     "What the policy earns, how sure it is, how far it moves."
     return Picture(lambda: policy_figure(run.log.active_events))
 
-
+# %% ../../nbs/64_reports/2_build.ipynb #94bd4724
 def show_rewards(run: Run) -> Picture:
     "Every component of the reward, for each kind of problem."
     return Picture(lambda: reward_figure(run.log.active_events))
@@ -149,7 +153,7 @@ def _events_named(run: Run, name: str) -> list[Event]:
     "The events of one name that stand."
     return [item for item in run.log.active_events if item.name == name]
 
-
+# %% ../../nbs/64_reports/2_build.ipynb #81212090
 def show_feedback(run: Run) -> View:
     "Traffic of both periods, the triggers, the decision, and what was chosen of each period."
     periods = [
@@ -179,7 +183,7 @@ def show_feedback(run: Run) -> View:
     text = "\n\n".join(align_columns([head, *rows]) for head, rows, _ in shown)
     return View("".join(text_table_html(*one) for one in shown), text)
 
-
+# %% ../../nbs/64_reports/2_build.ipynb #1489a003
 def _percent_text(share: float | None) -> str:
     "A share in per cent, if it is known."
     return "—" if share is None else f"{share:.1%}"
@@ -235,12 +239,12 @@ REPORT_SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     ),
 )
 
-
+# %% ../../nbs/64_reports/2_build.ipynb #9e380007
 def _mime_bundle(shown: Any) -> dict[str, Any]:
     "A display as the data of a notebook output."
     return json.loads(json.dumps(to_jsonable(shown._repr_mimebundle_())))
 
-
+# %% ../../nbs/64_reports/2_build.ipynb #bee1731a
 def report_notebook(run: Run) -> "NotebookNode":
     "The report of a run as a notebook document, built from its log and artifacts."
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -260,7 +264,7 @@ def report_notebook(run: Run) -> "NotebookNode":
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return new_notebook(cells=cells, metadata={"kernelspec": kernel, "kitchen": about})
 
-
+# %% ../../nbs/64_reports/2_build.ipynb #48cb1f86
 def write_report(run: Run, path: str | Path | None = None) -> Path:
     "Write the report of a run from its log: HTML, or a notebook where the name ends in .ipynb."
     import nbformat

@@ -18,6 +18,8 @@ import numpy as np
 
 from ..display.figures import Chart, Curve, PointMark, moving_average, series
 from ..display.svg import Picture, sparkline_text, svg_image_html
+
+# %% ../../nbs/64_reports/3_compare.ipynb #29c0a59a
 from kitchen.formatting import (
     TextTable,
     View,
@@ -48,7 +50,7 @@ _BEST_OF: dict[str, Callable[[Iterable[float]], float]] = {
     "reward": max,
 }
 
-
+# %% ../../nbs/64_reports/3_compare.ipynb #411e4dd5
 @dataclass(frozen=True, eq=False)
 class RunSummary:
     "What a run was, as far as others can be compared with it."
@@ -107,7 +109,7 @@ class RunSummary:
         later = [(after, step) for key, after, step in self.edits if key == name]
         return value + "".join(f" → {json.dumps(after, ensure_ascii=False)} from step {step + 1}" for after, step in later)
 
-
+# %% ../../nbs/64_reports/3_compare.ipynb #bfb8e97e
 def _steps_before(events: Sequence[Event], wanted: Sequence[Event]) -> list[int]:
     "How many optimizer steps were done when each of the wanted events came."
     done, found, places = 0, [], {id(item) for item in wanted}
@@ -120,7 +122,7 @@ def _steps_before(events: Sequence[Event], wanted: Sequence[Event]) -> list[int]
 # %% ../../nbs/64_reports/3_compare.ipynb #41b7b2ac
 _CURVES_CAPTION = "training loss, smoothed (thin: as measured; dotted: held out; ring: where a fork left its parent)"
 
-
+# %% ../../nbs/64_reports/3_compare.ipynb #6fb04ef7
 @dataclass(frozen=True, eq=False)
 class RunComparison:
     "Runs compared."
@@ -263,7 +265,7 @@ class RunComparison:
         ]
         return "\n\n".join([*parts, align_columns([["training loss", "", ""], *lines])] if lines else parts)
 
-
+# %% ../../nbs/64_reports/3_compare.ipynb #5b411363
 def _measurement_name(name: str) -> str:
     "What is measured: the loss of train.evaluate.loss[test]."
     return name.partition("[")[0].rpartition(".")[2]
@@ -283,7 +285,7 @@ def _metric_text(value: float, unit: str) -> str:
         return "—"
     return {"share": lambda: f"{value:.1%}", "s": lambda: seconds_text(value)}.get(unit, lambda: number_text(value))()
 
-
+# %% ../../nbs/64_reports/3_compare.ipynb #72e91dc7
 def _with_parents(runs: Sequence[Run]) -> list[Run]:
     "The runs, and before each fork its parent, if that one still stands beside it."
     found: dict[str, Run] = {}
@@ -302,7 +304,7 @@ class _HasOpenedRun(Protocol):
 
     opened_run: Run | None
 
-
+# %% ../../nbs/64_reports/3_compare.ipynb #401ee7da
 class _HasRun(Protocol):
     "Whatever holds a run, such as a `Kitchen`."
 
@@ -319,7 +321,7 @@ def _resolve_run(one: Run | _HasRun | str | Path) -> Run:
         raise InvalidValue(f"{one!r} has not begun; there is nothing to compare yet")
     return one.driver.opened_run
 
-
+# %% ../../nbs/64_reports/3_compare.ipynb #f9c823cc
 def compare(*runs: Run | _HasRun | str | Path | Iterable[Any]) -> RunComparison:
     "Settings that differ, final numbers, and loss curves: of sessions, of runs, or of those with these ids or paths."
     several = [isinstance(each, Iterable) and not isinstance(each, str) for each in runs]

@@ -43,7 +43,7 @@ def record_values(**values: Any) -> None:
     text = "recorded: " + ", ".join(f"{name} = {value}" for name, value in plain.items())
     display({RESULT_MIME: plain, "text/plain": visible_text(text)}, raw=True)
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #4270f931
 def read_notebook(notebook: "NotebookNode | str | Path") -> "NotebookNode":
     "The notebook itself, or the one in a file."
     import nbformat
@@ -57,7 +57,7 @@ def read_notebook(notebook: "NotebookNode | str | Path") -> "NotebookNode":
     except (ValueError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
         raise InvalidValue(f"{notebook} is not a notebook: {str(error).splitlines()[0]}") from None
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #c44509a6
 def notebook_outputs(notebook: "NotebookNode | str | Path", mime: str) -> list[Any]:
     "All outputs of one mime type, in order."
     cells = read_notebook(notebook).cells
@@ -88,7 +88,7 @@ def _figure_html(figure: Mapping[str, Any], drawing: str = "") -> str:
         f'<div class="figure" style="height:{height}px"><script type="application/json">{spec}</script>{instead}</div>'
     )
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #1bde1b6b
 def _error_html(output: Mapping[str, Any]) -> str:
     "An error in one line, its traceback folded."
     from nbconvert.filters import ansi2html
@@ -106,7 +106,7 @@ def _markdown_html(source: str) -> str:
 
     return str(create_markdown(escape=True, plugins=["table", "strikethrough"])(source))
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #c4b3e1c4
 def _offline_output(output: "NotebookNode") -> "NotebookNode":
     "The output as something that a page without network or scripts can show."
     from nbformat.v4 import new_output
@@ -141,7 +141,7 @@ def _asset_text(name: str) -> str:
     "A text file that belongs to the package."
     return files("kitchen").joinpath("assets", name).read_text(encoding="utf-8")
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #c2debd21
 @cache
 def _plotly_script() -> str:
     "plotly.js, from the installed package."
@@ -161,7 +161,7 @@ def _style_sheet() -> str:
     dark = f"@media screen and (prefers-color-scheme: dark) {{{colors('github-dark')}}}"
     return "\n".join([colors("default"), dark, _asset_text("report.css")])
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #c7010991
 def _content_security_policy(scripts: Sequence[str]) -> str:
     "A content security policy: these scripts and no other, no connection at all (W3C CSP 3)."
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
@@ -202,7 +202,7 @@ _BANNERS = {
     "simulated": "SIMULATED. No real backend did this; the numbers stand for nothing.",
 }
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #6bcf1262
 def _banner_html(status: str, reason: str) -> str:
     "A warning at the top; nothing for a run that ended well."
     if status not in _BANNERS:
@@ -218,7 +218,7 @@ def _banners_html(notebook: "NotebookNode") -> str:
     simulated = _banner_html("simulated", "") if manifests and manifests[-1]["simulated"] else ""
     return _banner_html(*_status_and_reason(notebook)) + simulated
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #cd0c6a6a
 def _body_html(notebook: "NotebookNode", hide_code: bool) -> str:
     "The cells as HTML, without a page around them."
     from jinja2 import DictLoader
@@ -234,7 +234,7 @@ def _body_html(notebook: "NotebookNode", hide_code: bool) -> str:
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     return exporter.from_notebook_node(notebook)[0]
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #900796f7
 def _offline_copy(notebook: "NotebookNode") -> "NotebookNode":
     "A copy with every output offline, and without what papermill adds for the eye."
     from nbformat import from_dict
@@ -249,7 +249,7 @@ def _offline_copy(notebook: "NotebookNode") -> "NotebookNode":
             cell.outputs = [_offline_output(output) for output in cell.outputs]
     return copy
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #f56fc0e2
 def to_html(
     notebook: "NotebookNode | str | Path",  # executed
     html_path: str | Path,
@@ -282,7 +282,7 @@ def find_browser() -> str | None:
     "The browser that prints: $KITCHEN_CHROMIUM, else the first on the path; None if there is none."
     return os.environ.get("KITCHEN_CHROMIUM") or next(filter(None, map(shutil.which, _BROWSERS)), None)
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #0240dcfc
 def to_pdf(html_path: str | Path, pdf_path: str | Path, timeout: float = 120.0) -> Path:
     "Print an HTML report as PDF."
     found, page = find_browser(), Path(html_path).absolute()
@@ -306,7 +306,7 @@ def to_pdf(html_path: str | Path, pdf_path: str | Path, timeout: float = 120.0) 
 
     return write_atomically(Path(pdf_path).absolute(), printed)
 
-
+# %% ../../nbs/64_reports/1_export.ipynb #a35670fc
 def _is_root() -> bool:
     "Whether this process is the administrator's; Chromium's sandbox refuses to run for one."
     return getattr(os, "geteuid", lambda: 1)() == 0

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..display.svg import sparkline_html, sparkline_text
+
+# %% ../../nbs/64_reports/4_runs_table.ipynb #357d0d85
 from kitchen.formatting import (
     JUPYTER_HTML_CLASS,
     View,
@@ -37,13 +39,14 @@ from ..store.index import RunIndex
 from ..store.run import Run, runs_root
 from ..types import UnknownName
 
+# %% ../../nbs/64_reports/4_runs_table.ipynb #249eb6be
 if TYPE_CHECKING:
     import pandas
 
 # %% ../../nbs/64_reports/4_runs_table.ipynb #3a2754c3
 _SHOWN_SETTINGS = (*(name for name in MAIN_SETTINGS if name not in ("env", "backend")), "learning_rate")
 
-
+# %% ../../nbs/64_reports/4_runs_table.ipynb #e3faa99e
 @dataclass(frozen=True, eq=False)
 class RunRow:
     "A run, as a line of a table."
@@ -68,7 +71,7 @@ class RunRow:
         "The last loss."
         return number_text(float(self.losses[-1])) if len(self.losses) else ""
 
-
+# %% ../../nbs/64_reports/4_runs_table.ipynb #1c94a55b
 def _standing_lines(lines: Sequence[bytes], name: bytes) -> list[bytes]:
     "The lines of one kind of event that no rewind took back; a line's number is its event's."
     found: list[tuple[int, bytes]] = []
@@ -82,7 +85,7 @@ def _standing_lines(lines: Sequence[bytes], name: bytes) -> list[bytes]:
                 found.pop()
     return [line for _, line in found]
 
-
+# %% ../../nbs/64_reports/4_runs_table.ipynb #c0dd1835
 def _read_run_row(row: Mapping[str, Any], points: int = 60) -> RunRow:
     "One row of the index with what its log says."
     path = Path(row["path"])
@@ -101,7 +104,7 @@ def _read_run_row(row: Mapping[str, Any], points: int = 60) -> RunRow:
     told = (row["run_id"], row["recipe"], row["status"], row["created"])
     return RunRow(*told, times[1] - times[0], count, np.array(losses), about, path)
 
-
+# %% ../../nbs/64_reports/4_runs_table.ipynb #e0ec9ba9
 @dataclass(frozen=True, eq=False)
 class RunsTable:
     "Runs, newest first."
@@ -174,7 +177,7 @@ class RunsTable:
         right = [[cell.rjust(sides.get(place, 0)) for place, cell in enumerate(line)] for line in lines]
         return f"{visible_text(self._head)}\n{align_columns([heads, *right])}" if lines else visible_text(self._head)
 
-
+# %% ../../nbs/64_reports/4_runs_table.ipynb #45e133e0
 def _select_runs(
     index: RunIndex,
     recipe: str | None = None,
@@ -200,7 +203,7 @@ def _select_runs(
     words = "".join(f", {name} {value!r}" for name, value in asked.items() if value)
     return RunsTable(tuple(map(_read_run_row, fitting[:count])), max(len(fitting) - count, 0), words, index)
 
-
+# %% ../../nbs/64_reports/4_runs_table.ipynb #ed5fe66b
 def runs(
     recipe: str | None = None,
     status: str | None = None,
@@ -211,7 +214,7 @@ def runs(
     "All runs that fit, newest first, with the course of their losses."
     return _select_runs(RunIndex(runs_root(folder)), recipe, status, text, count)
 
-
+# %% ../../nbs/64_reports/4_runs_table.ipynb #69484197
 def _runs_widget(table: RunsTable) -> Any:
     "The table with fields to filter it, and a list from which to choose runs to compare."
     import ipywidgets

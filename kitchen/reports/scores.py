@@ -44,7 +44,7 @@ class Score:
         change = self.after - self.before
         return f"{100 * change:+.1f} points" if self.unit == "share" else f"{change:+#.4g} {self.unit}"
 
-
+# %% ../../nbs/64_reports/0_scores.ipynb #c0f4b111
 def _accuracy_scores(events: Sequence[Event]) -> list[Score]:
     "Graded answers: before and after, with their intervals."
     found = {
@@ -60,7 +60,7 @@ def _accuracy_scores(events: Sequence[Event]) -> list[Score]:
             scores.append(Score("accuracy", "share", before["accuracy"], after["accuracy"], *ranges, note))
     return scores
 
-
+# %% ../../nbs/64_reports/0_scores.ipynb #ee9e90ce
 def _teacher_note(before: Event, after: Event, teacher: Event | None) -> str:
     "What a teacher reaches, and how much of the way there the student went."
     if teacher is None:
@@ -69,7 +69,7 @@ def _teacher_note(before: Event, after: Event, teacher: Event | None) -> str:
     way = f", {gained / gap:.0%} of the way" if gap > 0 else ""
     return f"; the teacher: {teacher['accuracy']:.1%} ({teacher['low']:.0%} to {teacher['high']:.0%}){way}"
 
-
+# %% ../../nbs/64_reports/0_scores.ipynb #dd364327
 def _pair_scores(events: Sequence[Event]) -> list[Score]:
     "Held-out pairs: how many are told apart, and by how much."
     found = [item for item in events if item.name == "train.pairs" and item["split"] == "test"]
@@ -86,7 +86,7 @@ def _pair_scores(events: Sequence[Event]) -> list[Score]:
     )
     return [Score("chosen above rejected", "share", before["accuracy"], after["accuracy"], *ranges, note), margin]
 
-
+# %% ../../nbs/64_reports/0_scores.ipynb #f545ddfa
 def _win_rate_scores(events: Sequence[Event]) -> list[Score]:
     "How often a reward model prefers the answers after; half of the time is what no training would do."
     found = []
@@ -96,7 +96,7 @@ def _win_rate_scores(events: Sequence[Event]) -> list[Score]:
         found += [Score("score", "nats", one["score_against"], one["score"], note="mean score of the same answers")]
     return found
 
-
+# %% ../../nbs/64_reports/0_scores.ipynb #717a0b48
 def _loss_scores(events: Sequence[Event]) -> list[Score]:
     "First and last held-out loss of each split, and the training loss of the first and the last tenth of the steps."
     groups: dict[str, list[Event]] = {}
@@ -122,7 +122,7 @@ def _loss_scores(events: Sequence[Event]) -> list[Score]:
         [] if played else _training_loss_scores([item for item in events if item.name == "train.step"])
     )
 
-
+# %% ../../nbs/64_reports/0_scores.ipynb #6729330e
 def _training_loss_scores(steps: Sequence[Event]) -> list[Score]:
     "Means over the first and the last tenth of the steps: one batch alone says little."
     if len(steps) < 2:
@@ -141,7 +141,7 @@ def _training_loss_scores(steps: Sequence[Event]) -> list[Score]:
         )
     ]
 
-
+# %% ../../nbs/64_reports/0_scores.ipynb #f1c1a8f0
 def _step_range_text(group: Sequence[Event]) -> str:
     "At which steps the two values were measured."
     return f"steps {group[0].step:,} and {group[-1].step:,}"
@@ -171,7 +171,7 @@ def _score_cell(score: Score, after: bool) -> str:
     bar = _share_bar(value, interval) if score.unit == "share" else ""
     return f'<span style="white-space:nowrap">{html.escape(score.value_text(after))}</span>{bar}'
 
-
+# %% ../../nbs/64_reports/0_scores.ipynb #96744094
 def scores_view(found: Sequence[Score]) -> View:
     "The scores before and after, side by side."
     if not found:
@@ -213,7 +213,7 @@ def scores_table(scores_by_run: Mapping[str, Sequence[Score]], caption: str = ""
         ("measure", *scores_by_run), tuple(rows), tuple(range(1, len(scores_by_run) + 1)), frozenset(bold), caption
     )
 
-
+# %% ../../nbs/64_reports/0_scores.ipynb #b93f189f
 def _score_title(score: Score) -> str:
     "A measure with its unit."
     return score.name if score.unit == "share" else f"{score.name}, {score.unit}"

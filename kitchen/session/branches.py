@@ -47,7 +47,7 @@ def open_driver(
         opened.close()
         raise
 
-
+# %% ../../nbs/66_session/01_branches.ipynb #66d60404
 def restore_run(driver: SessionDriver, new_input: bool, changed: Mapping[str, Any]) -> None:
     "Restore the last snapshot, or go back to before the first stage that something changed concerns."
     runner = driver.connected_runner
@@ -94,7 +94,7 @@ def fork_driver(driver: SessionDriver, run_dir: str | Path | None, changes: Mapp
     other.update_index()
     return other
 
-
+# %% ../../nbs/66_session/01_branches.ipynb #7092a424
 def _check_fork_changes(driver: SessionDriver, changes: Mapping[str, Any]) -> None:
     "Refuse settings whose work is done already; what no stage has looked at may still be changed in a fork."
     driver.config.replace(**changes)

@@ -73,7 +73,7 @@ def session_card(
     lines = [f"{recipe.name} · {' · '.join(facts)} {sparkline_text(losses[-400:])}".rstrip(), about, _stages_text(position)]
     return View(markup, "\n".join(filter(None, map(visible_text, lines))))
 
-
+# %% ../../nbs/66_session/09_card.ipynb #477ccd8c
 def _total_steps_text(log: Sequence[Event]) -> str:
     "How many steps the training has, as the last one that began said."
     begun = [item for item in log if item.name == "train.start"]

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..display.tokens import BLUE_RGB, ColoredToken, color_tokens, token_label, tokens_html
+
+# %% ../../nbs/66_session/05_chat.ipynb #b95e4590
 from kitchen.formatting import (
     JUPYTER_HTML_CLASS,
     View,
@@ -52,13 +54,13 @@ class Exchange:
         place = f", at {self.position_text}" if self.position_text else ""
         return f"{len(self.completion.tokens):,} tokens{sure}{'' if self.ended else ', cut off'}{place}"
 
-
+# %% ../../nbs/66_session/05_chat.ipynb #9f9a96b2
 _DEFAULT_SAMPLING = SamplingParams(max_tokens=128, temperature=0.7)
 _BUBBLE_STYLE = f"{WRAP_STYLE};display:inline-block;max-width:80%;padding:.45em .8em;border-radius:.8em;text-align:left;unicode-bidi:isolate"
 _EMPTY_HINT = "talk('…') begins the conversation"
 _FULL_COLOR_NATS = 4.0  # nats: a token as unlikely as one in fifty has the full colour
 
-
+# %% ../../nbs/66_session/05_chat.ipynb #36f4a5fb
 class Chat:
     "A conversation with a model."
 
@@ -190,7 +192,7 @@ class Chat:
         lines = [f"{who:>8}: {visible_text(text)}" if who else f"{'':10}{text}" for who, text in said]
         return "\n".join(line.replace("\n", "\n" + " " * 10) for line in lines) or _EMPTY_HINT
 
-
+# %% ../../nbs/66_session/05_chat.ipynb #1acfe427
 def chat(
     sampler: SamplingClient,
     renderer: Renderer,

@@ -35,7 +35,7 @@ class CursorPlace:
 
 _LITERAL = re.compile(r"""('{3}|"{3}|'|")((?:\\.|(?!\1).)*)(\1|\Z)|\#[^\n]*""", re.DOTALL)
 
-
+# %% ../../nbs/66_session/11_completion.ipynb #e37c0697
 def cursor_place(text: str) -> CursorPlace:
     "Where the end of the text stands: within which call, which argument, and whether in a string."
     string: str | None = None
@@ -69,7 +69,7 @@ def cursor_place(text: str) -> CursorPlace:
         prefix,
     )
 
-
+# %% ../../nbs/66_session/11_completion.ipynb #2a982b4c
 def _outermost(code: str) -> str:
     "Code without what stands in inner brackets."
     while code != (code := re.sub(r"[(\[{][^()\[\]{}]*[)\]}]", "", code)):
@@ -90,7 +90,7 @@ def _measurement_names(driver: SessionDriver) -> list[str]:
     "What optimizer steps have measured so far."
     return sorted({name for item in driver.log if item.name.startswith("train.") for name in item.measurements})
 
-
+# %% ../../nbs/66_session/11_completion.ipynb #c7525368
 _STRINGS: dict[tuple[str, str], _Names] = {  # method and parameter -> what may stand in the string
     ("step", "unit"): lambda driver: list(STEP_CONDITIONS),
     ("run", "until"): lambda driver: [*_stage_names(driver), *compositions(driver.recipe.workflow)],
@@ -102,7 +102,7 @@ _STRINGS: dict[tuple[str, str], _Names] = {  # method and parameter -> what may 
 }
 _FIRST = {"step": "unit", "run": "until", "break_before": "stage", "peek": "name", "break_when": "condition"}
 
-
+# %% ../../nbs/66_session/11_completion.ipynb #ba642548
 def session_completions(text: str, namespace: Mapping[str, Any], session_class: type) -> tuple[str, list[str]]:
     "What has been typed of a name that a session knows, and the names that begin so; text ends at the cursor."
     place = cursor_place(text)
@@ -122,7 +122,7 @@ def session_completions(text: str, namespace: Mapping[str, Any], session_class: 
         names = _method_names(driver, method, place)
     return place.prefix, _beginning(place.prefix, names)
 
-
+# %% ../../nbs/66_session/11_completion.ipynb #5b68ab2e
 def _new_session_names(place: CursorPlace) -> list[str]:
     "For a session to be: recipes, or settings of the recipe that stands first."
     recipe = re.match(r"""\s*(?:recipe\s*=\s*)?["'](\w+)["']""", place.arguments)
@@ -136,7 +136,7 @@ def _new_session_names(place: CursorPlace) -> list[str]:
         return list(map(str, fields.get(place.argument, ())))
     return [] if place.argument or not place.number else [f"{one}=" for one in fields]
 
-
+# %% ../../nbs/66_session/11_completion.ipynb #316a7215
 def _method_names(driver: SessionDriver, method: str, place: CursorPlace) -> list[str]:
     "For a call of a session's method: names for a string, or settings as keywords."
     parameter = place.argument or ("" if place.number else _FIRST.get(method, ""))
@@ -156,7 +156,7 @@ def _setting_names(driver: SessionDriver) -> list[str]:
     "Every setting of a recipe."
     return [field.name for field in config_fields(driver.recipe.config)]
 
-
+# %% ../../nbs/66_session/11_completion.ipynb #837458ac
 def _beginning(prefix: str, names: list[str]) -> list[str]:
     "Names that begin so, each once."
     return [name for name in dict.fromkeys(names) if name.startswith(prefix)]

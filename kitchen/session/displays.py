@@ -27,6 +27,8 @@ from kitchen.session.inspection import (
 )
 from .lr_finder import LRRangeTest, find_learning_rate, next_batches
 from .play import PlaySession, play
+
+# %% ../../nbs/66_session/10_displays.ipynb #ef5bf269
 from .profile import Profile, profile
 from .regrade import Measure, RegradeResult, read_answers, regrade
 from .rollouts import show_rollouts
@@ -72,7 +74,7 @@ def regrade_answers(state: SessionState, run: Run, measure: Measure) -> RegradeR
     here = {name: value for name, value in lists.items() if value and all(isinstance(one, Answer) for one in value)}
     return regrade(here or read_answers(run), measure)
 
-
+# %% ../../nbs/66_session/10_displays.ipynb #32b2f4d6
 def ask_now(driver: SessionDriver, count: int) -> SampleRound:
     "Ask the model as it is now, and log what it says."
     runner = driver.connected_runner
@@ -88,7 +90,7 @@ def open_chat(
     training, params = state["training"], SamplingParams(max_tokens, temperature)
     return Chat(lambda: training.create_sampling_client(), state["renderer"], system, params, position_text)
 
-
+# %% ../../nbs/66_session/10_displays.ipynb #71ddcfad
 def play_problems(state: SessionState, what: Any, **options: Any) -> PlaySession:
     "A game of what is given, else of the session's own held-out problems."
     return play(list(state["problems"].test) if what is None else what, **options)

@@ -79,7 +79,7 @@ STEP_CONDITIONS: dict[str, Callable[[Event, Event | None], bool]] = {
     ),
 }
 
-
+# %% ../../nbs/66_session/00_driver.ipynb #f3d03ad4
 def step_condition(unit: str, last: Event | None) -> StopCondition:
     "Whether an event ends one unit, counted from the last optimizer step so far."
     if unit not in STEP_CONDITIONS:
@@ -92,7 +92,7 @@ def step_condition(unit: str, last: Event | None) -> StopCondition:
 
     return arrived
 
-
+# %% ../../nbs/66_session/00_driver.ipynb #bd045a74
 def stage_end_condition(workflow: WorkflowPart, name: str) -> StopCondition:
     "Whether an event ends the named stage, or begins a stage after the named composition."
     names, known = [part.name for part in stages(workflow)], compositions(workflow)
@@ -103,7 +103,7 @@ def stage_end_condition(workflow: WorkflowPart, name: str) -> StopCondition:
     later = names[names.index(known[name][-1]) + 1 :]
     return lambda item: item.name == "stage.start" and item["stage"] in later
 
-
+# %% ../../nbs/66_session/00_driver.ipynb #b97b77a4
 def until_condition(
     until: str | int | StopCondition | None,  # a stage or composition, a number of optimizer steps, a condition, the end
     workflow: WorkflowPart,
@@ -134,7 +134,7 @@ def checked_recipe(
     found.check(chosen)
     return found, config, chosen
 
-
+# %% ../../nbs/66_session/00_driver.ipynb #290a4618
 def new_run(recipe: Recipe, config: Any, adapters: Mapping[str, str], run_dir: str | Path | None) -> Run:
     "A run directory with the specification of what is to be done; without a folder it is one under the root of runs."
     spec = ExperimentSpec(

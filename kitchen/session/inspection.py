@@ -26,6 +26,8 @@ from kitchen.display.tokens import (
     tokens_html,
     tokens_text,
 )
+
+# %% ../../nbs/66_session/02_inspection.ipynb #29d94e7b
 from ..evaluation import Answer, Question
 from ..formatting import View, box_html, escape_html, number_text, small_html, visible_text
 from ..ports.protocols import Tokenizer, TrainingClient
@@ -52,7 +54,7 @@ def show_row(row: Any, tokenizer: Tokenizer) -> TokenView | View:
     markup = [f"<p><b>{escape_html(name)}</b></p>{one.html}" for name, one in shown.items()]
     return View(box_html(*markup), "\n\n".join(f"{name}\n{one.text}" for name, one in shown.items()))
 
-
+# %% ../../nbs/66_session/02_inspection.ipynb #70a59458
 def show_batch(
     batch: Sequence[Any],
     tokenizer: Tokenizer,
@@ -77,7 +79,7 @@ def show_batch(
         text += ["", visible_text(about), tokens_text(tokens, peak)]
     return View(box_html(*parts), "\n".join(text))
 
-
+# %% ../../nbs/66_session/02_inspection.ipynb #93cfcf10
 def _token_logprobs(training: TrainingClient, data: Sequence[Datum]) -> list[dict[str, np.ndarray]]:
     "Log-probability and loss of each target that counts, NaN elsewhere, under the model as it is now."
     found = training.forward(data, "cross_entropy").result().loss_fn_outputs
@@ -129,7 +131,7 @@ class RowLoss:
     loss: float  # nats/token
     losses: np.ndarray  # [T] nats; NaN where nothing is trained
 
-
+# %% ../../nbs/66_session/02_inspection.ipynb #a9161f28
 @dataclass(frozen=True, eq=False)
 class TopLosses:
     "The hardest rows, hardest first."
@@ -171,7 +173,7 @@ class TopLosses:
             parts.append("     " + tokens_text(line, peak).replace("\n", "\n     "))
         return "\n".join(parts)
 
-
+# %% ../../nbs/66_session/02_inspection.ipynb #7e4d57c5
 def _row_losses(training: TrainingClient, data: Sequence[Datum], batch_size: int = 64) -> list[RowLoss]:
     "The loss of each row that has trained tokens; nothing is trained."
     trained = [datum for datum in data if datum.weights.any()]
@@ -185,7 +187,7 @@ def _row_losses(training: TrainingClient, data: Sequence[Datum], batch_size: int
         rows.append(RowLoss(datum, float(np.nansum(losses * weights) / weights.sum()), losses))
     return rows
 
-
+# %% ../../nbs/66_session/02_inspection.ipynb #ec32bf1d
 def top_losses(
     training: TrainingClient, data: Sequence[Datum], tokenizer: Tokenizer, count: int = 8, batch_size: int = 64
 ) -> TopLosses:

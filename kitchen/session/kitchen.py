@@ -20,6 +20,8 @@ from ..recipes.registry import Recipe, get_recipe
 from .branches import fork_driver, open_driver
 from .card import session_card
 from .completion import register_completions
+
+# %% ../../nbs/66_session/12_kitchen.ipynb #79e671f9
 from kitchen.session.driver import (
     SessionDriver,
     SessionState,
@@ -35,6 +37,7 @@ from ..store.run import Run
 from ..telemetry import Event, events_to_dataframe
 from ..types import InvalidValue, UnknownName
 
+# %% ../../nbs/66_session/12_kitchen.ipynb #6d2d5ccc
 if TYPE_CHECKING:
     import pandas
 
@@ -432,5 +435,5 @@ class Kitchen:
     def _repr_html_(self) -> str:
         return self._card().html
 
-
+# %% ../../nbs/66_session/12_kitchen.ipynb #5b6bfec7
 register_completions(Kitchen)  # does something only where IPython runs

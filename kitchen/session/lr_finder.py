@@ -24,6 +24,8 @@ from ..palette import CURVE_COLORS
 from ..losses.distillation import DistillLoss, get_distill_loss
 from ..ports.protocols import TrainingClient
 from ..train.distillation import distillation_step
+
+# %% ../../nbs/66_session/06_lr_finder.ipynb #320dad91
 from kitchen.train.preference import (
     Pair,
     PairLossFactory,
@@ -170,7 +172,7 @@ def _pair_train_step(minimise: Callable[[TrainingClient], PairLossFactory]) -> T
 
     return learn
 
-
+# %% ../../nbs/66_session/06_lr_finder.ipynb #5f23db9f
 def _distillation_train_step(loss: DistillLoss) -> TrainStep:
     "One step of learning a teacher's distributions."
     return lambda training, batch, adam: float(distillation_step(training, batch, loss, adam, 1)[0])
@@ -190,7 +192,7 @@ def _train_step_for(row: Any, values: Mapping[str, Any]) -> tuple[TrainStep, str
     reference = values["service"].create_sampling_client(config.reference or config.model)
     return _pair_train_step(lambda training: kto_loss_factory(loss_of(config), training, reference)), "nats/pair"
 
-
+# %% ../../nbs/66_session/06_lr_finder.ipynb #63fc6045
 def next_batches(batches: Batches[Any] | StreamBatches[Any], count: int) -> list[Any]:
     "At most so many of the batches that come next; after the last one the first. The place in the data stays."
     found = list(islice(copy.copy(batches), count))
@@ -213,7 +215,7 @@ def _has_diverged(losses: Sequence[float]) -> bool:
         lowest = min(lowest, now)
     return not math.isfinite(even) or bool(len(losses) > 3 and now > 4 * lowest and now > losses[0])
 
-
+# %% ../../nbs/66_session/06_lr_finder.ipynb #45681f3a
 def lr_find(
     open_client: Callable[[], TrainingClient],  # gives a client to throw away: it is trained, and spoilt
     batches: Iterable[Any],  # at most `steps` of them are taken; fewer are used again
@@ -240,7 +242,7 @@ def lr_find(
             break
     return LRRangeTest(rates[: len(losses)], np.array(losses), ended, unit, np.resize(untouched, len(losses)))
 
-
+# %% ../../nbs/66_session/06_lr_finder.ipynb #1aec978d
 def find_learning_rate(values: Mapping[str, Any], lowest: float, highest: float, steps: int) -> LRRangeTest:
     "A range test inside a run that may be spoilt: on the batches that come next, learnt as that run learns them."
     known = {name.rpartition("/")[2]: value for name, value in values.items()}  # of several trainings in a row the last

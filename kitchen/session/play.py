@@ -25,7 +25,7 @@ from ..widgets.dashboard import has_frontend
 _NO_COMPLETION = Completion((), (), "stop")  # a person's words are no tokens
 _PLAY_LIMITS = EpisodeLimits(turns=64, tokens=10**9, patience=math.inf)  # errors come from here, with their traceback
 
-
+# %% ../../nbs/66_session/08_play.ipynb #efa09d0f
 class PlaySession:
     "A person in a world."
 
@@ -152,7 +152,7 @@ class PlaySession:
             }
         return {"text/html": self._repr_html_(), "text/plain": repr(self)}
 
-
+# %% ../../nbs/66_session/08_play.ipynb #39d013da
 def _policy_action(policy: Policy | None, episode: Episode) -> tuple[Message, Completion]:
     "What a policy does."
     assert policy is not None, "asked only of an opponent"
@@ -160,7 +160,7 @@ def _policy_action(policy: Policy | None, episode: Episode) -> tuple[Message, Co
     completion = policy.sampler.sample(prompt, 1, policy.params).result().completions[0]
     return policy.renderer.parse_response(completion.tokens)[0], completion
 
-
+# %% ../../nbs/66_session/08_play.ipynb #3503577d
 def _transcript(episode: Episode) -> list[tuple[str, str]]:
     "Who said what, and what it was worth."
     found, turns = [], iter(episode.transitions)
@@ -175,7 +175,7 @@ def _transcript(episode: Episode) -> list[tuple[str, str]]:
         found.append((who, said + (f"\n(reward {earned:.4g})" if earned else "")))
     return found
 
-
+# %% ../../nbs/66_session/08_play.ipynb #92da6718
 def _message_html(who: str, said: str) -> str:
     "One message: the person's own on the right."
     mine = who == "you"
@@ -222,7 +222,7 @@ class _PlayWidget:
         self.game_view.value, self.field.value = self.game._repr_html_(), ""
         self.field.disabled = self.buttons["say"].disabled = self.game.over
 
-
+# %% ../../nbs/66_session/08_play.ipynb #b7654355
 def play(
     what: str
     | Problem
@@ -243,7 +243,7 @@ def play(
         return PlaySession(what, **options)
     return PlaySession([_single_use_problem(what)], **options)
 
-
+# %% ../../nbs/66_session/08_play.ipynb #1a839495
 def _single_use_problem(env: Env) -> Problem:
     "A problem of an environment that is there; it can be played once."
     left = [env]

@@ -77,7 +77,7 @@ class Profile:
             ]
         )
 
-
+# %% ../../nbs/66_session/07_profile.ipynb #882de909
 def profile(spare_runner: Runner, profiler: Profiler, profiler_name: str, count: int = 15) -> Profile:
     "Profile the second of the next two optimizer steps."
 

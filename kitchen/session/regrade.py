@@ -68,7 +68,7 @@ class RegradedAnswers:
         "Answers whose grade is another now."
         return [(one, new) for one, new in zip(self.answers, self.grades, strict=True) if one.grade != new]
 
-
+# %% ../../nbs/66_session/04_regrade.ipynb #7e4d5ce6
 @dataclass(frozen=True)
 class RegradeResult:
     "Evaluations graded anew."
@@ -105,7 +105,7 @@ class RegradeResult:
     def __repr__(self) -> str:
         return self.view().text
 
-
+# %% ../../nbs/66_session/04_regrade.ipynb #001c0c7f
 def _mean_interval(grades: Sequence[float]) -> tuple[float, float, float]:
     "Mean and 95 % interval."
     values, mean = np.asarray(grades, dtype=np.float64), float(np.mean(grades))
@@ -114,7 +114,7 @@ def _mean_interval(grades: Sequence[float]) -> tuple[float, float, float]:
     half = 1.959963984540054 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return mean, mean - half, mean + half
 
-
+# %% ../../nbs/66_session/04_regrade.ipynb #fafba540
 def regrade(answers: Mapping[str, Sequence[Answer]], measure: Measure) -> RegradeResult:
     "Grade the answers of each label anew."
     rewards, found = _measure_rewards(measure), []
@@ -127,7 +127,7 @@ def regrade(answers: Mapping[str, Sequence[Answer]], measure: Measure) -> Regrad
         raise InvalidValue("there are no answers to grade: this run has not evaluated anything yet")
     return RegradeResult(" + ".join(one.name for one in rewards), tuple(found))
 
-
+# %% ../../nbs/66_session/04_regrade.ipynb #bd185370
 def read_answers(run: Run) -> dict[str, list[Answer]]:
     "What a run has kept of its evaluations."
     found: dict[str, list[Answer]] = {}

@@ -44,7 +44,7 @@ def find_rollouts(
             found += [(at, group, one, float(value)) for one, value in zip(group.trajectories, better, strict=True)]
     return [one for one in found if min_reward <= one[2].total_reward <= max_reward]
 
-
+# %% ../../nbs/66_session/03_rollouts.ipynb #115a2ce7
 def show_rollouts(
     run: Run,
     tokenizer: Tokenizer,
@@ -74,7 +74,7 @@ def show_rollouts(
         lines += ["", visible_text(words), shown.text]
     return View(box_html(*parts), "\n".join(lines))
 
-
+# %% ../../nbs/66_session/03_rollouts.ipynb #36114c53
 def _rollout_row(at: int, group: TrajectoryGroup, one: Trajectory, better: float) -> list[str]:
     "One trajectory in a line."
     said = [message.get("content", "") for message in one.metadata["messages"] if message["role"] == "assistant"]

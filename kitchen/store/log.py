@@ -94,7 +94,7 @@ def has_writer(folder: Path) -> bool:
 # %% ../../nbs/14_store/1_log.ipynb #bd518900
 _LIFECYCLE_EVENTS = frozenset({"run.start", "run.stop", "run.rewind"})
 
-
+# %% ../../nbs/14_store/1_log.ipynb #e164a820
 class EventLog:
     "The append-only log of a run, in a file: read by anyone, written by whoever holds its lock."
 

@@ -80,7 +80,7 @@ def pack_tensors(
             packs.setdefault(f"{group}/{name}" if size(tensor) >= _LARGE_TENSOR_BYTES else group, {})[name] = tensor
     return packs
 
-
+# %% ../../nbs/14_store/4_objects.ipynb #b303ffff
 @dataclasses.dataclass(frozen=True)
 class TrainingState:
     "Tensors as safetensors bytes, made when asked for, and settings."
@@ -97,7 +97,7 @@ class TrainingState:
         "SHA-256 of the state: equal exactly if training would go on in the same way."
         return _listing_digest(self.store_packs(lambda content: hashlib.sha256(content).hexdigest()))
 
-
+# %% ../../nbs/14_store/4_objects.ipynb #ac93e78a
 def _listing_digest(listing: Mapping[str, Any]) -> str:
     "SHA-256 of a listed state."
     return json_digest({"settings": listing["settings"], "packs": listing["packs"]})
@@ -110,7 +110,7 @@ class WriteFuture(AdapterFuture):
         super().__init__(verb)
         threading.Thread(target=self.run, args=(work,), name=f"kitchen-{verb}").start()
 
-
+# %% ../../nbs/14_store/4_objects.ipynb #461ad37a
 class StateStore:
     "States of training clients in a folder: NAME.json lists packs, which are objects beside it."
 
@@ -169,7 +169,7 @@ def allow_in_snapshots(kind: type) -> type:
     _SNAPSHOT_TYPES[f"{kind.__module__}:{kind.__qualname__}"] = kind
     return kind
 
-
+# %% ../../nbs/14_store/4_objects.ipynb #f11c0531
 def _dataclass_by_name(name: str) -> type:
     "The dataclass of that name, if it may be kept."
     if name in _SNAPSHOT_TYPES:
@@ -184,7 +184,7 @@ def _dataclass_by_name(name: str) -> type:
         raise DamagedData(f"a snapshot names {name}, which is no dataclass")
     return kind
 
-
+# %% ../../nbs/14_store/4_objects.ipynb #f523762b
 def encode_value(value: Any, root: Path | None = None) -> Any:
     "The value as JSON; InvalidValue naming the type that cannot be kept."
     if value is None or isinstance(value, (bool, int, str)):
@@ -214,7 +214,7 @@ def encode_value(value: Any, root: Path | None = None) -> Any:
         return {_TYPE_KEY: name, "of": {key: encode_value(item, root) for key, item in content.items()}}
     raise InvalidValue(f"a snapshot cannot hold a value of type {type(value).__name__}")
 
-
+# %% ../../nbs/14_store/4_objects.ipynb #a8a5efc5
 def decode_value(content: Any, root: Path | None = None) -> Any:
     "The value that `encoded` turned into JSON."
     if isinstance(content, list):
@@ -232,7 +232,7 @@ def _decode_array(content: Mapping[str, Any], root: Path | None) -> Any:
     flat = np.frombuffer(base64.b64decode(content["of"]), np.dtype(content["dtype"]))
     return flat.reshape(content["shape"]).copy()[()]
 
-
+# %% ../../nbs/14_store/4_objects.ipynb #6bfc6cd3
 _DECODERS: dict[str, Callable[[Mapping[str, Any], Path | None], Any]] = {
     "float": lambda content, root: float(content["of"]),
     "tuple": lambda content, root: tuple(decode_value(item, root) for item in content["of"]),

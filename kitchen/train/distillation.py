@@ -23,6 +23,8 @@ from ..ports.protocols import SamplingClient, TrainingClient
 from ..rendering.base import Renderer
 from ..telemetry import Event, event
 from .rl import PolicyUpdateSettings, take_steps
+
+# %% ../../nbs/35_train/7_distillation.ipynb #b7b64923
 from kitchen.train.rollouts import (
     Policy,
     RolloutRound,
@@ -52,7 +54,7 @@ def student_view(messages: Messages) -> Messages:
     "The teacher sees what the student sees."
     return messages
 
-
+# %% ../../nbs/35_train/7_distillation.ipynb #fcb2acc0
 @dataclass(frozen=True)
 class InstructionView:
     "The teacher sees an instruction before the conversation; {gold} in it is the problem's right answer."
@@ -66,12 +68,12 @@ class InstructionView:
         "The same, about a problem."
         return InstructionView(self.text.replace("{gold}", gold))
 
-
+# %% ../../nbs/35_train/7_distillation.ipynb #d0e9457b
 def instruction_view(text: str) -> InstructionView:
     "The teacher sees an instruction before the conversation."
     return InstructionView(text)
 
-
+# %% ../../nbs/35_train/7_distillation.ipynb #ddd53e3d
 def on_policy_data(
     groups: Sequence[TrajectoryGroup],
     teachers: Mapping[str, SamplingClient],  # by tag of the problem; "" for all others
@@ -92,7 +94,7 @@ def on_policy_data(
                 asked.append((datum, teacher.compute_logprobs([*seen, *answer]), len(answer)))
     return [_add_teacher_advantages(datum, future.result()[-count:], coefficient) for datum, future, count in asked]
 
-
+# %% ../../nbs/35_train/7_distillation.ipynb #10f08c62
 def _teacher_for_tag(tag: str, teachers: Mapping[str, SamplingClient]) -> SamplingClient:
     "Who teaches this kind of problem."
     if tag not in teachers and "" not in teachers:
@@ -107,7 +109,7 @@ def _turn_datums(trajectory: Trajectory, group: TrajectoryGroup) -> list[Datum]:
         datum for turn in trajectory.transitions for datum in trajectory_to_datums(Trajectory((turn,)), 0.0, origin)
     ]
 
-
+# %% ../../nbs/35_train/7_distillation.ipynb #0595d617
 def _teacher_prompts(trajectory: Trajectory, renderer: Renderer, teacher_view: TeacherView) -> Iterator[list[int]]:
     "What the teacher sees before each turn, as tokens."
     messages = [Message(**said) for said in trajectory.metadata["messages"]]
@@ -140,7 +142,7 @@ def learn_from_teachers(
     data = on_policy_data(rolled.groups, teachers, renderer, teacher_view)
     yield from take_steps(training, data, on_policy_settings(max_answer_tokens), adam, losses, rolled.number, lag)
 
-
+# %% ../../nbs/35_train/7_distillation.ipynb #d018f131
 def train_on_policy(
     training: TrainingClient,
     problems: Batches[Problem],
@@ -174,7 +176,7 @@ def train_on_policy(
     seconds = time.perf_counter() - began
     yield event("train.stop", done["step"], steps=done["step"], tokens=done["tokens"], seconds=seconds)
 
-
+# %% ../../nbs/35_train/7_distillation.ipynb #946322ef
 def on_policy_settings(max_answer_tokens: int) -> PolicyUpdateSettings:
     "How it is learnt: importance sampling, a mean over the tokens of each step."
     return PolicyUpdateSettings(replace(OBJECTIVES["importance_sampling"], aggregation="tokens"), max_answer_tokens)
@@ -194,7 +196,7 @@ def soft_targets(
         for datum, view, future in zip(data, views, futures, strict=True)
     ]
 
-
+# %% ../../nbs/35_train/7_distillation.ipynb #dac4e0ec
 def _align_topk(datum: Datum, view: Datum, likely: TopK) -> tuple[np.ndarray, np.ndarray]:  # each [T, K]
     "The teacher's most likely tokens and their log-probabilities, at the places where the student is trained on the same tokens."
     if view is datum:
@@ -210,7 +212,7 @@ def _align_topk(datum: Datum, view: Datum, likely: TopK) -> tuple[np.ndarray, np
     tokens[here], logprobs[here] = likely.tokens[there], likely.logprobs[there]
     return tokens, logprobs
 
-
+# %% ../../nbs/35_train/7_distillation.ipynb #a50a0ad6
 def train_off_policy(
     training: TrainingClient,
     batches: Batches[list[Datum]],  # of soft targets
@@ -244,7 +246,7 @@ def train_off_policy(
     seconds = time.perf_counter() - began
     yield event("train.stop", done["step"], steps=done["step"], tokens=done["tokens"], seconds=seconds)
 
-
+# %% ../../nbs/35_train/7_distillation.ipynb #c9096eda
 def distillation_step(
     training: TrainingClient, batch: Sequence[list[Datum]], loss: DistillLoss, adam: AdamParams, accumulate: int
 ) -> tuple[float, Mapping[str, float]]:

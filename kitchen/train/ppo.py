@@ -41,7 +41,7 @@ class Critic:
         if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1 and self.clip > 0):
             raise InvalidValue(f"gamma and lam must lie in [0, 1], clip be positive: got {self.gamma}, {self.lam}, {self.clip}")
 
-
+# %% ../../nbs/35_train/6_ppo.ipynb #05d5873a
 @dataclass(frozen=True)
 class _EpisodeTokens:
     "One episode, ready to be valued: all arrays over the tokens that the policy chose, in order."
@@ -53,7 +53,7 @@ class _EpisodeTokens:
 
 _TRUNCATING_STOPS = frozenset({"turns", "tokens", "tool_calls", "time"})  # of the stops of an episode, those that are no end of the story
 
-
+# %% ../../nbs/35_train/6_ppo.ipynb #f03693df
 def _episode_tokens(trajectory: Trajectory, data: Sequence[Datum]) -> _EpisodeTokens:
     "The reward of each turn stands at its last token; what came after all of them, at the very last."
     rewards = [np.zeros(len(one.completion.tokens)) for one in trajectory.transitions]
@@ -85,7 +85,7 @@ def _estimate_values(critic: Critic, states: Sequence[Datum]) -> tuple[list[np.n
     offsets = [np.zeros_like(one) for one in read] if critic.base is None else _read_values(critic.base, critic.head, states)
     return [one - other for one, other in zip(read, offsets, strict=True)], offsets
 
-
+# %% ../../nbs/35_train/6_ppo.ipynb #dcc4aaa0
 def _episode_advantages(episode: _EpisodeTokens, values: Sequence[np.ndarray], critic: Critic) -> tuple[np.ndarray, np.ndarray]:
     "Advantages and returns over the tokens of an episode, [N] each (generalised advantage estimation)."
     before = np.concatenate([one[:-1] for one in values])
@@ -137,7 +137,7 @@ def _policy_and_critic_data(
         lessons.append(_critic_datum(datum, critic.head, returns[here], before[here], off[:-1]))
     return policy, lessons, _value_metrics(returns, before)
 
-
+# %% ../../nbs/35_train/6_ppo.ipynb #6200bf3f
 def _subtract_kl(episode: _EpisodeTokens, coefficient: float) -> _EpisodeTokens:
     "Each token pays for its distance from the reference (k1)."
     inputs = [(one.loss_fn_inputs, one.weights != 0) for one in episode.data]
@@ -151,7 +151,7 @@ def _critic_datum(datum: Datum, head: ScalarHead, returns: np.ndarray, values: n
     asked = {"targets": np.full(len(datum), head.token), "weights": datum.weights}
     return Datum(datum.tokens, asked | {name: _scatter_to_actions(datum, row) for name, row in rows.items()}, datum.origin)
 
-
+# %% ../../nbs/35_train/6_ppo.ipynb #9542100b
 def _value_metrics(returns: np.ndarray, values: np.ndarray) -> dict[str, float]:
     "Means, and the share of the returns' variance that the values explain; 1 is a perfect critic, 0 one that knows the mean."
     if not len(returns):
@@ -184,7 +184,7 @@ def learn_with_critic(
             yield event("train.critic", step + number + 1, **about, seconds=time.perf_counter() - started)
     yield from take_steps(training, data, update_settings, adam, losses, step, lag)
 
-
+# %% ../../nbs/35_train/6_ppo.ipynb #4b98de3a
 def _critic_step(critic: Critic, critic_data: Sequence[Datum], adam: AdamParams, accumulate: int) -> Mapping[str, Any]:
     "One optimizer step of the critic; its loss, a mean over tokens, and the size of the gradient."
     total = sum(float(one.weights.sum()) for one in critic_data)

@@ -40,7 +40,7 @@ def interleave_pairs(pairs: Sequence[Pair]) -> list[Datum]:
     "Chosen and rejected by turns."
     return [datum for pair in pairs for datum in (pair.chosen, pair.rejected)]
 
-
+# %% ../../nbs/35_train/2_preference.ipynb #eb5d5408
 def preference_to_pair(renderer: Renderer, row: Preference, max_length: int) -> Pair:
     "Datums of a row; RowError where there is nothing to learn, or too much of it."
     both = []
@@ -60,7 +60,7 @@ def pair_to_score_query(pair: Pair, head: ScalarHead) -> Pair:
     "The same pair, asking for its score after the last token."
     return Pair(*(score_query(datum, head) for datum in (pair.chosen, pair.rejected)))
 
-
+# %% ../../nbs/35_train/2_preference.ipynb #5d48abfc
 def score_query(datum: Datum, head: ScalarHead) -> Datum:
     "A datum that asks for the score of the whole sequence."
     whole = [*datum.tokens.tolist(), int(datum.targets[-1])]
@@ -91,7 +91,7 @@ def kto_loss_factory(loss: PairLoss, training: TrainingClient, reference: Sampli
 
     return minimise
 
-
+# %% ../../nbs/35_train/2_preference.ipynb #9e39236e
 def _estimate_kto_drift(pairs: Sequence[Pair], training: TrainingClient, reference: SamplingClient) -> float:
     "max(0, mean log-ratio of policy and reference) on each prompt with the next one's answer; 0 for a single pair."
     if len(pairs) < 2:
@@ -105,7 +105,7 @@ def _estimate_kto_drift(pairs: Sequence[Pair], training: TrainingClient, referen
     ]
     return max(0.0, float(np.mean(ratios)))
 
-
+# %% ../../nbs/35_train/2_preference.ipynb #ff1a44f1
 def _swap_answer(datum: Datum, other: Datum) -> Datum:
     "The prompt of one datum with the answer of another."
     begins = [int(np.flatnonzero(one.weights)[0]) for one in (datum, other)]
@@ -146,7 +146,7 @@ def train_pairs(
     seconds = time.perf_counter() - began
     yield event("train.stop", done["step"], steps=done["step"], tokens=done["tokens"], seconds=seconds)
 
-
+# %% ../../nbs/35_train/2_preference.ipynb #e36e8245
 def _evaluate_if_due(
     done: dict[str, Any], evaluate: Callable[[int], Event] | None, due: Callable[[int], bool]
 ) -> Iterator[Event]:
@@ -156,7 +156,7 @@ def _evaluate_if_due(
         done["evaluated"] = step
         yield evaluate(step)
 
-
+# %% ../../nbs/35_train/2_preference.ipynb #a7ae0dc7
 def preference_step(
     training: TrainingClient, batch: Sequence[Pair], loss: CustomLoss, adam: AdamParams, accumulate: int, step: int
 ) -> Iterator[Event]:
@@ -176,7 +176,7 @@ def preference_step(
     if not math.isfinite(value):
         raise TrainingDiverged(f"the loss is {value} at step {step}; lower learning_rate or beta")
 
-
+# %% ../../nbs/35_train/2_preference.ipynb #d3d36ed5
 _SUMMED_METRICS = ("accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob")
 
 
@@ -189,7 +189,7 @@ def _mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 # %% ../../nbs/35_train/2_preference.ipynb #649260d3
 PairEvaluator = Callable[[Sequence[Datum], Sequence[Any]], tuple[float, dict[str, float]]]  # sums of the loss and of what is read
 
-
+# %% ../../nbs/35_train/2_preference.ipynb #f69093a3
 def held_out_pair_loss(
     training: TrainingClient, pairs: Sequence[Pair], evaluator: PairEvaluator, step: int, batch_size: int = 64
 ) -> Event:
@@ -209,7 +209,7 @@ def held_out_pair_loss(
     told = _mean_metrics([metrics for _, metrics in found])
     return event("train.pairs", step, split="test", loss=loss, seconds=time.perf_counter() - started, **told)
 
-
+# %% ../../nbs/35_train/2_preference.ipynb #0b93f759
 def preference_evaluator(loss: PairLoss) -> PairEvaluator:
     "Sum of the loss, and sums of what people read."
 
@@ -242,7 +242,7 @@ def score_sequences(sampler: SamplingClient, head: ScalarHead, texts: Sequence[S
     futures = [sampler.compute_logprobs([*tokens, head.token]) for tokens in texts]
     return [float(head.read_scalars(future.result()[-1])) for future in futures]
 
-
+# %% ../../nbs/35_train/2_preference.ipynb #54133d6c
 @dataclass(frozen=True)
 class RewardModel:
     "A reward model at work."

@@ -26,6 +26,8 @@ from kitchen.losses.policy import (
     submit_objective,
 )
 from ..ports.protocols import SamplingClient, TrainingClient
+
+# %% ../../nbs/35_train/5_rl.ipynb #f10670a4
 from ..rendering.base import Renderer
 from ..telemetry import Event, event
 from kitchen.train.rollouts import (
@@ -77,7 +79,7 @@ def _advantage_data(groups: Sequence[TrajectoryGroup], objective: Objective, ref
     ]
     return _subtract_kl_from_advantages(data, objective) if objective.needs_reference and objective.kl == "advantage" else data
 
-
+# %% ../../nbs/35_train/5_rl.ipynb #546b01ad
 def add_group_reference_logprobs(made: Sequence[Sequence[Sequence[Datum]]], reference: SamplingClient) -> list[list[list[Datum]]]:
     "The same datums with the reference's log-probabilities; all requests are sent before the first is read."
     futures = {
@@ -97,7 +99,7 @@ def _kl_to_reference(data: Sequence[Datum], objective: Objective) -> float:
     inputs = [datum.loss_fn_inputs for datum in data]
     return float(sum((one["weights"] * estimate(one["logprobs"], one["reference_logprobs"])[0]).sum() for one in inputs))
 
-
+# %% ../../nbs/35_train/5_rl.ipynb #0b1fe2f1
 def _subtract_kl_from_advantages(data: Sequence[Datum], objective: Objective) -> list[Datum]:
     "Advantages with the centred distance of each token taken off: coef · (mean − distance)."
     apart = [datum.weights * (datum.loss_fn_inputs["logprobs"] - datum.loss_fn_inputs["reference_logprobs"]) for datum in data]
@@ -127,7 +129,7 @@ def learn_from_rollouts(
         yield event("train.alarm", step, reason=reason, value=1.0, bound=1.0)
     yield from take_steps(training, data, update_settings, adam, losses, step, lag)
 
-
+# %% ../../nbs/35_train/5_rl.ipynb #d4fc4919
 def take_steps(
     training: TrainingClient,
     data: Sequence[Datum],  # with advantages, and 1 as weight on each token that was sampled
@@ -154,7 +156,7 @@ def take_steps(
             place = f"at step {step + number + 1}"
             raise TrainingDiverged(f"the loss is {found['loss']} {place}; lower learning_rate or bound the ratio")
 
-
+# %% ../../nbs/35_train/5_rl.ipynb #5114eb09
 def _weight_datums(data: Sequence[Datum], objective: Objective, max_answer_tokens: int) -> list[Datum]:
     "Datums with the weights of the aggregation, over all of them."
     weights = AGGREGATIONS[objective.aggregation]([datum.weights for datum in data], max_answer_tokens)
@@ -163,7 +165,7 @@ def _weight_datums(data: Sequence[Datum], objective: Objective, max_answer_token
         datum.replace(weights=one, advantages=two) for datum, one, two in zip(data, weights, advantages, strict=True)
     ]
 
-
+# %% ../../nbs/35_train/5_rl.ipynb #8f64f230
 def _optimizer_step(
     training: TrainingClient,
     data: Sequence[Datum],
@@ -179,7 +181,7 @@ def _optimizer_step(
     logprobs = [one["logprobs"] for output in outputs for one in output.loss_fn_outputs]
     return {"loss": sum(output.loss_sum for output in outputs), "logprobs": logprobs, **update.result().metrics}
 
-
+# %% ../../nbs/35_train/5_rl.ipynb #b732694f
 def _policy_events(
     training: TrainingClient,
     data: Sequence[Datum],

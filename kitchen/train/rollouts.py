@@ -66,7 +66,7 @@ def play_groups(
     finally:
         patience.close()
 
-
+# %% ../../nbs/35_train/4_rollouts.ipynb #b844855b
 def _make_episodes(problem: Problem, count: int, timeout_worker: TimeoutWorker) -> list[Episode]:
     "So many episodes of a problem, not begun."
     envs = call_for_problem(problem, "at the start", timeout_worker, lambda: list(problem.make(count)))
@@ -74,7 +74,7 @@ def _make_episodes(problem: Problem, count: int, timeout_worker: TimeoutWorker) 
         raise RolloutFailed(f"{problem.tag}, {problem.text[:60]!r}: asked for {count} episodes, it made {len(envs)}")
     return [Episode(env, problem, member, timeout_worker=timeout_worker) for member, env in enumerate(envs)]
 
-
+# %% ../../nbs/35_train/4_rollouts.ipynb #80e30b64
 def episodes_to_act(episodes: Sequence[Episode], limits: EpisodeLimits) -> list[Episode]:
     "Whose turn it is; those who waited look whether they still have to."
     for episode in episodes:
@@ -87,7 +87,7 @@ def episodes_to_act(episodes: Sequence[Episode], limits: EpisodeLimits) -> list[
             episode.stop = "left alone"
     return active
 
-
+# %% ../../nbs/35_train/4_rollouts.ipynb #6cdd8b07
 def _sample_actions(
     policy: Policy, active: Sequence[Episode], seed: int, rounds: int, limits: EpisodeLimits
 ) -> Iterator[tuple[Episode, tuple[int, ...], Any, int]]:
@@ -108,7 +108,7 @@ def _sample_actions(
         for place, episode in enumerate(sharing):
             yield episode, prompt, future, place
 
-
+# %% ../../nbs/35_train/4_rollouts.ipynb #8ca6a0d8
 def _run_guarded(episode: Episode, limits: EpisodeLimits, work: Callable[[], None]) -> None:
     "Do something with an episode; a failure is treated as the limits say."
     try:
@@ -120,7 +120,7 @@ def _run_guarded(episode: Episode, limits: EpisodeLimits, work: Callable[[], Non
         if limits.on_failure == "retry" and len(episode.failed_attempts) < limits.retries and _restart_episode(episode):
             _run_guarded(episode, limits, episode.start)
 
-
+# %% ../../nbs/35_train/4_rollouts.ipynb #782cea44
 def _restart_episode(episode: Episode) -> bool:
     "Put a fresh episode in the place of one that failed, which is remembered; False where none can be made alone."
     try:
@@ -134,7 +134,7 @@ def _restart_episode(episode: Episode) -> bool:
     )
     return True
 
-
+# %% ../../nbs/35_train/4_rollouts.ipynb #4e5a67b2
 def _collect_group(problem: Problem, episodes: Sequence[Episode], limits: EpisodeLimits, timeout_worker: TimeoutWorker) -> TrajectoryGroup:
     "What is left of a group, with the rewards that are given to the group as a whole."
     whole = [episode for episode in episodes if not episode.error]
@@ -147,7 +147,7 @@ def _collect_group(problem: Problem, episodes: Sequence[Episode], limits: Episod
     made = (episode.to_trajectory(*verdict) for episode, verdict in zip(whole, verdicts, strict=True))
     return TrajectoryGroup(problem.tag, problem.text, problem.gold, tuple(made), tuple(aside))
 
-
+# %% ../../nbs/35_train/4_rollouts.ipynb #2d857f97
 def judge_answers(problem: Problem, answers: Sequence[str], timeout_worker: TimeoutWorker) -> list[tuple[float, Mapping[str, float]]]:
     "The verdict on each answer of a group, checked."
     judge = problem.judge
@@ -238,7 +238,7 @@ def rollout_events(groups: Sequence[TrajectoryGroup], step: int, seconds: float)
     for tag, component, values in _rewards_by_component(groups):
         yield event("rollout.reward", step, tag=tag, component=component, value=float(np.mean(values)), count=len(values))
 
-
+# %% ../../nbs/35_train/4_rollouts.ipynb #89c58425
 def _rewards_by_component(groups: Sequence[TrajectoryGroup]) -> Iterator[tuple[str, str, list[float]]]:
     "Tag, component and its values in all episodes that have it."
     found: dict[tuple[str, str], list[float]] = {}
@@ -249,7 +249,7 @@ def _rewards_by_component(groups: Sequence[TrajectoryGroup]) -> Iterator[tuple[s
     for (tag, name), values in sorted(found.items()):
         yield tag, name, values
 
-
+# %% ../../nbs/35_train/4_rollouts.ipynb #2a921e68
 def regrade_group(group: TrajectoryGroup, grade: Callable[[str], tuple[float, Mapping[str, float]]]) -> TrajectoryGroup:
     "The same episodes with other rewards, given to their last message; nothing is sampled again."
     made = []

@@ -32,7 +32,7 @@ def _exponential_schedule(progress: float, floor: float, power: float) -> float:
     "Equal ratios from 1 to the floor; a floor of 0 cannot be reached so, and 0.01 stands for it."
     return (floor or 0.01) ** progress
 
-
+# %% ../../nbs/35_train/0_schedules.ipynb #246182c1
 def _polynomial_schedule(progress: float, floor: float, power: float) -> float:
     "floor + (1 - floor) (1 - p)^power, as in transformers' polynomial decay."
     return floor + (1 - floor) * (1 - progress) ** power

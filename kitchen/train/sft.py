@@ -49,7 +49,7 @@ def split_micro_batches(batch: Sequence[Datum], pieces: int) -> list[Sequence[Da
     bounds = np.linspace(0, len(batch), min(pieces, len(batch)) + 1).round().astype(int)
     return [batch[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
 
-
+# %% ../../nbs/35_train/1_sft.ipynb #62bbf942
 def train_sft(
     training: TrainingClient,
     batches: Batches[Datum] | StreamBatches[Datum],
@@ -83,7 +83,7 @@ def train_sft(
     yield event("train.stop", done["step"], steps=done["step"], tokens=done["tokens"], seconds=seconds)
     return total
 
-
+# %% ../../nbs/35_train/1_sft.ipynb #af43b65c
 def sft_step(
     training: TrainingClient, batch: Sequence[Datum], adam_params: AdamParams, accumulate: int, loss: str = "cross_entropy"
 ) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def sft_step(
     value = sum(forward.result().loss_sum for forward in forwards)
     return {"loss": value, **step_measurements(batch, update.result().metrics, started)}
 
-
+# %% ../../nbs/35_train/1_sft.ipynb #ab5e7af8
 def step_measurements(data: Sequence[Datum], update: Mapping[str, float], started: float) -> dict[str, Any]:
     "What every optimizer step tells: the work that was done since `started`, and what the backend says of its update."
     seconds, tokens = time.perf_counter() - started, sum(map(len, data))
@@ -111,7 +111,7 @@ def step_measurements(data: Sequence[Datum], update: Mapping[str, float], starte
         "tokens_per_second": tokens / seconds,
     }
 
-
+# %% ../../nbs/35_train/1_sft.ipynb #085cac27
 def _after_step(
     done: Mapping[str, Any], total: int, evaluate: Callable[[int], Event] | None, due: Callable[[int], bool]
 ) -> Iterator[Event]:

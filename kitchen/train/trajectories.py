@@ -31,7 +31,7 @@ STOP_REASONS = {  # why an episode ends
     "error": "the environment or a reward has failed",
 }
 
-
+# %% ../../nbs/35_train/3_trajectories.ipynb #31dece9a
 @dataclass(frozen=True)
 class EpisodeLimits:
     "When an episode is ended from outside, and what happens to one that fails."
@@ -56,7 +56,7 @@ class EpisodeLimits:
             if not getattr(self, name) > 0:
                 raise InvalidValue(f"limits: {name} must be more than 0, not {getattr(self, name)}")
 
-
+# %% ../../nbs/35_train/3_trajectories.ipynb #0009a72f
 DEFAULT_LIMITS = EpisodeLimits()
 
 # %% ../../nbs/35_train/3_trajectories.ipynb #809dff72
@@ -148,7 +148,7 @@ class Episode:
         about = {"stop": self.stop, "parts": {**self.parts, **(parts or {})}, "messages": said, "error": self.error}
         return Trajectory(tuple(self.transitions), self.final_reward + group_reward, about)
 
-
+# %% ../../nbs/35_train/3_trajectories.ipynb #8c2359de
 def call_for_episode(episode: Episode, work: Callable[[], Any]) -> Any:
     "What work of the environment gives; an error says in which rollout it happened."
     return call_for_problem(
@@ -168,7 +168,7 @@ def call_for_problem(problem: Problem, where: str, timeout_worker: TimeoutWorker
             f"{problem.tag}, {problem.text[:60]!r}, {where}: {type(error).__name__}: {error}"
         ) from error
 
-
+# %% ../../nbs/35_train/3_trajectories.ipynb #b5367152
 def _check_messages(messages: Any, what: str) -> Sequence[Message]:
     "The messages, if they are."
     if not isinstance(messages, (list, tuple)) or not all(isinstance(one, Message) for one in messages):
@@ -180,7 +180,7 @@ def is_finite_number(value: Any) -> bool:
     "Whether it is a finite real number."
     return isinstance(value, numbers.Real) and math.isfinite(value)
 
-
+# %% ../../nbs/35_train/3_trajectories.ipynb #374e5bd9
 def _check_step(step: Any) -> Step:
     "The step, if it is one that can be believed."
     if not isinstance(step, Step):

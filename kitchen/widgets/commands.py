@@ -28,7 +28,7 @@ class _SessionDriver(Protocol):
     def connected_runner(self) -> Any: ...
     runner: Any
 
-
+# %% ../../nbs/62_widgets/1_commands.ipynb #393cfb82
 class _ControlledSession(Protocol):
     "A run that can be told what to do."
 
@@ -65,7 +65,7 @@ def _play(session: _ControlledSession) -> str:
     session.resume(wait=False)
     return "Going on."
 
-
+# %% ../../nbs/62_widgets/1_commands.ipynb #c538cb79
 def _pause(session: _ControlledSession) -> str:
     "Stop on the next boundary."
     going = session.driver.busy
@@ -85,7 +85,7 @@ def _stop(session: _ControlledSession) -> str:
     session.close()
     return "Stopped; Kitchen.open takes it up again."
 
-
+# %% ../../nbs/62_widgets/1_commands.ipynb #bc2c04c8
 def _rewind(session: _ControlledSession, step: int) -> str:
     "Back to the end of an optimizer step."
     session.pause()
@@ -102,7 +102,7 @@ def _sample(session: _ControlledSession, count: int = 4) -> str:
     "Ask the model as it is now."
     return f"Asked: {session.sample(count).name}."
 
-
+# %% ../../nbs/62_widgets/1_commands.ipynb #013ed4ee
 def _fork(session: _ControlledSession, **changes: Any) -> str:
     "A run that goes its own way from here."
     return f"Forked as {session.fork(**changes).run_record.run_id}."
@@ -114,7 +114,7 @@ def _edit(session: _ControlledSession, **settings: Any) -> str:
     shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
     return ", ".join(f"{name} = {value}" for name, value in shown.items())
 
-
+# %% ../../nbs/62_widgets/1_commands.ipynb #fa6486e2
 _COMMANDS: dict[str, _Command] = {
     "play": _Command(_play),
     "pause": _Command(_pause, pauses_run=True),

@@ -36,7 +36,7 @@ def _button_state(state: str) -> str:
     "How a run stands, for buttons: 'goes', 'stands', 'ended' or 'closed'."
     return {"running": "goes", "completed": "ended", "stopped": "closed"}.get(state, "stands")
 
-
+# %% ../../nbs/62_widgets/4_controls.ipynb #8338d219
 class CommandButtons:
     "The row of buttons of a run."
 
@@ -92,7 +92,7 @@ def _field_text(value: Any) -> str:
     "A value as its field shows it."
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
-
+# %% ../../nbs/62_widgets/4_controls.ipynb #042bf511
 def _parse_field(setting: ConfigField, text: Any) -> Any:
     "What was typed, as a value; InvalidValue says what a number is."
     if not isinstance(text, str) or setting.kind not in ("number", "integer"):
@@ -105,7 +105,7 @@ def _parse_field(setting: ConfigField, text: Any) -> Any:
     whole = setting.kind == "integer" and number is not None and math.isfinite(number) and number == int(number)
     return int(number) if whole and number is not None else number
 
-
+# %% ../../nbs/62_widgets/4_controls.ipynb #acfc7414
 class SettingsForm:
     "Fields for the live settings of a run."
 

@@ -25,6 +25,8 @@ from ..types import InvalidValue
 from .commands import CommandQueue
 from .controls import CommandButtons, SettingsForm
 from .figure import Canvas, static_board
+
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #c2b6799c
 from kitchen.widgets.panels import (
     MONITORED_EVENTS,
     RunMonitor,
@@ -104,7 +106,7 @@ def _seconds_to_next_repaint(took: float, worked: float) -> float:
     "Seconds until the next repaint, after one that took so long and used so much of a processor."
     return max(0.02, 1 / _MAX_REPAINTS_PER_SECOND - took, min(worked / _MAX_CPU_SHARE - took, _MAX_WAIT))
 
-
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #04ded416
 class _Painter:
     "Paints what is open."
 
@@ -149,7 +151,7 @@ class _Painter:
                     dashboard.fail(error)
             self.wake.wait(_seconds_to_next_repaint(time.perf_counter() - started, time.thread_time() - worked))
 
-
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #fcb2f806
 _PAINTER = _Painter()
 
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #f62b54e4
@@ -157,7 +159,7 @@ _TABS = ("answers", "settings", "events")
 _DRAW_TIMEOUT = 20.0  # seconds for a page to say that it has drawn the figure: it cannot while a cell runs
 _OPEN_DASHBOARDS: dict[int, "Dashboard"] = {}  # id of a session -> the dashboard that shows it
 
-
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #48220d2a
 class Dashboard:
     "A live view of one or several sessions; `close()` leaves a still picture in its place."
 
@@ -475,7 +477,7 @@ class Dashboard:
     def __exit__(self, *error: Any) -> None:
         self.close()
 
-
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #577fc900
 def _close_widget(widget: Any) -> None:
     "Close a widget with all that belongs to it; otherwise its parts stay in memory."
     for one in getattr(widget, "children", ()):
@@ -496,7 +498,7 @@ def _sessions_picture(seats: Sequence[_SessionView]) -> Picture:
     names = [seat.short_name for seat in seats]
     return Picture(lambda: static_board(names, phases, lines), visible_text("\n".join([*lines, tree])))
 
-
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #89912ff7
 def has_frontend() -> bool:
     "Whether somebody looks at this kernel: a front end names the cell that it runs, programs that execute notebooks do not."
     if os.environ.get("KITCHEN_HEADLESS"):
@@ -510,7 +512,7 @@ def has_frontend() -> bool:
         return False
     return "cellId" in kernel.get_parent().get("metadata", {})
 
-
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #e84476ae
 def dashboard(*sessions: Any, live: bool | None = None) -> "Dashboard | Picture":
     "A live view of sessions; a still picture where nobody looks. `live` says it outright."
     if has_frontend() if live is None else live:

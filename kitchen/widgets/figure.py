@@ -40,7 +40,7 @@ def _first_own_step(phase: TrainingPhase | None, run: int) -> int:
     "Where a run's own lines begin: a fork's story up to there is its parent's, which is drawn already."
     return phase.fork_step if phase and run else 0
 
-
+# %% ../../nbs/62_widgets/3_figure.ipynb #b40368ee
 def _value_count(drawn: SlotSeries | None, line: str) -> int:
     "How many values there are: when this is as it was, nothing is to be painted."
     if drawn is None or (line == "even" and not drawn.noisy):
@@ -60,7 +60,7 @@ def _line_style(line: str, noisy: bool, run: int, runs: int, large: bool) -> dic
         return {"mode": "lines+markers", "line": line_of, "marker": {"size": 6 if large else 4}}
     return {"mode": "lines", "line": {"color": color, "width": 2.4 if large else 1.6}}
 
-
+# %% ../../nbs/62_widgets/3_figure.ipynb #57f89a30
 _LINE_LABELS = {"raw": "as measured", "even": "smoothed", "held_out": "held out"}
 
 # %% ../../nbs/62_widgets/3_figure.ipynb #4e88d0cf
@@ -81,7 +81,7 @@ def _row_count(board: Board) -> int:
     "Rows of small slots: at most four in a row."
     return -(-(len(board.slots) - 1) // 4)
 
-
+# %% ../../nbs/62_widgets/3_figure.ipynb #01f9e208
 def _board_height(board: Board) -> int:
     "Pixels."
     return _TOP_MARGIN + _LARGE_HEIGHT + _row_count(board) * (_ROW_GAP + _SMALL_HEIGHT) + _BOTTOM_MARGIN
@@ -112,7 +112,7 @@ _AXIS_STYLE = {
     "gridcolor": GRID_COLOR, "linecolor": GRID_COLOR, "zeroline": False, "showline": True, "exponentformat": "SI", "hoverformat": ".4g",
 }  # fmt: skip
 
-
+# %% ../../nbs/62_widgets/3_figure.ipynb #8228e95d
 @cache
 def _figure_widget_class() -> Any:
     "A FigureWidget without the habits that a live figure pays for."
@@ -150,7 +150,7 @@ def _figure_widget_class() -> Any:
 
     return BoardFigure
 
-
+# %% ../../nbs/62_widgets/3_figure.ipynb #13ff9ac6
 def _axis_suffix(number: int) -> str:
     "Plotly counts axes 1, 2, 3 and leaves the first without its number."
     return "" if number == 0 else str(number + 1)
@@ -167,7 +167,7 @@ def _slot_title(slot: Slot, place: _AxesDomain, more: str = "") -> dict[str, Any
         **where,
     }
 
-
+# %% ../../nbs/62_widgets/3_figure.ipynb #743fc939
 def _mark_shapes(marks: Sequence[EventMark], place: _AxesDomain, most: int = 8) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     "Upright lines through the large slot, and the words at their tops: what was done to the run, and when."
     lines, words = [], []

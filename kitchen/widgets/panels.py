@@ -36,7 +36,7 @@ MONITORED_EVENTS = frozenset(
     }
 )
 
-
+# %% ../../nbs/62_widgets/5_panels.ipynb #d8228dbf
 class RunMonitor:
     "What there is to see of one run."
 
@@ -79,7 +79,7 @@ def _tree_rows(part: WorkflowPart, prefix: str = "", depth: int = 0) -> Iterator
     for one in parts:
         yield from _tree_rows(one, inner, depth + 1)
 
-
+# %% ../../nbs/62_widgets/5_panels.ipynb #cbf1d08f
 def tree_html(workflow: WorkflowPart, status: Mapping[str, str]) -> str:
     "The tree as HTML."
     lines = []
@@ -94,7 +94,7 @@ def tree_html(workflow: WorkflowPart, status: Mapping[str, str]) -> str:
         lines.append(f'<div style="{style}" title="{about}">{mark} {html.escape(words)}</div>')
     return f'<div style="line-height:1.45;white-space:nowrap">{"".join(lines)}</div>'
 
-
+# %% ../../nbs/62_widgets/5_panels.ipynb #47e4537f
 def tree_text(workflow: WorkflowPart, status: Mapping[str, str]) -> str:
     "The tree as text."
     lines = []
@@ -123,7 +123,7 @@ def _event_row(item: Event) -> list[str]:
     said = [f"{name}={value}" for name, value in item.metadata.items()] + said
     return [str(item.sequence), clock, "" if item.step is None else str(item.step), item.name, " ".join(said)]
 
-
+# %% ../../nbs/62_widgets/5_panels.ipynb #5deb8038
 def search_events(
     events: Sequence[Event], search_words: str = "", count: int = 14, search_limit: int = 3000
 ) -> list[list[str]]:
@@ -138,7 +138,7 @@ def search_events(
                 break
     return found
 
-
+# %% ../../nbs/62_widgets/5_panels.ipynb #5a874df3
 def events_html(lines: Sequence[Sequence[str]]) -> str:
     "Rows of events as a table."
     cell = "text-align:left;padding:0 10px 0 0;vertical-align:top"
@@ -154,7 +154,7 @@ def events_html(lines: Sequence[Sequence[str]]) -> str:
     rows = (f"<tr>{row}</tr>" for row in rows)
     return f'<table style="font-family:monospace;font-size:12px;line-height:1.5">{"".join(rows)}</table>'
 
-
+# %% ../../nbs/62_widgets/5_panels.ipynb #98413bf9
 def status_line(monitor: RunMonitor, status: str) -> str:
     "Where the run stands, in one line."
     place = monitor.run_progress

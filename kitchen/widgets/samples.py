@@ -42,7 +42,7 @@ def sample_answers(value: _ValueLookup, count: int = 4) -> list[Answer]:
     groups = play_groups(policy, some, sides, derive_seed(config.seed, "samples"), episode_limits(config))
     return [answer_of_group(group) for group in groups]
 
-
+# %% ../../nbs/62_widgets/2_samples.ipynb #d5c26812
 def sample_events(answers: Sequence[Answer], step: int) -> list[Event]:
     "What was said, as events."
     return [
@@ -90,7 +90,7 @@ class SampleRound:
         ]
         return f"{self.name}\n{align_columns([['', 'asked', 'right', 'said'], *rows])}"
 
-
+# %% ../../nbs/62_widgets/2_samples.ipynb #06760278
 def sample_rounds(events: Iterable[Event]) -> list[SampleRound]:
     "Everything that was said, round by round."
     found: list[list[Event]] = []

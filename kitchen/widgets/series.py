@@ -27,7 +27,7 @@ from ..telemetry import Event
 # %% ../../nbs/62_widgets/0_series.ipynb #de4ba7e8
 _MAX_POINTS = 1000  # points of one curve
 
-
+# %% ../../nbs/62_widgets/0_series.ipynb #f22f1c85
 class _DecimatedSeries:
     "A curve of at most `limit` points."
 
@@ -81,7 +81,7 @@ class _DecimatedSeries:
         np.greater(both[1:, 0], both[:-1, 0], out=kept[1:])
         return both[kept, 0], both[kept, 1]
 
-
+# %% ../../nbs/62_widgets/0_series.ipynb #1e7495ea
 def _merge_pairs(kept: array, sign: int) -> array:
     "Points of stretches, joined in pairs: of two the lower (sign 1) or the higher (-1); a number where there is one."
     both = np.array(kept).reshape(-1, 2, 2)
@@ -91,7 +91,7 @@ def _merge_pairs(kept: array, sign: int) -> array:
 # %% ../../nbs/62_widgets/0_series.ipynb #c3560046
 _EXACT_VALUES, _BETA = 500, 1 - 1 / 25
 
-
+# %% ../../nbs/62_widgets/0_series.ipynb #2a7e0c24
 class _SmoothedSeries:
     "The moving average of a curve."
 
@@ -139,7 +139,7 @@ class Board:
     name: str
     slots: tuple[Slot, ...]
 
-
+# %% ../../nbs/62_widgets/0_series.ipynb #6cfc992a
 def _slot_with_held_out(panel: Panel) -> Slot:
     "A panel with its own held-out values, where it has some."
     return Slot(panel, Panel(panel.event, panel.measurement, metadata_filter=panel.held_out) if panel.held_out else None)
@@ -174,7 +174,7 @@ class SlotSeries:
         if self.noisy:
             self.smoothed_series.add(step, value)
 
-
+# %% ../../nbs/62_widgets/0_series.ipynb #40c40729
 @dataclass(frozen=True)
 class EventMark:
     "Something done to the run, at a step."
@@ -182,7 +182,7 @@ class EventMark:
     step: int
     text: str
 
-
+# %% ../../nbs/62_widgets/0_series.ipynb #bc44f122
 @dataclass
 class TrainingPhase:
     "One training of a run."
@@ -216,7 +216,7 @@ def _slot_sources() -> dict[str, list[_SlotSource]]:
 _SLOT_SOURCES = _slot_sources()
 CURVE_EVENTS = frozenset({*_SLOT_SOURCES, "stage.start", "train.start", "config.edit", "state.edit", "run.fork", "train.alarm"})
 
-
+# %% ../../nbs/62_widgets/0_series.ipynb #d3cc5698
 def _edit_text(item: Event) -> str:
     "What an edit changed, in a few words."
     if item.name == "state.edit":
@@ -224,7 +224,7 @@ def _edit_text(item: Event) -> str:
     after = item["after"]
     return f"{item['setting']} = {after:.4g}" if isinstance(after, float) else f"{item['setting']} = {after}"
 
-
+# %% ../../nbs/62_widgets/0_series.ipynb #a5fe02a3
 class TrainingCurves:
     "All curves of a run, phase by phase."
 
@@ -273,7 +273,7 @@ class TrainingCurves:
             drawn = phase.slot_series.get(slot) or phase.slot_series.setdefault(slot, SlotSeries(slot.panel.noisy))
             drawn.held_out.add(step, value) if held_out else drawn.add(step, value)
 
-
+# %% ../../nbs/62_widgets/0_series.ipynb #043df2f8
 def _metadata_matches(metadata: Mapping[str, object], wanted: Mapping[str, str]) -> bool:
     "Whether all that is wanted stands there."
     return all(metadata.get(name) == value for name, value in wanted.items())

@@ -22,6 +22,8 @@ from ..data.formats import Conversation, parse_rows
 from ..data.references import split_rows
 from ..engine.workflow import Stage, stage
 from ..evaluation import Answer, METRICS, MetricName, Question, ask, summarize
+
+# %% ../../nbs/55_workflows/0_base.ipynb #05982537
 from kitchen.ports.protocols import (
     DatasetStore,
     ModelRegistry,
@@ -55,12 +57,12 @@ def check_known_name(kind: str, value: str, choices: Collection[str]) -> str:
         raise UnknownName(kind, value, choices)
     return value
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #f4e8d76b
 def name_in_table(setting: str, table: Collection[str]) -> Any:
     "A validator for a setting that names an entry of a table: before its Literal is looked at, so that the nearest name is offered."
     return field_validator(setting, mode="before")(lambda value: check_known_name(setting, value, table))
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #5adff4f7
 class TrainingConfig(Config):
     "What every training has: a model, adapters, an optimizer, snapshots, a seed."
 
@@ -160,7 +162,7 @@ class DataConfig(TrainingConfig):
 
     _check_metric = name_in_table("metric", METRICS)
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #6324c33e
 class AnswerConfig(DataConfig):
     "What every training on answers has."
 
@@ -194,7 +196,7 @@ class ReadSettings(Protocol):
     @property
     def columns(self) -> Mapping[str, str] | None: ...
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #b9c119b2
 class GradeSettings(Protocol):
     "What asking and grading asks of a config."
 
@@ -204,7 +206,7 @@ class GradeSettings(Protocol):
     @property
     def max_tokens(self) -> int: ...
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #04e6a8ae
 def read_split(
     datasets: DatasetStore, config: ReadSettings, reference: str, split: str, kind: type[Any] = Conversation
 ) -> StageEvents[list[Any]]:
@@ -226,7 +228,7 @@ def read_split(
         raise InvalidValue(f"{reference} has no usable row in split {split!r}")
     return conversations
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #165ab718
 def bad_row_events(problems: Sequence[RowError]) -> StageEvents[None]:
     "One event for each row that is left out."
     for problem in problems:
@@ -238,7 +240,7 @@ def bad_row_events(problems: Sequence[RowError]) -> StageEvents[None]:
             reason=problem.reason,
         )
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #016963e7
 def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type[Any]) -> StageEvents[Splits]:
     "Both splits; the held-out one is the dataset's own, or a share of it. A generator, like `read`."
     train = yield from read_split(datasets, config, config.dataset, "train", kind)
@@ -273,7 +275,7 @@ def open_training_client(config: TrainingConfig, service: ServiceClient, model: 
     lora = LoraParams(config.lora_rank, config.lora_alpha, config.lora_dropout)
     return service.create_training_client(model, lora, config.seed)
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #3bd5f6fa
 def adam_params(config: TrainingConfig) -> AdamParams:
     "The optimizer's parameters at the peak of the schedule."
     return AdamParams(
@@ -296,7 +298,7 @@ def question_of(renderer: Renderer, conversation: Conversation) -> Question | No
     reference, before = messages[-1].content, messages[:-1]
     return Question(before[-1].content, tuple(renderer.generation_prompt(before)), reference)
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #f3680357
 def ask_questions(
     training: TrainingClient, renderer: Renderer, questions: Sequence[Question], config: GradeSettings, label: str
 ) -> StageEvents[list[Answer]]:
@@ -314,7 +316,7 @@ def ask_questions(
         yield summarize(answers, label, config.metric, seconds=time.perf_counter() - started)
     return answers
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #00c99647
 @stage(gives="before")
 def baseline(
     config: DataConfig, training: TrainingClient, renderer: Renderer, questions: Sequence[Question]
@@ -345,7 +347,7 @@ def save_as(prefix: str = "") -> Stage:
 
 save = save_as()
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #00ea96dc
 @stage(gives="version")
 def register(
     config: TrainingConfig, registry: ModelRegistry, service: ServiceClient, run: Run, artifact: Artifact
@@ -375,14 +377,14 @@ def register(
     )
     return version
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #91371dba
 def measurements_of(run: Run, name: str, **wanted: Any) -> list[dict[str, Any]]:
     "Measurements, but for times, of the events of one name whose metadata agree."
     found = [item for item in run.log.active_events if item.name == name]
     fitting = [item for item in found if wanted.items() <= dict(item.metadata).items()]
     return [event_content(item)[2] for item in fitting]
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #726175f1
 @stage()
 def report(config: GradeSettings, run: Run, before: Sequence[Answer], after: Sequence[Answer]) -> None:
     "Write results.json: scores before and after, held-out losses, answers side by side, rows set aside."
@@ -398,7 +400,7 @@ def report(config: GradeSettings, run: Run, before: Sequence[Answer], after: Seq
     text = json.dumps(results, indent=1, ensure_ascii=False)
     run.save_artifact("results.json", "results", lambda path: path.write_text(text, encoding="utf-8"))
 
-
+# %% ../../nbs/55_workflows/0_base.ipynb #b21439a9
 def side_by_side(before: Answer, after: Answer) -> dict[str, Any]:
     "One question with both answers."
     return {

@@ -28,6 +28,8 @@ from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, Train
 from ..rendering.base import Renderer, render_conversations
 from ..store.run import Run
 from ..telemetry import Event, event
+
+# %% ../../nbs/55_workflows/6_distillation.ipynb #bd7d4c65
 from kitchen.train.distillation import (
     InstructionView,
     TeacherView,
@@ -41,6 +43,8 @@ from ..train.rollouts import RolloutRound
 from ..train.sft import adam_schedule, held_out_loss, train_sft
 from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, SamplingParams, UnknownName
 from . import rl
+
+# %% ../../nbs/55_workflows/6_distillation.ipynb #d08a1b72
 from kitchen.workflows.base import (
     AnswerConfig,
     MODEL_PRESETS,
@@ -58,6 +62,8 @@ from kitchen.workflows.base import (
     report,
     save,
 )
+
+# %% ../../nbs/55_workflows/6_distillation.ipynb #76a23465
 from kitchen.workflows.rl import (
     RolloutConfig,
     adam_at,
@@ -88,7 +94,7 @@ class TeacherConfig(TrainingConfig):
     )
     student: Literal["model", "teacher"] = Field("model", description="who learns: the model, or the teacher itself")
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #3eddb86f
 class OnPolicyDistillationConfig(RolloutConfig, TeacherConfig):
     "Distillation on the student's own answers."
 
@@ -105,7 +111,7 @@ class OnPolicyDistillationConfig(RolloutConfig, TeacherConfig):
         found = super().presets(model)
         return {**found, "learning_rate": 2 * found["learning_rate"]} if found else {}
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #cb1088ec
 class OffPolicyDistillationConfig(AnswerConfig, TeacherConfig):
     "Distillation on the teacher's answers."
 
@@ -128,7 +134,7 @@ class OffPolicyDistillationConfig(AnswerConfig, TeacherConfig):
             )
         return self
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #d08c62b9
 class PromptDistillationConfig(OffPolicyDistillationConfig):
     "Distillation of a prompt: to answer without it as with it."
 
@@ -175,7 +181,7 @@ def school(
     yield event("teacher.train", steps=len(steps), loss=steps[-1], seconds=time.perf_counter() - started)
     return made.path
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #934f491a
 class _ReadConfig:
     "What reading a dataset asks of a config: broken rows stop, columns have their own names."
 
@@ -195,7 +201,7 @@ def _teacher_context(config: TeacherConfig) -> TeacherView:
     "What the teacher sees more than the student."
     return instruction_view(config.instruction) if config.instruction else student_view
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #3e10fcad
 @dataclass(frozen=True)
 class _TeacherRenderer:
     "A renderer for a policy that sees more than is said."
@@ -212,7 +218,7 @@ class _TeacherRenderer:
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #7fecc356
 @stage(gives="masters", remake=True)
 def assemble(config: OnPolicyDistillationConfig, service: ServiceClient, master: SamplingClient, problems: Splits) -> dict[str, SamplingClient]:
     "Who teaches which kind of problem; under '' stands the teacher of all others."
@@ -222,7 +228,7 @@ def assemble(config: OnPolicyDistillationConfig, service: ServiceClient, master:
             raise UnknownName("kind of problem in `teachers`", tag, kinds)
     return {"": master, **{tag: service.create_sampling_client(model) for tag, model in config.teachers.items()}}
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #c0a42eea
 @stage(gives="teacher_answers")
 def examine(
     config: OnPolicyDistillationConfig, masters: dict[str, SamplingClient], renderer: Renderer, problems: Splits
@@ -241,7 +247,7 @@ def examine(
     yield summarize(answers, "teacher", config.metric, seconds=time.perf_counter() - started)
     return answers
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #921eba53
 @stage(gives="training", requires="cross_entropy", name="open")
 def open_student(config: TeacherConfig, service: ServiceClient, teacher: str | Path) -> TrainingClient:
     "Open the student: the model, or the teacher itself, which then learns to do without its instruction."
@@ -253,7 +259,7 @@ def begin(config: OnPolicyDistillationConfig, rounds: int, problems: Splits) -> 
     "Say what is about to be learnt."
     yield event("train.start", 0, loss="on_policy_distillation", steps=rounds, epochs=config.epochs, datums=len(problems.train))
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #60f26ad0
 @stage(gives="played")
 def learn_from_teacher(
     config: OnPolicyDistillationConfig, service: ServiceClient, training: TrainingClient, masters: dict[str, SamplingClient], renderer: Renderer,
@@ -267,7 +273,7 @@ def learn_from_teacher(
     )
     return rolled.number + 1
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #797f4019
 on_policy_distillation = chain(
     "on_policy",
     pose,
@@ -303,7 +309,7 @@ def transcribe(config: OffPolicyDistillationConfig, master: SamplingClient, rend
     params = SamplingParams(config.max_tokens, temperature=1.0, seed=config.seed, stop=tuple(renderer.stop_sequences()))
     return Splits(_sample_answers(master, renderer, conversations.train, params, _teacher_context(config)), data.test)
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #7a0ce3c6
 def _sample_answers(
     master: SamplingClient, renderer: Renderer, rows: Sequence[Conversation], params: SamplingParams, dress: TeacherView = student_view
 ) -> list[DistillationExample]:
@@ -322,7 +328,7 @@ def _answer_datum(prompt: Sequence[int], answer: Sequence[int], origin: str) -> 
     "A datum of both, the answer trained."
     return Datum.from_tokens([*prompt, *answer], [0.0] * len(prompt) + [1.0] * len(answer), origin)
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #13223b29
 def _prompt_messages(row: Conversation) -> list[Message]:
     "The messages up to the last answer."
     messages = list(row.messages)
@@ -337,7 +343,7 @@ def soften(config: OffPolicyDistillationConfig, master: SamplingClient, lessons:
     soft = soft_targets(master, [one.datum for one in lessons.train], config.likely, [one.teacher_datum for one in lessons.train])
     return Batches(soft, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed)
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #c56fc231
 @stage(gives="teacher_answers", name="examine")
 def examine_answers(
     config: OffPolicyDistillationConfig, master: SamplingClient, renderer: Renderer, conversations: Splits
@@ -351,7 +357,7 @@ def examine_answers(
     yield summarize(answers, "teacher", config.metric, seconds=time.perf_counter() - started)
     return answers
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #726d3a74
 @stage(gives="steps", requires="custom_loss")
 def train(
     config: OffPolicyDistillationConfig, training: TrainingClient, batches: Batches[list[Datum]], data: Splits, renderer: Renderer,
@@ -373,7 +379,7 @@ def train(
     yield from train_off_policy(training, batches, loss, adam, config.gradient_accumulation_steps, look, due, progress)
     return total
 
-
+# %% ../../nbs/55_workflows/6_distillation.ipynb #a1524fcd
 off_policy_distillation = chain(
     "off_policy", load, render, school, summon, transcribe, soften, open_student, baseline, examine_answers, train, evaluate,
     save, register, report,

@@ -17,6 +17,8 @@ from typing import Any
 
 from ..data.batches import mix
 from ..data.formats import Conversation, parse_rows
+
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #cc2e19f2
 from kitchen.drift import (
     CuratedExamples,
     Example,
@@ -37,6 +39,8 @@ from kitchen.drift import (
 )
 from ..engine.workflow import chain, stage, when
 from ..evaluation import Answer, Question, ask, get_metric, summarize, wilson_interval
+
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #214b144f
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
 from ..rendering.base import Renderer, get_renderer
 from ..seeding import derive_seed
@@ -89,7 +93,7 @@ _TRAFFIC = {f"builtin:{name}": 1.0 for name in ("largest", "smallest", "compare"
 
 _LOOP_PRESETS: dict[str, dict[str, Any]] = {"builtin:tiny-chat": {"learning_rate": 2e-3}}
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #ca721928
 class FeedbackConfig(SftConfig):
     "The feedback loop."
 
@@ -146,7 +150,7 @@ class _TrafficQuestion:
     right: str
     tag: str
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #4e39f6a8
 @stage(gives="traffic")
 def collect(config: FeedbackConfig, service: ServiceClient, datasets: DatasetStore, run: Run) -> StageEvents[Traffic]:
     "Answer the traffic of both periods, or read what was logged; all of it is kept in the run."
@@ -155,7 +159,7 @@ def collect(config: FeedbackConfig, service: ServiceClient, datasets: DatasetSto
     run.save_artifact("interactions.jsonl", "interactions", lambda path: write_interactions(everything, path))
     return traffic
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #248306d5
 def _read_traffic(config: FeedbackConfig, run: Run) -> StageEvents[Traffic]:
     "Both periods from a log."
     started = time.perf_counter()
@@ -171,7 +175,7 @@ def _read_traffic(config: FeedbackConfig, run: Run) -> StageEvents[Traffic]:
     yield from map(_traffic_event, ("reference", "recent"), (traffic.reference, traffic.recent), ("log", "log"), (seconds, 0.0))
     return traffic
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #be897166
 def _split_periods(interactions: Sequence[Interaction], since: str, after: str) -> Traffic:
     "Two periods: by a time that belongs to the recent one, by one that belongs to the other, or in the middle."
     ordered = sorted(interactions, key=lambda one: parse_time(one.time))
@@ -183,7 +187,7 @@ def _split_periods(interactions: Sequence[Interaction], since: str, after: str) 
         raise InvalidValue(f"none of the {count} logged interactions is recent: there is nothing from {since or after} on")
     return Traffic(tuple(ordered[:count]), tuple(ordered[count:]))
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #5b87bcba
 def _simulate_traffic(config: FeedbackConfig, service: ServiceClient, datasets: DatasetStore, run: Run) -> StageEvents[Traffic]:
     "Both periods, answered by the current model."
     parts: dict[str, list[_TrafficQuestion]] = {}
@@ -202,7 +206,7 @@ def _simulate_traffic(config: FeedbackConfig, service: ServiceClient, datasets: 
         yield _traffic_event(period, found[-1], "served", time.perf_counter() - started)
     return Traffic(*found)
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #d959ab83
 def _traffic_question(row: Conversation, reference: str) -> _TrafficQuestion | None:
     "The question of a dataset's row, with the answer that is right; None if there is none."
     messages = list(row.messages)
@@ -217,7 +221,7 @@ def _traffic_question(row: Conversation, reference: str) -> _TrafficQuestion | N
 
 _PERIOD_STARTS = {"reference": datetime(2000, 1, 1), "recent": datetime(2000, 2, 1), "renewed": datetime(2000, 3, 1)}
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #2b954044
 def _answer_traffic(
     sampler: SamplingClient, renderer: Renderer, asked: Sequence[_TrafficQuestion], config: FeedbackConfig, model: str, period: str
 ) -> tuple[Interaction, ...]:
@@ -244,7 +248,7 @@ def _answer_traffic(
         found.append(Interaction(*about, right, correction, one.tag, measures))
     return tuple(found)
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #0a6f83aa
 def _traffic_event(period: str, found: Sequence[Interaction], source: str, seconds: float) -> Event:
     "What one period is made of."
     window = Window.from_interactions(found, most=1)
@@ -272,7 +276,7 @@ def look(config: FeedbackConfig, traffic: Traffic) -> StageEvents[tuple[Window, 
     yield event("feedback.decide", decision="retrain" if fired else "keep the model", reason=reason, fired=len(fired))
     return standing, findings, bool(fired)
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #d162bc21
 @stage()
 def stand(run: Run, standing: Window, findings: tuple[TriggerFinding, ...]) -> None:
     "Keep the model and its baseline."
@@ -293,7 +297,7 @@ class HeldOutInteractions:
     reference: tuple[Interaction, ...]
     recent: tuple[Interaction, ...]
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #7d18eff5
 @stage(gives="examples examination", name="curate")
 def choose(config: FeedbackConfig, traffic: Traffic) -> StageEvents[tuple[tuple[Example, ...], HeldOutInteractions]]:
     "Choose what is worth learning, and what the model is examined on."
@@ -314,7 +318,7 @@ def choose(config: FeedbackConfig, traffic: Traffic) -> StageEvents[tuple[tuple[
     examination = HeldOutInteractions(*(_newest_by_prompt(one, prompts, config.liked) for one, prompts in zip(periods, held, strict=True)))
     return (*rehearsed.examples, *recent.examples), examination
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #189d7168
 def _newest_by_prompt(interactions: Sequence[Interaction], prompts: frozenset[str], liked: float) -> tuple[Interaction, ...]:
     "The newest interaction of each of these prompts whose right answer is known."
     known = [one for one in interactions if right_answer(one, liked)[0]]
@@ -330,7 +334,7 @@ def _curate_event(period: str, curated: CuratedExamples, held_out: int) -> Event
         corrected=reasons.count("corrected"), liked=reasons.count("liked"),
     )  # fmt: skip
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #0924318f
 @stage(gives="conversations", name="export")
 def hand_over(
     config: FeedbackConfig, datasets: DatasetStore, run: Run, examples: tuple[Example, ...], examination: HeldOutInteractions
@@ -349,7 +353,7 @@ def hand_over(
     )  # fmt: skip
     return Splits(conversations, [_corrected_conversation(one, config.liked) for one in examination.recent])
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #6719c620
 def _corrected_conversation(interaction: Interaction, liked: float = 1.0) -> Conversation:
     "The interaction as it should have gone."
     right = Message("assistant", right_answer(interaction, liked)[0])
@@ -376,7 +380,7 @@ def _evaluate_parts(
             yield summarize(answers, label, config.metric, split, time.perf_counter() - started)
     return answers
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #cdcec406
 @stage(gives="before", name="baseline")
 def ask_before(
     config: FeedbackConfig, training: TrainingClient, renderer: Renderer, known: list[Question], questions: list[Question]
@@ -408,7 +412,7 @@ def renew(
     yield event("feedback.baseline", model=model, interactions=window.interactions, accuracy=window.accuracy, low=low, high=high)
     return window
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #c2b5dd12
 @stage()
 def report(
     config: FeedbackConfig, run: Run, findings: tuple[TriggerFinding, ...], before: list[Answer], after: list[Answer], renewed: Window
@@ -433,7 +437,7 @@ def report(
     }
     _save_json(run, "results.json", "results", results)
 
-
+# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #d8e09044
 _LABELS = ("before", "after")
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #b77b2cf6

@@ -28,6 +28,8 @@ from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, Train
 from ..rendering.base import Renderer, get_renderer
 from ..seeding import derive_seed
 from ..store.run import Run
+
+# %% ../../nbs/55_workflows/3_preference.ipynb #30f0b57b
 from ..telemetry import Event, event
 from kitchen.train.preference import (
     Pair,
@@ -47,6 +49,8 @@ from kitchen.train.preference import (
 )
 from ..train.sft import adam_schedule
 from ..types import AdamParams, InvalidValue, RowError, SamplingParams
+
+# %% ../../nbs/55_workflows/3_preference.ipynb #3dfba6b3
 from kitchen.workflows.base import (
     DataConfig,
     MODEL_PRESETS,
@@ -81,14 +85,14 @@ class PairConfig(DataConfig):
         "Learning from pairs wants a lower rate than fine-tuning."
         return {**MODEL_PRESETS.get(model, {}), **_PAIR_PRESETS.get(model, {})}
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #0a44c99f
 _PAIR_PRESETS: dict[str, dict[str, Any]] = {
     "builtin:tiny-chat": {"learning_rate": 5e-4},
     "toy": {"learning_rate": 3e-3},
 }
 _DPO_BETAS = {"builtin:tiny-chat": 0.3}  # model -> beta that suits it, for losses of the DPO kind
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #94aac537
 class PreferenceConfig(PairConfig):
     "Preference optimisation without a reward model."
 
@@ -114,7 +118,7 @@ class PreferenceConfig(PairConfig):
         given = {"beta": self.beta, "label_smoothing": self.label_smoothing}
         return {name: value for name, value in given.items() if value is not None}
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #28b60b2a
 class RewardModelConfig(PairConfig):
     "A reward model from pairs."
 
@@ -134,7 +138,7 @@ def load(config: PairConfig, datasets: DatasetStore, run: Run) -> StageEvents[Sp
     "Read the pairs, and hold some out."
     return (yield from read_splits(datasets, config, run, Preference))
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #733d0c22
 def _render_pairs_split(rows: Sequence[Preference], renderer: Renderer, config: PairConfig, split: str) -> StageEvents[list[Pair]]:
     "Pairs of one split, as datums; broken rows stop the run or are set aside."
     started, found, problems = time.perf_counter(), [], []
@@ -162,7 +166,7 @@ def _render_pairs_split(rows: Sequence[Preference], renderer: Renderer, config: 
         raise InvalidValue(f"no pair is left of split {split!r}: every row was set aside")
     return found
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #5936f888
 @stage(gives="renderer data", remake=True)
 def render(config: PairConfig, service: ServiceClient, conversations: Splits) -> StageEvents[tuple[Renderer, Splits]]:
     "Turn pairs into tokens."
@@ -182,7 +186,7 @@ def _question_from_pair(renderer: Renderer, row: Preference) -> Question:
     "The prompt, with the chosen answer as the reference."
     return Question(row.prompt[-1].content, tuple(renderer.generation_prompt(list(row.prompt))), row.chosen[-1].content)
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #31f9a960
 @stage(gives="pairs", remake=True)
 def refer(config: PreferenceConfig, service: ServiceClient, data: Splits) -> Splits:
     "Ask the reference once how likely it finds each answer; a loss without a reference skips this."
@@ -218,12 +222,12 @@ def _train_on_pairs(
     yield from train_pairs(training, batches, minimise, adam_at, accumulate, look, due, progress, name)
     return total
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #754a0520
 def loss_of(config: PreferenceConfig) -> PairLoss:
     "The loss with the settings as they are now."
     return get_pair_loss(config.preference_loss, **config.loss_settings)
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #ffebbd7e
 @stage(gives="steps", requires="custom_loss")
 def train(
     config: PreferenceConfig, service: ServiceClient, training: TrainingClient, batches: Batches[Pair], pairs: Splits, progress: dict[str, Any]
@@ -242,7 +246,7 @@ def train(
     judge = preference_evaluator(loss_of(config))
     return (yield from _train_on_pairs(config, training, batches, minimise, judge, pairs.test, progress, config.preference_loss))
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #69fe0cae
 @stage(name="distance", after="steps")
 def measure_distance(
     config: PreferenceConfig, service: ServiceClient, training: TrainingClient, renderer: Renderer, questions: Sequence[Question]
@@ -252,7 +256,7 @@ def measure_distance(
     params = SamplingParams(config.max_tokens, stop=tuple(renderer.stop_sequences()), seed=derive_seed(config.seed, "distance"))
     yield from _distance_events(training.create_sampling_client(), reference, [one.prompt for one in questions], params)
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #93d2ceeb
 def _distance_events(
     sampler: SamplingClient, reference: SamplingClient, prompts: Sequence[Sequence[int]], params: SamplingParams
 ) -> Iterator[Event]:
@@ -268,7 +272,7 @@ def _distance_events(
     about = {"kl": mean, "low": mean - half, "high": mean + half, "kl_token": float(apart.sum()) / max(tokens, 1)}
     yield event("evaluate.distance", None, split="test", **about, count=len(apart), seconds=time.perf_counter() - started)
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #c21241bf
 preference_optimization = chain(
     "preference", load, render, inquire, refer, batch, open_model, baseline, train, evaluate, measure_distance, save, register,
     report,
@@ -295,7 +299,7 @@ def ask_for_scores(config: RewardModelConfig, service: ServiceClient, renderer: 
         [pair_to_score_query(pair, head) for pair in data.train], [pair_to_score_query(pair, head) for pair in data.test], head
     )
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #0c4e8aa0
 @stage(gives="batches", remake=True, name="batch")
 def batch_scored(config: PairConfig, scored: ScoredPairs) -> Batches[Pair]:
     "Shuffle by the seed and cut into batches; the cursor is explicit state."
@@ -312,7 +316,7 @@ def train_scores(
         yield from _train_on_pairs(config, training, batches, minimise, judge, scored.test, progress, "bradley_terry")
     )
 
-
+# %% ../../nbs/55_workflows/3_preference.ipynb #ba9ba60b
 @stage(name="report", after="steps")
 def report_scores(run: Run, scored: ScoredPairs) -> None:
     "Write results.json: how well held-out pairs are told apart, before and after, and how the score is read."

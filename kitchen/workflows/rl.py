@@ -23,6 +23,8 @@ from pydantic import Field, model_validator
 from ..engine.produce import ProducerLag, produce
 from ..engine.workflow import chain, stage
 from ..envs.base import Problem
+
+# %% ../../nbs/55_workflows/4_rl.ipynb #5a42834c
 from kitchen.envs.judge import (
     Grader,
     LocalCompleter,
@@ -36,6 +38,8 @@ from ..envs.rewards import get_rewards
 from ..evaluation import Answer, Question, summarize
 from ..losses.policy import OBJECTIVES, Objective, ObjectiveName, get_objective
 from ..losses.value import ScalarHead
+
+# %% ../../nbs/55_workflows/4_rl.ipynb #95239010
 from kitchen.ports.protocols import (
     Completer,
     EmbeddingClient,
@@ -56,6 +60,8 @@ from ..train.rl import PolicyUpdateSettings, learn_from_rollouts
 from ..train.rollouts import Policy, RolloutRound, collect_rollouts, play_groups
 from ..train.schedules import ScheduleName
 from ..train.sft import adam_schedule
+
+# %% ../../nbs/55_workflows/4_rl.ipynb #59f81ac8
 from ..train.trajectories import EpisodeLimits, TrajectoryGroup
 from ..types import AdamParams, InvalidValue, SamplingParams
 from kitchen.workflows.base import (
@@ -117,10 +123,10 @@ class RolloutConfig(TrainingConfig):
         "Learning from rollouts wants a lower rate than fine-tuning."
         return {**MODEL_PRESETS.get(model, {}), **_ROLLOUT_PRESETS.get(model, {})}
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #1fdf76f0
 _ROLLOUT_PRESETS: dict[str, dict[str, Any]] = {"builtin:tiny-chat": {"learning_rate": 5e-4}, "toy": {"learning_rate": 1e-2}}
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #ed342fa4
 class RlConfig(RolloutConfig):
     "Reinforcement learning from verifiable rewards."
 
@@ -169,7 +175,7 @@ def _count_rounds(config: RolloutConfig, problems: int) -> int:
     "How many rounds there are: batches, or parts of batches."
     return config.epochs * (problems // config.batch_size) * config.minibatches
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #d3fedafe
 def _problems_of_round(problems: Sequence[Problem], config: RolloutConfig, number: int) -> list[Problem]:
     "The problems of one round: each epoch in an order of its own, what does not fill a batch left out."
     batches, (batch, part) = len(problems) // config.batch_size, divmod(number, config.minibatches)
@@ -199,7 +205,7 @@ def _local_completer(model: str, service: ServiceClient) -> LocalCompleter:
     "A model of the backend, to be asked in words."
     return LocalCompleter(service.create_sampling_client(model), get_renderer("auto", service.get_tokenizer(model)))
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #27a26607
 def load_reward_model(folder: Path, service: ServiceClient) -> RewardModel:
     "The reward model that a run has made."
     run = Run(folder)
@@ -230,7 +236,7 @@ def freeze(training: TrainingClient) -> SamplingClient:
     "The policy as it is now."
     return training.create_sampling_client()
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #2e97f558
 @stage(gives="rolled")
 def roll(config: RolloutConfig, sampler: SamplingClient, renderer: Renderer, problems: Splits, number: int) -> RolloutRound:
     "Play the problems of one round."
@@ -249,7 +255,7 @@ def refer(config: RlConfig, service: ServiceClient) -> SamplingClient | None:
     "Open the model that a KL term measures from, where there is one."
     return service.create_sampling_client(config.reference or config.model) if _current_objective(config).needs_reference else None
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #9c1456c8
 @stage(gives="critic critic_base value_head")
 def open_critic(
     config: RlConfig, service: ServiceClient, renderer: Renderer
@@ -264,7 +270,7 @@ def open_critic(
     critic, base = (open_training_client(config, service, config.model) for _ in range(2))
     return critic, base, ScalarHead(tokens[0])
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #38b19612
 @stage(gives="played")
 def learn_from(
     config: RlConfig, service: ServiceClient, training: TrainingClient, reference: SamplingClient | None, rolled: RolloutRound,
@@ -282,7 +288,7 @@ def learn_from(
         yield from learn_with_critic(training, rolled, settings, judge, adam, _critic_adam(config, adam), losses, reference, lag)
     return rolled.number + 1
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #e2a0860a
 def _update_settings(config: Any) -> PolicyUpdateSettings:
     "What is made of a round of rollouts, with the settings as they are now."
     return PolicyUpdateSettings(
@@ -299,7 +305,7 @@ def _critic_of(
         raise InvalidValue("baseline 'critic' needs a workflow that opens one, such as that of recipe rl_math")
     return Critic(training, head, base, config.gamma, config.lam, config.value_clip or math.inf)
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #3666f8f3
 def _critic_adam(config: Any, adam: AdamParams) -> AdamParams:
     "The critic's optimizer parameters: those of the policy, with a learning rate of its own on the same schedule."
     faster = (config.critic_learning_rate or config.learning_rate) / config.learning_rate
@@ -317,7 +323,7 @@ def save_rollouts(run: Run, rolled: RolloutRound) -> Path:
     text = json.dumps(encode_value(list(rolled.groups)), ensure_ascii=False)
     return write_atomically(path, lambda file: file.write_text(text, "utf-8"))
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #f8519321
 def load_rollouts(run: Run, least: float = -1e300, most: float = 1e300) -> list[tuple[int, TrajectoryGroup]]:
     "Round and group of all trajectories in a run whose reward lies in the bounds, in the order they were played."
     played, standing = (sum(item.name == "rollout.batch" for item in log) for log in (run.log.events, run.log.active_events))
@@ -354,7 +360,7 @@ def answer_problems(
     groups = play_groups(policy, list(problems), sides, derive_seed(config.seed, "contest"), episode_limits(config))
     return [answer_of_group(group) for group in groups]
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #69ed7f06
 def answer_of_group(group: TrajectoryGroup) -> Answer:
     "The first episode of a group as an answer; one that failed is worth nothing."
     if not group.trajectories:
@@ -374,7 +380,7 @@ def baseline(
     "Play the held-out problems before training."
     return (yield from _evaluate_problems(training.create_sampling_client(), renderer, problems, config, "before"))
 
-
+# %% ../../nbs/55_workflows/4_rl.ipynb #0bf354ae
 @stage(gives="after", after="played")
 def evaluate(
     config: RolloutConfig, training: TrainingClient, renderer: Renderer, problems: Splits
@@ -393,6 +399,8 @@ def begin(config: RlConfig, rounds: int, problems: Splits) -> StageEvents[None]:
 
 
 play_and_learn = produce("play and learn", roll, learn_from, "rolled", "rounds", policy=freeze, lag_from="lag")
+
+# %% ../../nbs/55_workflows/4_rl.ipynb #c85ba0d4
 rl = chain(
     "rl",
     pose,

@@ -27,6 +27,8 @@ from ..telemetry import event
 from ..train.preference import RewardModel
 from ..types import Message
 from . import preference, rl
+
+# %% ../../nbs/55_workflows/5_rlhf.ipynb #c7b18ba6
 from kitchen.workflows.base import (
     Splits,
     StageEvents,
@@ -47,6 +49,8 @@ from kitchen.workflows.preference import (
     train_scores,
 )
 from .rl import RlConfig, RolloutConfig, begin, count_steps, play_and_learn, pose, refer
+
+# %% ../../nbs/55_workflows/5_rlhf.ipynb #1b1d5e6f
 from .sft import SftConfig, batch, load, render, train
 
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #3e56ec28
@@ -58,7 +62,7 @@ class SftThenRlConfig(RlConfig):
     sft_batch_size: int = Field(32, ge=1, description="conversations for each optimizer step there")
     sft_learning_rate: float | None = Field(None, gt=0, description="peak learning rate there; none: what suits the model")
 
-
+# %% ../../nbs/55_workflows/5_rlhf.ipynb #f950b9e5
 class FullSftThenRlConfig(SftThenRlConfig):
     "Reinforcement learning of what the embedded model has never seen: all weights learn its signs, adapters could not."
 
@@ -71,7 +75,7 @@ class FullSftThenRlConfig(SftThenRlConfig):
         "Rates of its own where they are known, else those of learning from rollouts."
         return cls.model_presets.get(model, super().presets(model))
 
-
+# %% ../../nbs/55_workflows/5_rlhf.ipynb #58c7957f
 class ToolsConfig(FullSftThenRlConfig):
     "Reinforcement learning of a policy that calls tools."
 
@@ -85,7 +89,7 @@ class ToolsConfig(FullSftThenRlConfig):
     sft_dataset: str = Field("builtin:tools[:400]", description="conversations with tool calls to begin with")
     sft_batch_size: int = Field(8, ge=1, description="conversations for each optimizer step there")
 
-
+# %% ../../nbs/55_workflows/5_rlhf.ipynb #59585aa7
 class CodeConfig(FullSftThenRlConfig):
     "Reinforcement learning of a policy that writes programs."
 
@@ -97,7 +101,7 @@ class CodeConfig(FullSftThenRlConfig):
     sft_dataset: str = Field("builtin:drafts[:2000]", description="programs to begin with")
     sft_batch_size: int = Field(16, ge=1, description="conversations for each optimizer step there")
 
-
+# %% ../../nbs/55_workflows/5_rlhf.ipynb #667f73f8
 class RlhfConfig(SftThenRlConfig):
     "Answers, preferences, reinforcement: three trainings in a row."
 
@@ -117,7 +121,7 @@ _SHARED_SETTINGS = frozenset(
     "snapshots_kept keep_best seed device dtype graded max_tokens".split()
 )
 
-
+# %% ../../nbs/55_workflows/5_rlhf.ipynb #b0331f5c
 class _PhaseConfig:
     "Settings of one training within a run."
 
@@ -132,7 +136,7 @@ class _PhaseConfig:
             return self.overrides[name]
         return getattr(self.config if name in _SHARED_SETTINGS else self.defaults, name)
 
-
+# %% ../../nbs/55_workflows/5_rlhf.ipynb #bdac44c8
 _ConfigT = TypeVar("_ConfigT", bound=TrainingConfig)
 
 
@@ -162,7 +166,7 @@ class _ConfigWithModel:
             raise AttributeError(name)
         return getattr(self.config, name)
 
-
+# %% ../../nbs/55_workflows/5_rlhf.ipynb #87f1dc90
 @stage(gives="rl_config", remake=True)
 def go_on(config: RlConfig, warm: Artifact) -> RlConfig:
     "The policy starts from what was just trained."
@@ -222,7 +226,7 @@ def _first_messages(problem: Problem) -> list[Message]:
     "What a policy sees first."
     return list(problem.make(1)[0].start())
 
-
+# %% ../../nbs/55_workflows/5_rlhf.ipynb #b35a108c
 @stage()
 def contend(judge: RewardModel, problems: Splits, before: Sequence[Answer], after: Sequence[Answer]) -> StageEvents[None]:
     "Let the reward model choose between the answers before and after; a tie is half a win."
@@ -239,6 +243,8 @@ def contend(judge: RewardModel, problems: Splits, before: Sequence[Answer], afte
 
 
 _reward_scope = scope("reward", _pairs_chain, takes={"config": "reward_config"}, gives={"artifact": "rewarding", "scored": "scored"})
+
+# %% ../../nbs/55_workflows/5_rlhf.ipynb #cfd4093d
 _judged_rl_scope = scope(
     "rl",
     chain(

@@ -23,6 +23,8 @@ from ..store.run import Run
 from ..telemetry import Event, event
 from ..train.sft import adam_schedule, held_out_loss, train_sft
 from ..types import AdamParams, Datum, InvalidValue
+
+# %% ../../nbs/55_workflows/2_sft.ipynb #2e62c013
 from kitchen.workflows.base import (
     AnswerConfig,
     DataConfig,
@@ -113,7 +115,7 @@ def _render_split(
         raise InvalidValue(f"no datum is left of split {split!r}: every row was set aside")
     return data
 
-
+# %% ../../nbs/55_workflows/2_sft.ipynb #64c29afe
 @stage(gives="renderer data questions", remake=True)
 def render(
     config: AnswerConfig, service: ServiceClient, conversations: Splits
@@ -131,7 +133,7 @@ def batch(config: DataConfig, data: Splits) -> Batches[Datum]:
     "Shuffle by the seed and cut into batches; the cursor is explicit state."
     return Batches(list(data.train), batch_size=config.batch_size, epochs=config.epochs, seed=config.seed)
 
-
+# %% ../../nbs/55_workflows/2_sft.ipynb #7d96e60d
 @stage(gives="steps")
 def train(
     config: SftConfig,

@@ -140,7 +140,7 @@ class BatchLoss:
     read_mask: Callable[[Datum], np.ndarray]  # bool [T]: positions whose log-probability it reads
     needs_whole_batch: bool = False  # whether it must see the whole batch at once
 
-
+# %% ../../../nbs/91_adapters.torch/5_backward.ipynb #da2a5ff0
 def table_batch_loss(loss: Loss, settings: Mapping[str, float]) -> BatchLoss:
     "A loss of the table."
 
@@ -150,7 +150,7 @@ def table_batch_loss(loss: Loss, settings: Mapping[str, float]) -> BatchLoss:
 
     return BatchLoss(judge, lambda datum: loss_mask(datum, loss))
 
-
+# %% ../../../nbs/91_adapters.torch/5_backward.ipynb #09af2059
 def custom_batch_loss(loss_fn: CustomLoss) -> BatchLoss:
     "A loss that the user wrote with torch."
 
@@ -176,7 +176,7 @@ def _seed_torch(device: torch.device, seed: int | None) -> Iterator[None]:
         torch.manual_seed(seed)
         yield
 
-
+# %% ../../../nbs/91_adapters.torch/5_backward.ipynb #91b689eb
 class TorchNetwork:
     "A model that gives log-probabilities and takes slopes."
 

@@ -21,6 +21,7 @@ from safetensors.torch import load
 from torch import nn
 from transformers import PreTrainedModel
 
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #b387754a
 from kitchen.adapters.torch.backward import (
     BatchLoss,
     Learner,
@@ -40,6 +41,8 @@ from kitchen.adapters.torch.loading import (
 )
 from .logprobs import Traits, detect_traits
 from .lora import attach_lora, export_lora, lora_layers, read_lora_config
+
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #6bd5fd8b
 from .queue import Request, RequestQueue
 from .sampler import TokenLimits, TorchSamplingClient, check_tokens
 from .tokenizers import HuggingFaceTokenizer
@@ -50,6 +53,8 @@ from ...seeding import derive_seed
 from ...store.files import write_atomically
 from ...store.objects import StateStore, TrainingState, WriteFuture, pack_tensors
 from ...telemetry import resident_memory
+
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #ca682f1b
 from kitchen.types import (
     AdamParams,
     BackendError,
@@ -214,7 +219,7 @@ class TorchTrainingClient:
         "Drop what has not begun, and wait for what has."
         self.queue.close()
 
-
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #eb89b838
 def _continue_lora(model: PreTrainedModel, folder: Path, lora: LoraParams) -> PreTrainedModel:
     "Train the adapters of an export further; they must be what the parameters ask for."
     config = read_lora_config(folder)
@@ -229,7 +234,7 @@ def _continue_lora(model: PreTrainedModel, folder: Path, lora: LoraParams) -> Pr
         layer.lora_B = nn.Parameter(layer.lora_B.detach().clone())
     return model
 
-
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #f15aa1aa
 @contextmanager
 def _explain_out_of_memory() -> Iterator[None]:
     "Say what to do where memory runs out."
@@ -256,7 +261,7 @@ def _allocated_memory(device: torch.device) -> int:
         return torch.cuda.memory_allocated(device)
     return torch.mps.current_allocated_memory() if device.type == "mps" else resident_memory()
 
-
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #e90c7643
 def resolve_device(name: str) -> torch.device:
     "The named device; `auto` is the first there is of cuda, mps, cpu."
     kind = name.partition(":")[0]
@@ -269,7 +274,7 @@ def resolve_device(name: str) -> torch.device:
         raise InvalidValue(f"device {name!r} is not here; this machine has {', '.join(there)}")
     return torch.device(name)
 
-
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #4ebd00f2
 class TorchService:
     "Opens transformers models in this process."
 
@@ -359,6 +364,6 @@ class TorchService:
         seed = derive_seed(0, "sampling", opened.source.name)
         return TorchSamplingClient(opened, self.network(opened.model, opened), seed, self.limits)
 
-
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #11755699
 _: tuple[type[ServiceClient], type[TrainingClient]]
 _ = (TorchService, TorchTrainingClient)  # the type checker compares each with its port

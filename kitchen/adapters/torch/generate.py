@@ -37,7 +37,7 @@ class _StopCriteria:
         said = self.tokenizer.decode(tokens[-tail:], control=True)
         return any(text in said for text in self.texts)
 
-
+# %% ../../../nbs/91_adapters.torch/6_generate.ipynb #9f5960c2
 def stop_criteria(params: SamplingParams, tokenizer: Tokenizer, usual: frozenset[int]) -> _StopCriteria:
     "What ends a completion with these parameters; `usual` where they say nothing."
     if params.stop is None:
@@ -92,7 +92,7 @@ class Job:
     seed: int
     length: int  # tokens at most
 
-
+# %% ../../../nbs/91_adapters.torch/6_generate.ipynb #e8275ea5
 @dataclass(eq=False)
 class _PartialCompletion:
     "A completion that is being written."
@@ -114,7 +114,7 @@ class _PartialCompletion:
         "The finished completion."
         return Completion(tuple(self.tokens), tuple(self.logprobs), "stop" if self.stopped else "length")
 
-
+# %% ../../../nbs/91_adapters.torch/6_generate.ipynb #64240508
 def _next_tokens(logits: torch.Tensor, growing: Sequence[_PartialCompletion]) -> tuple[torch.Tensor, list[float]]:
     "A token for each row of logits [S, V], and its log-probability."
     groups: dict[tuple[float, int, float], list[int]] = {}
@@ -132,7 +132,7 @@ def _next_tokens(logits: torch.Tensor, growing: Sequence[_PartialCompletion]) ->
         raise BackendError("the model's logits are not finite numbers; its weights have diverged")
     return tokens, found
 
-
+# %% ../../../nbs/91_adapters.torch/6_generate.ipynb #8fbc19fb
 def _left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     "Ids and mask [S, T] of prompts, padded on the left."
     longest = max(map(len, prompts))
@@ -147,7 +147,7 @@ def _last_logits(model: PreTrainedModel, cache: DynamicCache, ids: torch.Tensor,
     options: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
     return model(input_ids=ids, use_cache=True, logits_to_keep=1, **options).logits[:, -1].float()
 
-
+# %% ../../../nbs/91_adapters.torch/6_generate.ipynb #c4b6f387
 def _generate(model: PreTrainedModel, growing: Sequence[_PartialCompletion]) -> None:
     "Write all completions to their ends, side by side."
     prompts = list(dict.fromkeys(one.job.prompt for one in growing))
@@ -174,7 +174,7 @@ def _generate(model: PreTrainedModel, growing: Sequence[_PartialCompletion]) -> 
         mask = torch.cat([mask, mask.new_ones(len(growing), 1)], dim=1)
         logits = _last_logits(model, cache, tokens[:, None], mask)
 
-
+# %% ../../../nbs/91_adapters.torch/6_generate.ipynb #0643986c
 def _generation_batches(growing: Sequence[_PartialCompletion], limit: int) -> Iterator[list[_PartialCompletion]]:
     "Groups of completions with at most `limit` tokens in all, prompts of similar length together."
     group: list[_PartialCompletion] = []
@@ -187,7 +187,7 @@ def _generation_batches(growing: Sequence[_PartialCompletion], limit: int) -> It
         group.append(one)
     yield group
 
-
+# %% ../../../nbs/91_adapters.torch/6_generate.ipynb #b896147f
 @torch.inference_mode()
 def generate_completions(
     model: PreTrainedModel,

@@ -22,7 +22,7 @@ _CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-
+# %% ../../../nbs/91_adapters.torch/9_init.ipynb #fbf30db4
 def train_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int = 512) -> None:
     "Train a tokenizer on texts and write it where transformers finds it."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -55,7 +55,7 @@ def train_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int = 512) -
     _write_json(folder / "tokenizer_config.json", {**about, "clean_up_tokenization_spaces": False})
     (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE, encoding="utf-8")
 
-
+# %% ../../../nbs/91_adapters.torch/9_init.ipynb #30bfdc0d
 def _write_json(path: Path, content: Any) -> None:
     "Readable JSON."
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -96,7 +96,7 @@ def new_model(
     _write_json(folder / "config.json", config)
     return folder
 
-
+# %% ../../../nbs/91_adapters.torch/9_init.ipynb #bb9acffc
 def _vocabulary_size(folder: Path) -> int:
     "How many entries the tokenizer of a folder has: few texts may give fewer than were asked for."
     found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))

@@ -46,7 +46,7 @@ class ModelSource:
         "Whether the model is on this machine."
         return Path(self.folder).is_dir()
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #53ca73ed
 _HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 
 
@@ -55,7 +55,7 @@ def builtin_models() -> dict[str, Path]:
     folder = Path(str(files("kitchen"))) / "assets" / "models"
     return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #a24fc026
 def find_model(name: str, seed: int = 0) -> ModelSource:
     "Where the named model is; nothing is loaded yet."
     kind, _, rest = name.partition(":")
@@ -81,7 +81,7 @@ def find_model(name: str, seed: int = 0) -> ModelSource:
         )
     return ModelSource(name, name)
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #6d471499
 def _find_gguf(name: str) -> ModelSource:
     "A GGUF file: a path, or repository:file on the hub."
     path = Path(name)
@@ -92,7 +92,7 @@ def _find_gguf(name: str) -> ModelSource:
         return ModelSource(name, repository, file)
     raise InvalidValue(f"there is no file {name!r}; on the hub a GGUF file is named org/model:file.gguf")
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #b2b044c4
 def _find_folder(folder: Path, name: str, seed: int | None = None) -> ModelSource:
     "A local directory: it must hold what it is asked for."
     if (folder / CONFIG_FILE).is_file() and seed is None:
@@ -122,7 +122,7 @@ def silence_transformers() -> Iterator[None]:
         if bars:
             transformers_logging.enable_progress_bar()
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #230f63d8
 @contextmanager
 def explain_load_errors(source: ModelSource) -> Iterator[None]:
     "Errors of transformers, as errors about the model that was asked for."
@@ -139,7 +139,7 @@ def explain_load_errors(source: ModelSource) -> Iterator[None]:
             f"Check the spelling and the network; models that need neither: {known}, or a local directory or .gguf file"
         ) from error
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #1ff0db8a
 def _load_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     "Weights that transformers reads: a directory, a GGUF file or a hub name."
     options: dict[str, Any] = {"gguf_file": source.gguf} if source.gguf else {}
@@ -156,7 +156,7 @@ def _copy_without_quantization(loaded: PreTrainedModel) -> PreTrainedModel:
     model.load_state_dict(loaded.state_dict())
     return model
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #2e58c252
 def _random_model(source: ModelSource) -> PreTrainedModel:
     "Random weights, decided by the seed alone, in float32."
     config = AutoConfig.from_pretrained(source.folder)
@@ -172,7 +172,7 @@ def _load_frozen_model(source: ModelSource, dtype: torch.dtype, device: torch.de
     model.requires_grad_(False)
     return model.to(device, dtype).eval()
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #2d4cd0c1
 @dataclass(frozen=True, eq=False)
 class OpenModel:
     "A frozen model and its tokenizer."
@@ -201,7 +201,7 @@ class OpenModel:
         "Tokens a sequence may have; None where the model sets no limit."
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #533a1b34
 def _tensors_digest(tensors: dict[str, torch.Tensor]) -> str:
     "SHA-256 of named tensors."
     found = hashlib.sha256()
@@ -218,7 +218,7 @@ def file_stamps(source: ModelSource) -> tuple[Any, ...]:
     paths = [path for path in sorted(folder.iterdir()) if path.is_file()] if folder.is_dir() else []
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #ccfc3d91
 def load_tokenizer(source: ModelSource) -> HuggingFaceTokenizer:
     "The tokenizer that belongs to a model."
     try:
@@ -231,7 +231,7 @@ def load_tokenizer(source: ModelSource) -> HuggingFaceTokenizer:
 
 _OPEN_MODELS: "weakref.WeakValueDictionary[Any, OpenModel]" = weakref.WeakValueDictionary()  # while anybody uses them
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #94f6f434
 def load_model(
     source: ModelSource, tokenizer: HuggingFaceTokenizer, dtype: torch.dtype, device: torch.device
 ) -> OpenModel:
@@ -250,7 +250,7 @@ def load_model(
     _OPEN_MODELS[key] = opened
     return opened
 
-
+# %% ../../../nbs/91_adapters.torch/2_loading.ipynb #acfe7861
 def load_exported_lora(source: ModelSource, base: OpenModel) -> OpenModel:
     "An exported adapter on top of its opened base."
     model = base.copy_sharing_weights()

@@ -36,7 +36,7 @@ class _Bucket:
 
 _SIMILAR_LENGTHS, _SHORT_LENGTH = 0.75, 64  # share of the longest from which lengths are similar; lengths that always are
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #5aa873db
 def _make_bucket(lengths: Sequence[int], start: int, device: torch.device) -> _Bucket:
     "The bucket of these neighbours."
     longest, end = max(lengths), start + sum(lengths)
@@ -49,7 +49,7 @@ def _make_bucket(lengths: Sequence[int], start: int, device: torch.device) -> _B
     padded = torch.from_numpy((starts[:, None] + inside).ravel()).to(device)
     return _Bucket(start, end, len(lengths), longest, padded, torch.from_numpy(np.flatnonzero(real)).to(device))
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #6d9559a9
 def _make_buckets(lengths: Sequence[int], device: torch.device) -> list[_Bucket]:
     "Cut packed sequences (sorted, longest first) into buckets."
     groups: list[list[int]] = []
@@ -71,7 +71,7 @@ def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor
     distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
     return (distance >= 0) & (distance < window)
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #2d7a5c19
 def _bucket_attention(
     query: torch.Tensor,  # [heads, tokens of the packed row, width]; key and value alike
     key: torch.Tensor,
@@ -95,7 +95,7 @@ def _bucket_attention(
     packed = answer.transpose(1, 2).reshape(item.count * item.length, *answer.shape[1::2])
     return packed if item.real is None else packed.index_select(0, item.real)
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #d0f2f885
 def _packed_attention(
     module: nn.Module,
     query: torch.Tensor,  # [1, heads, tokens, width]
@@ -120,7 +120,7 @@ def _packed_attention(
     parts = [_bucket_attention(*heads, item, sliding_window, **options) for item in packing]
     return torch.cat(parts)[None], None
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #26564cb3
 def _packed_mask(*values: Any, **named: Any) -> torch.Tensor | None:
     "The mask function that transformers calls: a packed pass needs none."
     return None if _PACKING.get() is not None else sdpa_mask(*values, **named)
@@ -134,7 +134,7 @@ def _register_attention() -> None:
     AttentionInterface.register(_ATTENTION_NAME, _packed_attention)
     AttentionMaskInterface.register(_ATTENTION_NAME, _packed_mask)
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #08954ba9
 @contextmanager
 def _use_packing(items: Sequence[_Bucket]) -> Iterator[None]:
     "While this is open, the row is packed like that."
@@ -149,7 +149,7 @@ def _use_packing(items: Sequence[_Bucket]) -> Iterator[None]:
 _MAX_KEPT_LOGITS = 2**25  # numbers of logits kept for the backward pass
 _LOGITS_PER_BLOCK = 2**23  # numbers of logits formed at once where they are not kept
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #b37be765
 class _TargetLogprobs(torch.autograd.Function):
     "Log-probability of each target under softmax(hidden · weightᵀ + bias)."
 
@@ -213,7 +213,7 @@ def _packed_states(model: PreTrainedModel, sequences: Sequence[torch.Tensor]) ->
     with _use_packing(items):
         return _hidden_states(model, torch.cat(list(sequences))[None], position_ids=positions[None])[0]
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #352d72d9
 def _has_plain_head(model: PreTrainedModel) -> bool:
     "Whether the output embedding alone gives the model's logits."
     ids = _trial_ids(model, 6, first=1)[None]
@@ -229,7 +229,7 @@ def _trial_ids(model: PreTrainedModel, count: int, first: int) -> torch.Tensor:
     size = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportIndexIssue]
     return (first + 7 * torch.arange(count, device=model.device)) % size
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #8b362479
 def _can_pack(model: PreTrainedModel) -> bool:
     "Whether sequences in one row come out as if each stood alone; the model keeps our attention if so."
     if model.config._attn_implementation not in ("sdpa", _ATTENTION_NAME):
@@ -250,7 +250,7 @@ def _can_pack(model: PreTrainedModel) -> bool:
     model.set_attn_implementation("sdpa")
     return False
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #d7876b7c
 @torch.no_grad()
 def detect_traits(model: PreTrainedModel) -> Traits:
     "Try which short cuts the model allows (a few passes over a few tokens)."
@@ -265,7 +265,7 @@ class ForwardPass:
     read_mask: Sequence[np.ndarray]  # bool [T]: positions whose log-probability is read
     targets: Sequence[np.ndarray]  # int64 [T]: the token expected after each position
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #a88018a7
 def split_into_passes(lengths: Sequence[int], limit: int, packed: bool = True) -> list[list[int]]:
     "Indices of the sequences of each pass, longest first; one that is longer than the limit has a pass of its own."
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
@@ -279,7 +279,7 @@ def split_into_passes(lengths: Sequence[int], limit: int, packed: bool = True) -
         groups[-1].append(index)
     return groups
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #571029a9
 def _pad_inputs(sequences: Sequence[np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
     "Sequences as rows, padded on the right."
     longest = max(map(len, sequences))
@@ -294,7 +294,7 @@ def _row_indices(read_mask: Sequence[np.ndarray], width: int = 0) -> np.ndarray:
     flags = [np.pad(flag, (0, width - len(flag))) if width else flag for flag in read_mask]
     return np.flatnonzero(np.concatenate(flags))
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #041f5cbb
 def target_logprobs(model: PreTrainedModel, traits: Traits, work: ForwardPass) -> torch.Tensor:
     "float32 [K]: log-probabilities at the wanted positions of all sequences, one behind another."
     device = model.device
@@ -317,7 +317,7 @@ def target_logprobs(model: PreTrainedModel, traits: Traits, work: ForwardPass) -
     with _use_packing(items) if items else nullcontext():
         return _logprobs_at(model, traits, inputs, index, goals)
 
-
+# %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #c619eef0
 def _logprobs_at(
     model: PreTrainedModel, traits: Traits, inputs: dict[str, torch.Tensor], index: torch.Tensor, goals: torch.Tensor
 ) -> torch.Tensor:

@@ -49,7 +49,7 @@ class _LoraLinear(nn.Module):
         "What the detour adds to W, [out, in], in float32."
         return self.scale * (self.lora_B.detach() @ self.lora_A.detach())
 
-
+# %% ../../../nbs/91_adapters.torch/1_lora.ipynb #acd14b18
 def _linear_size(layer: nn.Module) -> tuple[int, int]:
     "Outputs and inputs of a linear layer; GPT-2's Conv1D keeps its weight transposed."
     weight: Any = layer.weight
@@ -71,7 +71,7 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, str]:
             parts[name] = "unembed" if name == head else "attention" if attention else "mlp"
     return parts
 
-
+# %% ../../../nbs/91_adapters.torch/1_lora.ipynb #6b1b383c
 def _layers_to_adapt(model: PreTrainedModel, lora: LoraParams) -> list[str]:
     "Names of the layers that get a detour."
     switches = {"attention": lora.train_attn, "mlp": lora.train_mlp, "unembed": lora.train_unembed}
@@ -91,7 +91,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, _LoraLinear]]:
     "The layers that have a detour, by name."
     return ((name, module) for name, module in model.named_modules() if isinstance(module, _LoraLinear))
 
-
+# %% ../../../nbs/91_adapters.torch/1_lora.ipynb #dc7cb435
 def attach_lora(model: PreTrainedModel, lora: LoraParams, seed: int) -> None:
     "Freeze the model and give it detours; the seed decides A."
     names = _layers_to_adapt(model, lora)
@@ -132,7 +132,7 @@ def _shortest_suffixes(names: list[str], others: list[str]) -> list[str]:
 
     return sorted({ending(name) for name in names})
 
-
+# %% ../../../nbs/91_adapters.torch/1_lora.ipynb #9e798653
 def _peft_config(model: PreTrainedModel, lora: LoraParams, base_name: str) -> dict[str, Any]:
     "The content of adapter_config.json."
     names = [name for name, _ in lora_layers(model)]
@@ -153,7 +153,7 @@ def _peft_config(model: PreTrainedModel, lora: LoraParams, base_name: str) -> di
         "inference_mode": True,
     }
 
-
+# %% ../../../nbs/91_adapters.torch/1_lora.ipynb #c630f550
 def export_lora(model: PreTrainedModel, lora: LoraParams, base_name: str, folder: Path) -> None:
     "Write the detours into a new directory, as peft does."
     tensors = {
@@ -176,7 +176,7 @@ _UNSUPPORTED_LORA_OPTIONS = (
     "trainable_token_indices",
 )
 
-
+# %% ../../../nbs/91_adapters.torch/1_lora.ipynb #42d1debe
 def read_lora_config(folder: Path) -> dict[str, Any]:
     "The content of adapter_config.json; raises for what is not plain LoRA."
     path = Path(folder) / CONFIG_FILE
@@ -191,7 +191,7 @@ def read_lora_config(folder: Path) -> dict[str, Any]:
         )
     return config
 
-
+# %% ../../../nbs/91_adapters.torch/1_lora.ipynb #4dc150a6
 def _read_lora_tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     "A and B of each adapted layer, by the layer's name."
     path = Path(folder) / _WEIGHTS_FILE
@@ -205,7 +205,7 @@ def _read_lora_tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
         layers.setdefault(name, {})[letter] = tensor.float()
     return layers
 
-
+# %% ../../../nbs/91_adapters.torch/1_lora.ipynb #a039cc82
 def load_lora(model: PreTrainedModel, folder: Path) -> None:
     "Freeze the model and give it the detours of an exported directory."
     config, known = read_lora_config(folder), _linear_layers(model)

@@ -42,7 +42,7 @@ class Request(AdapterFuture):
         "Whoever asked knows of the failure now."
         self.queue.acknowledge_failure()
 
-
+# %% ../../../nbs/91_adapters.torch/4_queue.ipynb #31e52530
 _STARTED_QUEUES: "weakref.WeakSet[RequestQueue]" = weakref.WeakSet()  # queues that had a thread
 
 
@@ -57,7 +57,7 @@ def _close_queues_at_exit() -> None:
     "See to it that queues are closed when the process ends."
     atexit.register(_close_all_queues)
 
-
+# %% ../../../nbs/91_adapters.torch/4_queue.ipynb #c8d0cc28
 class RequestQueue:
     "Runs the requests of one client in the order of submission."
 

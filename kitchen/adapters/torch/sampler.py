@@ -30,7 +30,7 @@ class TokenLimits:
     training: int  # in one pass with gradients
     sampling: int  # in one batch of completions, prompts included
 
-
+# %% ../../../nbs/91_adapters.torch/7_sampler.ipynb #dadaca18
 class _BatchedRequest:
     "A sampling request that runs with its neighbours when the first of them is asked for."
 
@@ -153,7 +153,7 @@ class TorchSamplingClient:
         self.flush()
         self.queue.close()
 
-
+# %% ../../../nbs/91_adapters.torch/7_sampler.ipynb #e844a9d1
 def _default_stops(opened: OpenModel) -> frozenset[int]:
     "Tokens that end an answer: the tokenizer's, and those the model's makers name for generation."
     settings = getattr(opened.model, "generation_config", None)

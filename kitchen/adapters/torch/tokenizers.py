@@ -35,7 +35,7 @@ def _read_files(folder: Path) -> dict[str, str]:
     found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     return {path.name: path.read_text(encoding="utf-8") for path in found}
 
-
+# %% ../../../nbs/91_adapters.torch/0_tokenizers.ipynb #5e15698b
 def _convert_files(source: str, gguf: str = "") -> dict[str, str]:
     "The files of a tokenizer that transformers can read: a hub name, a GGUF file, a sentencepiece folder."
     from transformers import AutoTokenizer
@@ -51,7 +51,7 @@ def _convert_files(source: str, gguf: str = "") -> dict[str, str]:
         raise BackendError(f"the tokenizer of {source!r} has no fast version (no tokenizer.json can be made from it)")
     return files
 
-
+# %% ../../../nbs/91_adapters.torch/0_tokenizers.ipynb #ccc9cd44
 def _tokenizer_files(source: str, gguf: str = "") -> dict[str, str]:
     "The files of the tokenizer of a directory or a hub name."
     folder = Path(source)
@@ -81,7 +81,7 @@ def _unknown_token(description: Mapping[str, Any]) -> str | None:
         return None
     return model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else model.get("unk_token")
 
-
+# %% ../../../nbs/91_adapters.torch/0_tokenizers.ipynb #b43f93be
 def _find_control_tokens(
     description: Mapping[str, Any],  # the content of a tokenizer.json
     template: str | None = None,  # the chat template
@@ -101,7 +101,7 @@ def _control_placeholder(token: int) -> str:
     "What a control token is called where it must not be recognised: two noncharacters of Unicode around its id."
     return f"\U0010fffe{token}\U0010ffff"
 
-
+# %% ../../../nbs/91_adapters.torch/0_tokenizers.ipynb #664da537
 def _strip_control_tokens(description: Mapping[str, Any], control: Mapping[str, int]) -> dict[str, Any]:
     "The same tokenizer, ignorant of its control tokens, all other ids unchanged."
     vocabulary = description["model"].get("vocab", {})
@@ -119,7 +119,7 @@ def _token_text(entry: Any) -> str:
     "The spelling of a special token, written as text or as a dict."
     return entry["content"] if isinstance(entry, Mapping) else str(entry)
 
-
+# %% ../../../nbs/91_adapters.torch/0_tokenizers.ipynb #e5756d22
 def _read_chat_template(files: Mapping[str, str]) -> str | None:
     "The chat template: a file of its own, or an entry of tokenizer_config.json (the one named default of several)."
     if "chat_template.jinja" in files:
@@ -132,7 +132,7 @@ def _read_chat_template(files: Mapping[str, str]) -> str | None:
             return found
     return None
 
-
+# %% ../../../nbs/91_adapters.torch/0_tokenizers.ipynb #f9fd94d9
 def _read_special_tokens(files: Mapping[str, str]) -> dict[str, str]:
     "What a template may ask for: bos_token, eos_token, pad_token, …, as text."
     names = {}
@@ -251,5 +251,5 @@ class HuggingFaceTokenizer:
     def __len__(self) -> int:
         return self.size
 
-
+# %% ../../../nbs/91_adapters.torch/0_tokenizers.ipynb #98f8a9de
 _: type[Tokenizer] = HuggingFaceTokenizer  # the type checker compares it with its port

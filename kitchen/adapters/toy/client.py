@@ -25,6 +25,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save, save_file
 
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #59f86d6a
 from kitchen.losses.token import (
     LOSSES,
     Loss,
@@ -44,10 +45,14 @@ from kitchen.ports.protocols import (
     Tokenizer,
     TrainingClient,
 )
+
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #0743f78e
 from ...seeding import derive_seed, random_generator
 from ...store.files import write_atomically
 from ...store.objects import StateStore, TrainingState, pack_tensors
 from ...telemetry import resident_memory
+
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #4322a3fc
 from kitchen.types import (
     AdamParams,
     BackendError,
@@ -79,7 +84,7 @@ _CHATML_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #f92df4e3
 class ToyTokenizer:
     "One id for each byte, and ChatML's control tokens."
 
@@ -121,7 +126,7 @@ class ToyTokenizer:
     def __len__(self) -> int:
         return _VOCAB_SIZE
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #669af2cd
 def _check_vocabulary(tokens: np.ndarray, place: str) -> None:
     "Raise for the first id that the vocabulary does not have."
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < _VOCAB_SIZE:
@@ -184,7 +189,7 @@ class _ToyShape:
             "output_bias": (_VOCAB_SIZE,),
         }
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #9c26c2ab
 def _turn_ends(tokens: np.ndarray) -> np.ndarray:
     "bool [T]: where a turn ends, with its control token or an empty line."
     newline = tokens == 10
@@ -192,7 +197,7 @@ def _turn_ends(tokens: np.ndarray) -> np.ndarray:
     ends[1:] |= newline[1:] & newline[:-1]
     return ends
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #eaca5305
 def _windows(
     sequences: Sequence[np.ndarray],
     shape: _ToyShape,
@@ -235,7 +240,7 @@ class _DropoutMasks:
     hidden: np.ndarray | None = None  # [N, H] of hidden units
     adapters: Mapping[str, np.ndarray] | None = None  # of each adapter's input
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #d873aa5f
 @dataclass(frozen=True)
 class _Activations:
     "What the backward pass needs of the forward pass."
@@ -252,7 +257,7 @@ def _apply_mask(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     "Values times the mask, if there is one."
     return values if mask is None else values * mask
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #33d3d107
 def _linear(network: _ToyNetwork, name: str, inputs: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     "[N, out] of matrix `name` with its adapter and bias, and what the adapter's A gave, [N, R]."
     given = inputs @ network.base[name].T
@@ -263,7 +268,7 @@ def _linear(network: _ToyNetwork, name: str, inputs: np.ndarray, mask: np.ndarra
     given += network.scale * (low @ network.adapters[name + ".B"].T)
     return given, low
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #00ef7157
 def _forward_pass(network: _ToyNetwork, seen: np.ndarray, masks: _DropoutMasks = _DropoutMasks()) -> _Activations:
     "Log-probabilities of every token after each window, and what led to them."
     adapter_masks = masks.adapters or {}
@@ -277,7 +282,7 @@ def _forward_pass(network: _ToyNetwork, seen: np.ndarray, masks: _DropoutMasks =
     low = {"hidden": low_hidden, "output": low_output}
     return _Activations(seen, {"hidden": x_NX, "output": h_NH}, low, tanh_NH, z_NV, masks)
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #57ca8147
 def _backward_linear(
     network: _ToyNetwork, name: str, found: _Activations, outer: np.ndarray, gradients: dict[str, np.ndarray]
 ) -> np.ndarray:
@@ -293,7 +298,7 @@ def _backward_linear(
         inner += _apply_mask(through_B @ network.adapters[name + ".A"], mask)
     return inner
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #73f71de4
 def _backward_pass(
     network: _ToyNetwork,
     found: _Activations,
@@ -317,14 +322,14 @@ def _backward_pass(
         gradients["embedding"] = summed.reshape(_VOCAB_SIZE, width)
     return gradients
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #6054a6e5
 def _initial_weights(shape: _ToyShape) -> dict[str, np.ndarray]:
     "Weights of an untrained toy model: a function of its shape and seed only."
     rng = random_generator(shape.seed, "toy", "weights")
     spread = {"embedding": 1.0, "hidden": (shape.window * shape.embedding) ** -0.5, "output": shape.hidden**-0.5}
     return {name: rng.normal(0, spread.get(name, 0.0), size) for name, size in shape.sizes().items()}  # biases are 0
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #0654a847
 def _initial_adapters(shape: _ToyShape, lora: LoraParams, seed: int) -> dict[str, np.ndarray]:
     "A uniform in ±1/√in (as peft draws it), B = 0."
     rng = random_generator(seed, "toy", "adapters")
@@ -355,7 +360,7 @@ class _AdamState:
         values = _flatten_weights(weights)
         return cls(values, np.zeros_like(values), np.zeros_like(values))
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #559a9338
 def _flatten_weights(weights: Mapping[str, np.ndarray]) -> np.ndarray:
     "Named arrays as one vector."
     return np.concatenate([values.ravel() for values in weights.values()])
@@ -373,7 +378,7 @@ def _clip_gradient(gradient: np.ndarray, norm: float, limit: float) -> np.ndarra
     "The gradient, shortened to the limit if it is longer; a limit of 0 never shortens."
     return gradient * (limit / (norm + 1e-6)) if 0 < limit < norm + 1e-6 else gradient
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #9a49de52
 def _adam_step(learned: _AdamState, gradient: np.ndarray, adam: AdamParams) -> _AdamState:
     "One step of AdamW."
     steps = learned.steps + 1
@@ -412,7 +417,7 @@ class _ReadyFuture:
         "Call it now."
         callback(self)
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #ec50ccb6
 class _ToyQueue:
     "Does the requests of one client one after another."
 
@@ -448,7 +453,7 @@ class _ToyModel:
         "SHA-256 of the weights."
         return hashlib.sha256(_flatten_weights(self.weights).tobytes()).hexdigest()
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #46554cac
 def _open_toy_model(name: str) -> _ToyModel:
     "The model of that name or directory."
     folder = Path(name)
@@ -457,7 +462,7 @@ def _open_toy_model(name: str) -> _ToyModel:
     shape = _ToyShape.parse(name)
     return _ToyModel(name, shape, _initial_weights(shape))
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #209c7e3f
 def _read_export(folder: Path) -> _ToyModel:
     "The model that `write_export` wrote; an adapter is merged into its base: W + (alpha / rank) · B·A."
     try:
@@ -478,7 +483,7 @@ def _read_export(folder: Path) -> _ToyModel:
     }
     return _ToyModel(str(folder), base.shape, {**base.weights, **merged})
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #50fc58e1
 def _write_export(folder: Path, base: _ToyModel, lora: LoraParams | None, weights: Mapping[str, np.ndarray]) -> None:
     "Full weights, or an adapter and the name of its base."
     folder.mkdir(parents=True)
@@ -498,7 +503,7 @@ def _write_export(folder: Path, base: _ToyModel, lora: LoraParams | None, weight
     save_file(dict(weights), folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #0b800746
 @functools.cache
 def _temporary_states_folder() -> tempfile.TemporaryDirectory:
     "Where states go that were given no folder: gone when the process ends."
@@ -519,7 +524,7 @@ def _cumulative_probabilities(
     probability[before >= top_p] = 0
     return order, np.cumsum(probability / probability.sum(axis=1, keepdims=True), axis=1)
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #050a4a42
 def _sample_tokens(logprobs: np.ndarray, uniforms: np.ndarray, params: SamplingParams) -> np.ndarray:
     "int64 [S]: one token for each row of log-probabilities [S, V] and each uniform number [S]."
     if params.temperature == 0:
@@ -539,7 +544,7 @@ def _encode_stops(params: SamplingParams) -> list[list[int]]:
     _check_vocabulary(np.array([token for stop in found for token in stop], dtype=np.int64), "stop")
     return found
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #17d3a34e
 class _CompletionBatch:
     "Completions of one prompt that grow side by side."
 
@@ -578,7 +583,7 @@ class _CompletionBatch:
         said = self.buffer[row, self.first : self.length].tolist()
         return Completion(tuple(said), tuple(self.logprobs[row, : len(said)].tolist()), reason)
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #9e8114f6
 class ToySamplingClient:
     "Draws from weights that never change."
 
@@ -663,7 +668,7 @@ class _ToyLoss:
     read_mask: Callable[[Datum], np.ndarray]  # bool [T]: positions whose log-probability the judge reads
     needs_whole_batch: bool = False  # whether the judge must see the whole batch at once
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #11fe8f10
 def _table_loss(loss: Loss, settings: Mapping[str, float]) -> _ToyLoss:
     "A loss of the table."
 
@@ -673,7 +678,7 @@ def _table_loss(loss: Loss, settings: Mapping[str, float]) -> _ToyLoss:
 
     return _ToyLoss(judge, lambda datum: loss_mask(datum, loss))
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #afddfc4f
 def _custom_loss(loss_fn: CustomLoss) -> _ToyLoss:
     "A loss that is written with torch."
     try:
@@ -695,7 +700,7 @@ def _custom_loss(loss_fn: CustomLoss) -> _ToyLoss:
 
     return _ToyLoss(judge, lambda datum: np.ones(len(datum), dtype=bool), needs_whole_batch=True)
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #b5a5f9ba
 def _position_blocks(data: Sequence[Datum], limit: int) -> Iterator[list[Datum]]:
     "The datums in groups of at most `limit` positions (a longer datum is a group of its own)."
     group: list[Datum] = []
@@ -929,6 +934,6 @@ class ToyService:
         opened = self._open(model)
         return ToySamplingClient(_ToyNetwork(opened.shape, opened.weights, {}), opened.shape.seed, self.latency)
 
-
+# %% ../../../nbs/90_adapters.toy/2_client.ipynb #53560660
 _: tuple[type[ServiceClient], type[TrainingClient], type[SamplingClient], type[Tokenizer]]
 _ = (ToyService, ToyTrainingClient, ToySamplingClient, ToyTokenizer)  # the type checker compares each with its port
