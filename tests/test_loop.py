@@ -86,10 +86,10 @@ class Rounds:
 
 def test_the_loop_of_the_page_does_what_the_recipe_does_to_the_bit(runs):
     k = Kitchen("rl_math", **SONGS, **LEARNING).run()
-    config, renderer = k.config, k.values["renderer"]
+    config, renderer = k.config, k.state["renderer"]
     service = ToyService()
     training = open_training_client(config, service, config.model)
-    problems: Any = Rounds(k.values["problems"].train, config)
+    problems: Any = Rounds(k.state["problems"].train, config)
     settings, total = rl._update_settings(config), len(problems) * config.substeps
     events = train_rl(
         training, problems, renderer, rl.rollout_sampling_params(config, renderer, config.temperature), settings,
@@ -104,7 +104,7 @@ def test_the_loop_of_the_page_does_what_the_recipe_does_to_the_bit(runs):
     prompt = renderer.tokenizer.encode("Sing!")
     both = [
         one.create_sampling_client().compute_logprobs(prompt).result()
-        for one in (training, k.values["training"])
+        for one in (training, k.state["training"])
     ]
     assert both[0] == both[1]
     k.close()
