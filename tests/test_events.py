@@ -124,7 +124,7 @@ def test_declared_is_emitted_is_documented(logs):
 def test_every_stage_and_port_call_is_a_span(logs):
     finished = logs[1]
     done = [item["stage"] for item in finished.log if item.name == "stage.stop"]
-    assert done == [part.name for part in stages(finished.recipe.workflow)]
+    assert done == [part.name for part in stages(finished.driver.recipe.workflow)]
     calls = [(item["port"], item["verb"]) for item in finished.log if item.name == "port.call"]
     steps = sum(item.name == "train.step" for item in finished.log)
     assert (
