@@ -44,7 +44,7 @@ def stub(package: Path) -> str:
         for item in inside:
             for name in public_names(item) if item.suffix == ".py" else []:
                 if home.setdefault(name, item.stem) != item.stem:
-                    print(f"{name} is public in {package.name}.{home[name]} and in {package.name}.{item.stem}: rename one")
+                    sys.exit(f"{name} is public in {package.name}.{home[name]} and in {package.name}.{item.stem}: rename one")
         home = {name: module for name, module in home.items() if name not in taken}
     lines += [f"from .{module} import {name} as {name}" for name, module in sorted(home.items(), key=lambda pair: pair[::-1])]
     version = "__version__: str\n" if package == ROOT else ""

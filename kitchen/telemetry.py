@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from .types import InvalidValue, UnknownName
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any
 from .references import PlacedRow, Row, Stream, Table
 from ..ports.protocols import Rows
 from ..rendering.base import split_reasoning
-from ..types import Message, ROLES, RowError, UnknownName, nearest
+from ..types import ROLES, Message, RowError, UnknownName, nearest
 
 # %% ../../nbs/22_data/1_formats.ipynb #f78d1963
 def _json_type_name(value: Any) -> str:

@@ -12,7 +12,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from ..formatting import View, box_html, escape_html, sign_html, small_html, table_html, visible_text
-from ..palette import STATUS_SIGNS, StatusSign, VERMILION_SHADE
+from ..palette import STATUS_SIGNS, VERMILION_SHADE, StatusSign
 
 # %% ../../nbs/60_display/3_diff.ipynb #09c3f876
 def _diff_pieces(answer: str, gold: str) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from .svg import Picture
 from ..engine.workflow import events_by_phase
-from ..formatting import align_columns, decimate, number_text, seconds_text, visible_text
+from ..formatting import align_columns, decimate, seconds_text, visible_text
 from ..palette import BLACK, CURVE_COLORS, GRID_COLOR, HOVER_STYLE, NEUTRAL_GREY, PALETTE, TRANSPARENT
 from ..telemetry import EVENTS, Event, smooth
 

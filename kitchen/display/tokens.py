@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..formatting import View, box_html, escape_html, small_html, visible_text
+from ..formatting import View, box_html, small_html, visible_text
 from ..palette import BLUE
 from ..ports.protocols import Tokenizer
 from ..types import Datum, InvalidValue, Trajectory

@@ -23,8 +23,8 @@ from ..config import Config, ExperimentSpec, json_digest
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #b96b495b
 from kitchen.engine.workflow import (
-    Flow,
     START,
+    Flow,
     Scope,
     WorkflowError,
     WorkflowPart,

@@ -18,9 +18,9 @@ from dataclasses import replace as replace_field
 from typing import Any
 
 from kitchen.engine.workflow import (
+    START,
     Composition,
     Flow,
-    START,
     Stage,
     Values,
     WorkflowError,

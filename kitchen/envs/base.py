@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from .rewards import Reward, Row, check_gold_answers, short_repr, weighted_reward
+from .rewards import Reward, Row, check_gold_answers, weighted_reward
 from ..seeding import random_generator
 from ..types import InvalidValue, Message, UnknownName
 

@@ -22,7 +22,7 @@ from .registry import Recipe, get_recipe
 from ..store.log import to_jsonable
 from ..store.objects import ObjectStore
 from ..store.run import Run, runs_root
-from ..telemetry import EVENTS, Event, NONDETERMINISTIC_UNITS, event
+from ..telemetry import EVENTS, NONDETERMINISTIC_UNITS, Event, event
 from ..types import InvalidValue
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #f8fe7f4d

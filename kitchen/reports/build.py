@@ -10,7 +10,7 @@ __all__ = ['REPORT_SECTIONS', 'show_scores', 'read_results', 'show_answers', 'sh
 # %% ../../nbs/64_reports/2_build.ipynb #0396b244
 import html
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,23 +35,17 @@ from kitchen.formatting import (
     View,
     align_columns,
     escape_markdown,
-    table_html,
     text_table_html,
 )
 from ..recipes.reproduce import manifest
 from kitchen.reports.export import (
     MANIFEST_MIME,
-    RESULT_MIME,
     notebook_outputs,
-    read_notebook,
-    read_recorded,
-    record_values,
     to_html,
-    to_pdf,
 )
 
 # %% ../../nbs/64_reports/2_build.ipynb #8c2b58a6
-from .scores import Score, scores, scores_table, scores_view
+from .scores import scores, scores_table, scores_view
 from ..store.files import write_atomically
 from ..store.log import to_jsonable
 from ..store.run import Run

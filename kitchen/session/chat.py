@@ -19,8 +19,8 @@ from ..display.tokens import BLUE_RGB, ColoredToken, color_tokens, token_label, 
 # %% ../../nbs/66_session/05_chat.ipynb #b95e4590
 from kitchen.formatting import (
     JUPYTER_HTML_CLASS,
-    View,
     WRAP_STYLE,
+    View,
     align_columns,
     box_html,
     display_widget,

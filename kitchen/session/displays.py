@@ -10,7 +10,6 @@ __all__ = ['has_batches', 'show_next_batch', 'show_run_rollouts', 'hardest_rows'
 from collections.abc import Callable
 from typing import Any
 
-from ..engine.runner import Runner
 from ..engine.workflow import WorkflowPart, stages
 from ..evaluation import Answer
 from ..formatting import View

@@ -20,8 +20,8 @@ from ..data.batches import Batches, Cursor, StreamBatches
 from ..display.figures import Chart, Curve, PointMark
 from ..display.svg import Picture, sparkline_text
 from ..formatting import number_text
-from ..palette import CURVE_COLORS
 from ..losses.distillation import DistillLoss, get_distill_loss
+from ..palette import CURVE_COLORS
 from ..ports.protocols import TrainingClient
 from ..train.distillation import distillation_step
 

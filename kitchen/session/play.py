@@ -17,7 +17,7 @@ from ..envs.rewards import get_rewards
 from ..formatting import box_html, escape_html, small_html, visible_text
 from ..rendering.base import split_tool_calls
 from ..train.rollouts import Policy, episodes_to_act, judge_answers
-from ..train.trajectories import Episode, EpisodeLimits, RolloutFailed, STOP_REASONS
+from ..train.trajectories import STOP_REASONS, Episode, EpisodeLimits, RolloutFailed
 from ..types import Completion, InvalidValue, Message
 from ..widgets.dashboard import has_frontend
 

@@ -10,12 +10,11 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from ..envs.rewards import REWARDS, Reward, Row, weighted_reward
-from ..evaluation import Answer, METRICS, Question, wilson_interval
+from ..evaluation import METRICS, Answer, Question, wilson_interval
 from ..formatting import View, align_columns, box_html, small_html, text_table_html, visible_text
 from ..store.run import Run
 from ..train.rollouts import regrade_group

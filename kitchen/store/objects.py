@@ -22,7 +22,7 @@ import numpy as np
 from ..config import canonical_json, json_digest
 from ..ports.protocols import AdapterFuture
 from .files import write_atomically
-from ..types import DamagedData, FutureTimeout, InvalidValue, SavedState
+from ..types import DamagedData, InvalidValue, SavedState
 
 # %% ../../nbs/14_store/4_objects.ipynb #7ebe83b2
 class ObjectStore:

@@ -8,7 +8,7 @@ __all__ = ['PolicyUpdateSettings', 'add_group_reference_logprobs', 'learn_from_r
 # %% ../../nbs/35_train/5_rl.ipynb #ac3683ad
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 

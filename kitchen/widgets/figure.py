@@ -6,7 +6,6 @@
 __all__ = ['Canvas', 'static_board']
 
 # %% ../../nbs/62_widgets/3_figure.ipynb #526a1801
-import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..display.figures import plotly_text
-from ..formatting import visible_text
 from ..palette import CURVE_COLORS, GRID_COLOR, HOVER_STYLE, NEUTRAL_GREY, PALETTE, PURPLE, TRANSPARENT
 from .series import BOARDS, Board, EventMark, Slot, SlotSeries, TrainingPhase
 

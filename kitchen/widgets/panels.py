@@ -11,7 +11,7 @@ import html
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..diagnostics import Diagnostics, RULE_MEASUREMENTS
+from ..diagnostics import RULE_MEASUREMENTS, Diagnostics
 from ..display.progress import RunProgress
 from ..engine.workflow import Scope, Stage, WorkflowPart
 from ..formatting import visible_text

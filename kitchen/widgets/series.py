@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kitchen.display.figures import (
+    _TEST_SPLIT,
     PAIR_PANELS,
     POLICY_PANELS,
-    Panel,
     RATE_PANELS,
-    _TEST_SPLIT,
+    Panel,
     axis_title,
     moving_average,
 )

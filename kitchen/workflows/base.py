@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MODEL_PRESETS', 'StageEvents', 'save', 'live_field', 'check_known_name', 'name_in_table', 'TrainingConfig',
            'DataConfig', 'AnswerConfig', 'Splits', 'ReadSettings', 'GradeSettings', 'read_split', 'bad_row_events',
-           'read_splits', 'open_model', 'open_training_client', 'adam_params', 'question_of', 'ask_questions',
-           'baseline', 'evaluate', 'save_as', 'register', 'measurements_of', 'report', 'side_by_side']
+           'render_event', 'read_splits', 'open_model', 'open_training_client', 'adam_params', 'question_of',
+           'ask_questions', 'baseline', 'evaluate', 'save_as', 'register', 'measurements_of', 'report', 'side_by_side']
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f1b95254
 import json
@@ -21,7 +21,7 @@ from ..config import Config
 from ..data.formats import Conversation, parse_rows
 from ..data.references import split_rows
 from ..engine.workflow import Stage, stage
-from ..evaluation import Answer, METRICS, MetricName, Question, ask, summarize
+from ..evaluation import METRICS, Answer, MetricName, Question, ask, summarize
 
 # %% ../../nbs/55_workflows/0_base.ipynb #05982537
 from kitchen.ports.protocols import (
@@ -32,11 +32,11 @@ from kitchen.ports.protocols import (
     TrainingClient,
     adapter_names,
 )
-from ..rendering.base import RENDERERS, Renderer, RendererName, TRAIN_ON, TrainOn
+from ..rendering.base import RENDERERS, TRAIN_ON, Renderer, RendererName, TrainOn
 from ..store.run import Artifact, Run
 from ..telemetry import Event, event, event_content
 from ..train.schedules import SCHEDULES, ScheduleName
-from ..types import AdamParams, InvalidValue, LoraParams, RowError, SamplingParams, UnknownName
+from ..types import AdamParams, Datum, InvalidValue, LoraParams, RowError, SamplingParams, UnknownName
 
 # %% ../../nbs/55_workflows/0_base.ipynb #015fcc03
 _EMBEDDED_MODELS = {"torch": "builtin:tiny-chat", "toy": "toy"}  # backend -> what it starts from unless told
@@ -239,6 +239,21 @@ def bad_row_events(problems: Sequence[RowError]) -> StageEvents[None]:
             field=problem.field,
             reason=problem.reason,
         )
+
+
+def render_event(data: Sequence[Datum], split: str, renderer: str, train_on: str, started: float) -> Event:
+    "What came of rendering one split: datums, tokens, and those that are trained; `started` is on the clock of `time.perf_counter`."
+    return event(
+        "render.data",
+        split=split,
+        renderer=renderer,
+        train_on=train_on,
+        datums=len(data),
+        tokens=sum(map(len, data)),
+        trained_tokens=sum(int((datum.weights != 0).sum()) for datum in data),
+        longest=max(map(len, data), default=0),
+        seconds=time.perf_counter() - started,
+    )
 
 # %% ../../nbs/55_workflows/0_base.ipynb #016963e7
 def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type[Any]) -> StageEvents[Splits]:

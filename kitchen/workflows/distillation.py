@@ -22,7 +22,7 @@ from ..data.formats import Conversation
 from ..data.synthetic import ANSWER_RULES
 from ..engine.produce import produce
 from ..engine.workflow import chain, stage
-from ..evaluation import Answer, Question, ask, summarize
+from ..evaluation import Answer, ask, summarize
 from ..losses.distillation import DISTILL_LOSSES, DistillLossName, get_distill_loss
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
 from ..rendering.base import Renderer, render_conversations
@@ -46,8 +46,8 @@ from . import rl
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #d08a1b72
 from kitchen.workflows.base import (
-    AnswerConfig,
     MODEL_PRESETS,
+    AnswerConfig,
     Splits,
     StageEvents,
     TrainingConfig,

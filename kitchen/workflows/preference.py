@@ -52,8 +52,8 @@ from ..types import AdamParams, InvalidValue, RowError, SamplingParams
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #3dfba6b3
 from kitchen.workflows.base import (
-    DataConfig,
     MODEL_PRESETS,
+    DataConfig,
     Splits,
     StageEvents,
     adam_params,
@@ -66,6 +66,7 @@ from kitchen.workflows.base import (
     open_model,
     read_splits,
     register,
+    render_event,
     report,
     save,
 )
@@ -151,17 +152,7 @@ def _render_pairs_split(rows: Sequence[Preference], renderer: Renderer, config: 
             problems.append(error)
     yield from bad_row_events(problems)
     data = interleave_pairs(found)
-    yield event(
-        "render.data",
-        split=split,
-        renderer=config.renderer,
-        train_on="chosen and rejected",
-        datums=len(data),
-        tokens=sum(map(len, data)),
-        trained_tokens=sum(int((datum.weights != 0).sum()) for datum in data),
-        longest=max(map(len, data), default=0),
-        seconds=time.perf_counter() - started,
-    )
+    yield render_event(data, split, config.renderer, "chosen and rejected", started)
     if not found:
         raise InvalidValue(f"no pair is left of split {split!r}: every row was set aside")
     return found

@@ -20,7 +20,7 @@ from ..losses.token import SFT_LOSSES, SftLossName
 from ..ports.protocols import DatasetStore, ServiceClient, TrainingClient
 from ..rendering.base import Renderer, get_renderer, render_conversations
 from ..store.run import Run
-from ..telemetry import Event, event
+from ..telemetry import Event
 from ..train.sft import adam_schedule, held_out_loss, train_sft
 from ..types import AdamParams, Datum, InvalidValue
 
@@ -40,6 +40,7 @@ from kitchen.workflows.base import (
     question_of,
     read_splits,
     register,
+    render_event,
     report,
     save,
 )
@@ -100,17 +101,7 @@ def _render_split(
         renderer, conversations, config.train_on, max_length=config.max_length, on_bad_row=config.on_bad_row
     )
     yield from bad_row_events(problems)
-    yield event(
-        "render.data",
-        split=split,
-        renderer=config.renderer,
-        train_on=config.train_on,
-        datums=len(data),
-        tokens=sum(map(len, data)),
-        trained_tokens=sum(int((datum.weights != 0).sum()) for datum in data),
-        longest=max(map(len, data), default=0),
-        seconds=time.perf_counter() - started,
-    )
+    yield render_event(data, split, config.renderer, config.train_on, started)
     if not data:
         raise InvalidValue(f"no datum is left of split {split!r}: every row was set aside")
     return data

@@ -21,7 +21,7 @@ from .lora import lora_layers
 from ...losses.token import Loss, check_logprob_grads, loss_mask
 from ...ports.protocols import CustomLoss
 from ...seeding import derive_seed
-from ...types import AdamParams, BackendError, Datum, InvalidValue
+from ...types import AdamParams, Datum, InvalidValue
 
 # %% ../../../nbs/91_adapters.torch/5_backward.ipynb #393f2cb1
 class Learner:

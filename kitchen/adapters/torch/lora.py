@@ -8,7 +8,7 @@ __all__ = ['CONFIG_FILE', 'lora_layers', 'attach_lora', 'merge_lora', 'export_lo
 # %% ../../../nbs/91_adapters.torch/1_lora.ipynb #2fce4302
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
