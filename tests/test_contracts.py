@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from kitchen.config import ConfigError
 from kitchen.engine.validation import check_workflow
 from kitchen.engine.workflow import Chain, Stage, WorkflowError, chain, scope, stage
 from kitchen.evaluation import METRICS, MetricName
@@ -185,3 +186,13 @@ TABLES = {
 @pytest.mark.parametrize("names", TABLES, ids=lambda names: get_args(names)[0])
 def test_names_that_type_checkers_know_are_those_of_the_table(names):
     assert sorted(get_args(names)) == sorted(TABLES[names])
+
+
+def test_a_table_may_grow_and_what_is_no_name_is_refused(monkeypatch):
+    with pytest.raises(ConfigError, match="unknown metric 'first_word'"):
+        Kitchen("sft", metric="first_word")
+    monkeypatch.setitem(METRICS, "first_word", lambda answer, reference: float(answer.split()[:1] == reference.split()[:1]))
+    assert Kitchen("sft", metric="first_word").config.metric == "first_word"
+    for wrong in (5, None, ["exact_match"]):
+        with pytest.raises(ConfigError, match="metric = "):
+            Kitchen("sft", metric=wrong)

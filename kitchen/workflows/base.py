@@ -58,9 +58,14 @@ def check_known_name(kind: str, value: str, choices: Collection[str]) -> str:
     return value
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f4e8d76b
-def name_in_table(setting: str, table: Collection[str]) -> Any:
-    "A validator for a setting that names an entry of a table: before its Literal is looked at, so that the nearest name is offered."
-    return field_validator(setting, mode="before")(lambda value: check_known_name(setting, value, table))
+def name_in_table(setting: str, table: Collection[str], *others: str) -> Any:
+    "A validator for a setting that names an entry of a table, or one of a few others; the nearest name is offered."
+
+    # instead of the Literal, which type checkers and completion read: a table may have grown since it was written
+    def judge(value: Any, literal: Any) -> str:
+        return check_known_name(setting, value, [*others, *table]) if isinstance(value, str) else literal(value)
+
+    return field_validator(setting, mode="wrap")(judge)
 
 # %% ../../nbs/55_workflows/0_base.ipynb #5adff4f7
 class TrainingConfig(Config):
@@ -125,7 +130,7 @@ class TrainingConfig(Config):
         "A backend that no adapter is installed for is answered with the nearest."
         return check_known_name("backend", value, adapter_names("service"))
 
-    _check_renderer = name_in_table("renderer", {"auto": None, **RENDERERS})
+    _check_renderer = name_in_table("renderer", RENDERERS, "auto")
     _check_schedule = name_in_table("schedule", SCHEDULES)
 
     @model_validator(mode="after")
