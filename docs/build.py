@@ -115,6 +115,7 @@ def landing(overview: Sequence[Page]) -> str:
         "sections/index": "Page by page",
         "api/index": "API",
         "glossary": "Glossary",
+        "contributing": "Contributing",
     }
     fixed = [Section(title, address) for address, title in titles.items()]
     return f"{(DOCS / 'index.md').read_text(encoding='utf-8').strip()}\n\n{contents([*overview, *fixed])}\n"
@@ -157,6 +158,7 @@ def write_sources(source: Path, root: Path, small: bool, reports: Path | None, p
         "index.md": landing(overview),
         "api/index.rst": index_page(),
         "glossary.md": glossary(),
+        "contributing.md": (root / "CONTRIBUTING.md").read_text(encoding="utf-8"),
         "guides/index.md": listing("How-to", "One task a page, executed when the site was built.", guides),
         "recipes/index.md": listing(
             "Recipes", "Each is a notebook, and its report when it has run: `kitchen cook NAME`.", recipes

@@ -138,13 +138,13 @@ def linked_names(words: str, module: str) -> str:
 
 
 def linked_pages(words: str, addresses: Mapping[str, str]) -> str:
-    """Markdown whose links to notebooks lead to their pages."""
+    """Markdown whose links to notebooks, and to the guide for contributors, lead to their pages."""
 
     def link(found: re.Match[str]) -> str:
         address = addresses.get(plain(found["stem"]).rpartition(".")[2])
         return f"](/{address}.ipynb{found['rest'] or ''})" if address else found[0]
 
-    return NOTEBOOK_LINK.sub(link, words)
+    return NOTEBOOK_LINK.sub(link, words).replace("](CONTRIBUTING.md)", "](/contributing.md)")
 
 
 def by_stem(pages: Iterable[Page]) -> dict[str, str]:
