@@ -121,7 +121,7 @@ def align_columns(rows: Sequence[Sequence[str]], limit: int = 80) -> str:
 
 
 def right_align_columns(rows: Sequence[Sequence[str]], numeric_columns: Iterable[int]) -> list[list[str]]:
-    "The rows with these columns padded on the left, for `aligned`."
+    "The rows with these columns padded on the left, for `align_columns`."
     shown = [[visible_text(cell, 80).replace("\n", "⏎") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     wanted = set(numeric_columns)

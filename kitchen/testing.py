@@ -33,8 +33,6 @@ from .losses.token import LOSSES
 from .palette import STATUS_SIGNS
 from .ports.protocols import Future, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from .seeding import random_generator
-
-# %% ../nbs/40_evaluation/3_testing.ipynb #726e42fd
 from kitchen.types import (
     AdamParams,
     Capabilities,

@@ -26,8 +26,6 @@ from kitchen.data.references import (
     package_file,
     parse_reference,
 )
-
-# %% ../../nbs/92_adapters/0_files.ipynb #9bbe943f
 from kitchen.data.synthetic import (
     MIXTURES,
     SPLITS,

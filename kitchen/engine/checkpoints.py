@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, ExperimentSpec, json_digest
-
-# %% ../../nbs/50_engine/3_checkpoints.ipynb #b96b495b
 from kitchen.engine.workflow import (
     START,
     Flow,

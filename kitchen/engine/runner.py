@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import Config, config_fields
-
-# %% ../../nbs/50_engine/4_runner.ipynb #ec01cec7
 from kitchen.engine.checkpoints import (
     History,
     Snapshot,

@@ -52,7 +52,7 @@ class WorkflowPosition:
         return WorkflowPosition(self.path[1:], self.moment)
 
     def to_json(self) -> list[Any]:
-        "As plain data; `Position.from_json` reads it."
+        "As plain data; `WorkflowPosition.from_json` reads it."
         return [list(self.path), self.moment]
 
     @classmethod

@@ -71,7 +71,7 @@ class Step:
     messages: tuple[Message, ...] = ()  # what the policy sees next
     reward: float = 0.0
     done: bool = True
-    wait: bool = False  # it is somebody else's turn; `look` says when it is over
+    wait: bool = False  # it is somebody else's turn; `poll` says when it is over
     parts: Mapping[str, float] = field(default_factory=dict)  # rewards by component, and whatever is to be averaged
 
 # %% ../../nbs/25_envs/3_base.ipynb #fe610f66
@@ -270,7 +270,7 @@ def tool_prompt(tools: Sequence[Tool]) -> str:
 
 # %% ../../nbs/25_envs/3_base.ipynb #77c26512
 class GuessNumber:
-    "Find a whole number from 1 to `most`."
+    "Find a whole number from 1 to `max_number`."
 
     def __init__(self, secret: int, max_number: int, turns: int):
         self.secret, self.max_number, self.turns, self._guess_count = secret, max_number, turns, 0

@@ -20,8 +20,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.synthetic import MAX_FAILED_DRAWS, SPLITS, choose_wording, make_task_row, split_of
-
-# %% ../../nbs/25_envs/4_code.ipynb #fabac7c5
 from kitchen.envs.base import (
     Problem,
     QuestionEnv,

@@ -191,7 +191,7 @@ def rubric_problems(
                 said = "in a way that cannot be read" if grade.unreadable else f"with {grade.value:.2g} of 1"
                 raise InvalidValue(
                     f"row {index + 1}: the judge grades the row's own answer {short_repr(right)} {said}, and it must get {min_grade:g}; "
-                    "choose another judge, mend rubric or row, or give checked=0"
+                    "choose another judge, mend rubric or row, or give checked_rows=0"
                 )
     plain = question_problems(rows, ())
     made = [functools.partial(_rubric_env, row, grader) for row in rows]

@@ -14,8 +14,6 @@ from importlib import import_module
 from typing import Any
 
 from ..data.synthetic import generate_task_rows, split_of
-
-# %% ../../nbs/25_envs/7_registry.ipynb #7fcb4d1f
 from kitchen.envs.base import (
     Env,
     Problem,

@@ -21,8 +21,6 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 import numpy as np
 
 from ..telemetry import Event, Log, MemoryLog, event
-
-# %% ../../nbs/12_ports/0_protocols.ipynb #f1464e4e
 from kitchen.types import (
     AdamParams,
     Capabilities,

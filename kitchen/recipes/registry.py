@@ -23,8 +23,6 @@ from kitchen.workflows.distillation import (
     on_policy_distillation,
 )
 from ..workflows.feedback_loop import FeedbackConfig, feedback_loop
-
-# %% ../../nbs/57_recipes/0_registry.ipynb #77f57c2e
 from kitchen.workflows.preference import (
     PreferenceConfig,
     RewardModelConfig,

@@ -27,8 +27,6 @@ from kitchen.display.figures import (
     timeline,
 )
 from ..display.svg import Picture
-
-# %% ../../nbs/64_reports/2_build.ipynb #862be53e
 from kitchen.formatting import (
     PLOTLY_MIME,
     TextTable,
@@ -43,8 +41,6 @@ from kitchen.reports.export import (
     notebook_outputs,
     to_html,
 )
-
-# %% ../../nbs/64_reports/2_build.ipynb #8c2b58a6
 from .scores import scores, scores_table, scores_view
 from ..store.files import write_atomically
 from ..store.log import to_jsonable

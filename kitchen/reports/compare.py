@@ -18,8 +18,6 @@ import numpy as np
 
 from ..display.figures import Chart, Curve, PointMark, moving_average, series
 from ..display.svg import Picture, sparkline_text, svg_image_html
-
-# %% ../../nbs/64_reports/3_compare.ipynb #29c0a59a
 from kitchen.formatting import (
     TextTable,
     View,

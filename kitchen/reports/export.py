@@ -36,7 +36,7 @@ MANIFEST_MIME = "application/vnd.kitchen.manifest+json"  # what the run was, see
 
 
 def record_values(**values: Any) -> None:
-    "Show values, and leave them in the notebook for `recorded`."
+    "Show values, and leave them in the notebook for `read_recorded`."
     from IPython.display import display
 
     plain = to_jsonable(values)
@@ -66,7 +66,7 @@ def notebook_outputs(notebook: "NotebookNode | str | Path", mime: str) -> list[A
 
 
 def read_recorded(notebook: "NotebookNode | str | Path") -> dict[str, Any]:
-    "Everything that `record` left in an executed notebook; later values replace earlier ones."
+    "Everything that `record_values` left in an executed notebook; later values replace earlier ones."
     found: dict[str, Any] = {}
     for values in notebook_outputs(notebook, RESULT_MIME):
         found |= values

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..display.svg import sparkline_html, sparkline_text
-
-# %% ../../nbs/64_reports/4_runs_table.ipynb #357d0d85
 from kitchen.formatting import (
     JUPYTER_HTML_CLASS,
     View,
@@ -39,7 +37,6 @@ from ..store.index import RunIndex
 from ..store.run import Run, runs_root
 from ..types import UnknownName
 
-# %% ../../nbs/64_reports/4_runs_table.ipynb #249eb6be
 if TYPE_CHECKING:
     import pandas
 

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 
 from ..display.tokens import BLUE_RGB, ColoredToken, color_tokens, token_label, tokens_html
-
-# %% ../../nbs/66_session/05_chat.ipynb #b95e4590
 from kitchen.formatting import (
     JUPYTER_HTML_CLASS,
     WRAP_STYLE,

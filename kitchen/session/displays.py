@@ -26,8 +26,6 @@ from kitchen.session.inspection import (
 )
 from .lr_finder import LRRangeTest, find_learning_rate, next_batches
 from .play import PlaySession, play
-
-# %% ../../nbs/66_session/10_displays.ipynb #ef5bf269
 from .profile import Profile, profile
 from .regrade import Measure, RegradeResult, read_answers, regrade
 from .rollouts import show_rollouts

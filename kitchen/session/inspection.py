@@ -26,8 +26,6 @@ from kitchen.display.tokens import (
     tokens_html,
     tokens_text,
 )
-
-# %% ../../nbs/66_session/02_inspection.ipynb #29d94e7b
 from ..evaluation import Answer, Question
 from ..formatting import View, box_html, escape_html, number_text, small_html, visible_text
 from ..ports.protocols import Tokenizer, TrainingClient

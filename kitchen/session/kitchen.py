@@ -20,8 +20,6 @@ from ..recipes.registry import Recipe, get_recipe
 from .branches import fork_driver, open_driver
 from .card import session_card
 from .completion import register_completions
-
-# %% ../../nbs/66_session/12_kitchen.ipynb #79e671f9
 from kitchen.session.driver import (
     SessionDriver,
     SessionState,
@@ -37,7 +35,6 @@ from ..store.run import Run
 from ..telemetry import Event, events_to_dataframe
 from ..types import InvalidValue, UnknownName
 
-# %% ../../nbs/66_session/12_kitchen.ipynb #6d2d5ccc
 if TYPE_CHECKING:
     import pandas
 

@@ -24,8 +24,6 @@ from ..losses.distillation import DistillLoss, get_distill_loss
 from ..palette import CURVE_COLORS
 from ..ports.protocols import TrainingClient
 from ..train.distillation import distillation_step
-
-# %% ../../nbs/66_session/06_lr_finder.ipynb #320dad91
 from kitchen.train.preference import (
     Pair,
     PairLossFactory,

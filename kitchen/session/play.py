@@ -69,7 +69,7 @@ class PlaySession:
         "Take an action; RolloutFailed if the world breaks, and the game is over then."
         episode = self._current_episode
         if episode is None:
-            raise InvalidValue("the game is over: again() begins anew, next() is another")
+            raise InvalidValue("the game is over: restart() begins anew, next_problem() is another")
         try:
             self._apply_action(episode, action, _NO_COMPLETION)
         finally:

@@ -216,7 +216,7 @@ def encode_value(value: Any, root: Path | None = None) -> Any:
 
 # %% ../../nbs/14_store/4_objects.ipynb #a8a5efc5
 def decode_value(content: Any, root: Path | None = None) -> Any:
-    "The value that `encoded` turned into JSON."
+    "The value that `encode_value` turned into JSON."
     if isinstance(content, list):
         return [decode_value(item, root) for item in content]
     if not isinstance(content, dict):

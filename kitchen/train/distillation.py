@@ -23,8 +23,6 @@ from ..ports.protocols import SamplingClient, TrainingClient
 from ..rendering.base import Renderer
 from ..telemetry import Event, event
 from .rl import PolicyUpdateSettings, take_steps
-
-# %% ../../nbs/35_train/7_distillation.ipynb #b7b64923
 from kitchen.train.rollouts import (
     Policy,
     RolloutRound,

@@ -26,8 +26,6 @@ from kitchen.losses.policy import (
     submit_objective,
 )
 from ..ports.protocols import SamplingClient, TrainingClient
-
-# %% ../../nbs/35_train/5_rl.ipynb #f10670a4
 from ..rendering.base import Renderer
 from ..telemetry import Event, event
 from kitchen.train.rollouts import (
@@ -56,7 +54,7 @@ class PolicyUpdateSettings:
 
     def __post_init__(self) -> None:
         if min(self.substeps, self.accumulate, self.max_answer_tokens) < 1 or self.kl_sample_size < 0 or self.kl_alarm <= 0:
-            raise InvalidValue("substeps, accumulate and longest must be at least 1, watch not negative, alarm above 0")
+            raise InvalidValue("substeps, accumulate and max_answer_tokens must be at least 1, kl_sample_size not negative, kl_alarm above 0")
 
 # %% ../../nbs/35_train/5_rl.ipynb #78dead3b
 def _advantage_data(groups: Sequence[TrajectoryGroup], objective: Objective, reference: SamplingClient | None = None) -> list[Datum]:

@@ -25,8 +25,6 @@ from ..types import InvalidValue
 from .commands import CommandQueue
 from .controls import CommandButtons, SettingsForm
 from .figure import Canvas, static_board
-
-# %% ../../nbs/62_widgets/6_dashboard.ipynb #c2b6799c
 from kitchen.widgets.panels import (
     MONITORED_EVENTS,
     RunMonitor,

@@ -22,8 +22,6 @@ from ..data.formats import Conversation, parse_rows
 from ..data.references import split_rows
 from ..engine.workflow import Stage, stage
 from ..evaluation import METRICS, Answer, MetricName, Question, ask, summarize
-
-# %% ../../nbs/55_workflows/0_base.ipynb #05982537
 from kitchen.ports.protocols import (
     DatasetStore,
     ModelRegistry,

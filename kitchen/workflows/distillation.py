@@ -28,8 +28,6 @@ from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, Train
 from ..rendering.base import Renderer, render_conversations
 from ..store.run import Run
 from ..telemetry import Event, event
-
-# %% ../../nbs/55_workflows/6_distillation.ipynb #bd7d4c65
 from kitchen.train.distillation import (
     InstructionView,
     TeacherView,
@@ -43,8 +41,6 @@ from ..train.rollouts import RolloutRound
 from ..train.sft import adam_schedule, held_out_loss, train_sft
 from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, SamplingParams, UnknownName
 from . import rl
-
-# %% ../../nbs/55_workflows/6_distillation.ipynb #d08a1b72
 from kitchen.workflows.base import (
     MODEL_PRESETS,
     AnswerConfig,
@@ -62,8 +58,6 @@ from kitchen.workflows.base import (
     report,
     save,
 )
-
-# %% ../../nbs/55_workflows/6_distillation.ipynb #76a23465
 from kitchen.workflows.rl import (
     RolloutConfig,
     adam_at,

@@ -15,10 +15,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, field_validator
+
 from ..data.batches import mix
 from ..data.formats import Conversation, parse_rows
-
-# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #cc2e19f2
 from kitchen.drift import (
     CuratedExamples,
     Example,
@@ -39,8 +39,6 @@ from kitchen.drift import (
 )
 from ..engine.workflow import chain, stage, when
 from ..evaluation import Answer, Question, ask, get_metric, summarize, wilson_interval
-
-# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #214b144f
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
 from ..rendering.base import Renderer, get_renderer
 from ..seeding import derive_seed
@@ -49,6 +47,7 @@ from ..store.run import Run
 from ..telemetry import Event, declare_event, event
 from ..types import InvalidValue, Message, SamplingParams
 from kitchen.workflows.base import (
+    MODEL_PRESETS,
     Splits,
     StageEvents,
     bad_row_events,
@@ -60,13 +59,7 @@ from kitchen.workflows.base import (
     save,
     side_by_side,
 )
-from .sft import batch, render, train
-
-# %% ../../nbs/55_workflows/7_feedback_loop.ipynb #26abe542
-from pydantic import Field, field_validator
-
-from .base import MODEL_PRESETS
-from .sft import SftConfig
+from .sft import SftConfig, batch, render, train
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #ddb50df6
 declare_event(

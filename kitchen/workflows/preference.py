@@ -28,8 +28,6 @@ from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, Train
 from ..rendering.base import Renderer, get_renderer
 from ..seeding import derive_seed
 from ..store.run import Run
-
-# %% ../../nbs/55_workflows/3_preference.ipynb #30f0b57b
 from ..telemetry import Event, event
 from kitchen.train.preference import (
     Pair,
@@ -49,8 +47,6 @@ from kitchen.train.preference import (
 )
 from ..train.sft import adam_schedule
 from ..types import AdamParams, InvalidValue, RowError, SamplingParams
-
-# %% ../../nbs/55_workflows/3_preference.ipynb #3dfba6b3
 from kitchen.workflows.base import (
     MODEL_PRESETS,
     DataConfig,

@@ -23,8 +23,6 @@ from pydantic import Field, model_validator
 from ..engine.produce import ProducerLag, produce
 from ..engine.workflow import chain, stage
 from ..envs.base import Problem
-
-# %% ../../nbs/55_workflows/4_rl.ipynb #5a42834c
 from kitchen.envs.judge import (
     Grader,
     LocalCompleter,
@@ -38,8 +36,6 @@ from ..envs.rewards import get_rewards
 from ..evaluation import Answer, Question, summarize
 from ..losses.policy import OBJECTIVES, Objective, ObjectiveName, get_objective
 from ..losses.value import ScalarHead
-
-# %% ../../nbs/55_workflows/4_rl.ipynb #95239010
 from kitchen.ports.protocols import (
     Completer,
     EmbeddingClient,
@@ -60,8 +56,6 @@ from ..train.rl import PolicyUpdateSettings, learn_from_rollouts
 from ..train.rollouts import Policy, RolloutRound, collect_rollouts, play_groups
 from ..train.schedules import ScheduleName
 from ..train.sft import adam_schedule
-
-# %% ../../nbs/55_workflows/4_rl.ipynb #59f81ac8
 from ..train.trajectories import EpisodeLimits, TrajectoryGroup
 from ..types import AdamParams, InvalidValue, SamplingParams
 from kitchen.workflows.base import (

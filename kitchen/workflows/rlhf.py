@@ -27,8 +27,6 @@ from ..telemetry import event
 from ..train.preference import RewardModel
 from ..types import Message
 from . import preference, rl
-
-# %% ../../nbs/55_workflows/5_rlhf.ipynb #c7b18ba6
 from kitchen.workflows.base import (
     Splits,
     StageEvents,
@@ -49,8 +47,6 @@ from kitchen.workflows.preference import (
     train_scores,
 )
 from .rl import RlConfig, RolloutConfig, begin, count_steps, play_and_learn, pose, refer
-
-# %% ../../nbs/55_workflows/5_rlhf.ipynb #1b1d5e6f
 from .sft import SftConfig, batch, load, render, train
 
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #3e56ec28

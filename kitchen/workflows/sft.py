@@ -23,8 +23,6 @@ from ..store.run import Run
 from ..telemetry import Event
 from ..train.sft import adam_schedule, held_out_loss, train_sft
 from ..types import AdamParams, Datum, InvalidValue
-
-# %% ../../nbs/55_workflows/2_sft.ipynb #2e62c013
 from kitchen.workflows.base import (
     AnswerConfig,
     DataConfig,
@@ -95,7 +93,7 @@ def load(config: DataConfig, datasets: DatasetStore, run: Run) -> StageEvents[Sp
 def _render_split(
     conversations: Sequence[Conversation], renderer: Renderer, config: AnswerConfig, split: str
 ) -> StageEvents[list[Datum]]:
-    "Datums of one split, checked; returns them. A generator, like `read`."
+    "Datums of one split, checked; returns them. A generator, like `read_split`."
     started = time.perf_counter()
     data, problems = render_conversations(
         renderer, conversations, config.train_on, max_length=config.max_length, on_bad_row=config.on_bad_row

@@ -21,7 +21,6 @@ from safetensors.torch import load
 from torch import nn
 from transformers import PreTrainedModel
 
-# %% ../../../nbs/91_adapters.torch/8_client.ipynb #b387754a
 from kitchen.adapters.torch.backward import (
     BatchLoss,
     Learner,
@@ -41,8 +40,6 @@ from kitchen.adapters.torch.loading import (
 )
 from .logprobs import Traits, detect_traits
 from .lora import attach_lora, export_lora, lora_layers, read_lora_config
-
-# %% ../../../nbs/91_adapters.torch/8_client.ipynb #6bd5fd8b
 from .queue import Request, RequestQueue
 from .sampler import TokenLimits, TorchSamplingClient, check_tokens
 from .tokenizers import HuggingFaceTokenizer
@@ -53,8 +50,6 @@ from ...seeding import derive_seed
 from ...store.files import write_atomically
 from ...store.objects import StateStore, TrainingState, WriteFuture, pack_tensors
 from ...telemetry import resident_memory
-
-# %% ../../../nbs/91_adapters.torch/8_client.ipynb #ca682f1b
 from kitchen.types import (
     AdamParams,
     BackendError,

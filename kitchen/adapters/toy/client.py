@@ -25,7 +25,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save, save_file
 
-# %% ../../../nbs/90_adapters.toy/2_client.ipynb #59f86d6a
 from kitchen.losses.token import (
     LOSSES,
     Loss,
@@ -45,14 +44,10 @@ from kitchen.ports.protocols import (
     Tokenizer,
     TrainingClient,
 )
-
-# %% ../../../nbs/90_adapters.toy/2_client.ipynb #0743f78e
 from ...seeding import derive_seed, random_generator
 from ...store.files import write_atomically
 from ...store.objects import StateStore, TrainingState, pack_tensors
 from ...telemetry import resident_memory
-
-# %% ../../../nbs/90_adapters.toy/2_client.ipynb #4322a3fc
 from kitchen.types import (
     AdamParams,
     BackendError,
@@ -464,7 +459,7 @@ def _open_toy_model(name: str) -> _ToyModel:
 
 # %% ../../../nbs/90_adapters.toy/2_client.ipynb #209c7e3f
 def _read_export(folder: Path) -> _ToyModel:
-    "The model that `write_export` wrote; an adapter is merged into its base: W + (alpha / rank) · B·A."
+    "The model that `_write_export` wrote; an adapter is merged into its base: W + (alpha / rank) · B·A."
     try:
         if (folder / "model.safetensors").is_file():
             settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
