@@ -160,6 +160,8 @@ def preload() -> None:
     for name in HEAVY:
         if find_spec(name.partition(".")[0]):
             import_module(name)
+    # plotly reads its variable when it is imported, which the caller may have done before us
+    import_module("plotly.io").renderers.default = ENVIRONMENT["PLOTLY_RENDERER"]
 
 
 def run_all(jobs: Mapping[str, Job], cache: Path, processes: int) -> dict[str, Path]:
