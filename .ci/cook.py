@@ -15,14 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SHRUNK = runpy.run_path(str(ROOT / "tests" / "shrunk.py"))["SHRUNK"]  # recipe -> settings with which it ends in seconds
+SMALL_SETTINGS = runpy.run_path(str(ROOT / "tests" / "small_settings.py"))["SMALL_SETTINGS"]  # recipe -> settings with which it ends in seconds
 AT_ONCE = 2
 
 
 def cooked(recipe: str, backend: str | None, folder: str) -> str:
     """Cook one recipe; what went wrong, or nothing."""
     out = Path(folder, recipe)
-    settings = {**SHRUNK[recipe], **({"backend": backend} if backend else {})}
+    settings = {**SMALL_SETTINGS[recipe], **({"backend": backend} if backend else {})}
     words = [word for name, value in settings.items() for word in ("-p", name, str(value))]
     command = [str(Path(sys.executable).with_name("kitchen")), "cook", recipe, "--out", str(out), "--quiet", *words]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -39,7 +39,7 @@ def cooked(recipe: str, backend: str | None, folder: str) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="cook recipes, made small")
     parser.add_argument("--backend")
-    parser.add_argument("recipes", nargs="+", choices=SHRUNK)
+    parser.add_argument("recipes", nargs="+", choices=SMALL_SETTINGS)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
         problems = list(filter(None, pool.map(lambda name: cooked(name, asked.backend, folder), asked.recipes)))

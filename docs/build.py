@@ -40,8 +40,8 @@ OUTWARD = re.compile(
 
 def small_settings() -> dict[str, dict[str, object]]:
     """Settings with which a recipe ends within seconds: those of the tests."""
-    table = ROOT / "tests" / "shrunk.py"
-    return {**runpy.run_path(str(table))["SHRUNK"], "tutorial": TUTORIAL} if table.exists() else {}
+    table = ROOT / "tests" / "small_settings.py"
+    return {**runpy.run_path(str(table))["SMALL_SETTINGS"], "tutorial": TUTORIAL} if table.exists() else {}
 
 
 def report_of(name: str, reports: Path | None) -> Path | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from injections import encodable, write_rows
+from injection_texts import encodable, write_rows
 
 VIEWS = (
     "k",

@@ -1,0 +1,156 @@
+"""Declared = emitted = documented, on real runs; every stage and port call is in the log."""
+
+import json
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import nbformat
+import pytest
+from small_settings import SMALL_SETTINGS
+
+from kitchen.engine.produce import produce
+from kitchen.engine.workflow import Flow, Stage, stages
+from kitchen.session.kitchen import Kitchen
+from kitchen.store.log import EventLog
+from kitchen.telemetry import EVENTS, MemoryLog, event_table
+
+FAULTY = {"env": "module:faulty_envs:raises", "on_failure": "drop", "baseline": "critic"}
+SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded": 4, "max_tokens": 8}
+
+
+@pytest.fixture
+def logs(chats):
+    """Sessions: one with a row set aside, one that ends well, one that fails."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}]}
+        for n in range(40)
+    ]
+    runs = []
+    for settings in (
+        {"dataset": f"file:{chats([*rows, {'messages': []}])}", "on_bad_row": "set_aside"},
+        {"dataset": "builtin:sort[:64]"},
+        {"dataset": "builtin:sort[:64]", "learning_rate": 1e308, "grad_clip_norm": 0.0},
+    ):
+        k = Kitchen("sft", **SMALL, **settings)
+        try:
+            k.run()
+        except Exception:  # the third fails, on purpose
+            assert "1e+308" in json.dumps(k.run_record.spec.config)
+        k.close()
+        runs.append(k)
+    return runs
+
+
+def with_a_history():
+    """Events of a run that is paused, edited, rewound, forked, torn, and whose snapshot is damaged."""
+    k = Kitchen("sft", **SMALL, dataset="builtin:sort[:64]")
+    k.break_before("train")
+    k.run().set(learning_rate=1e-3)
+    k.state["batch"] = k.state["batch"][:3]
+    k.breakpoints.clear()
+    k.run(until=3).sample(count=1)
+    k.rewind(step=2)
+    fork = k.fork(learning_rate=2e-3).run()
+    fork.close()
+    k.close()
+    with (k.run_dir / "events.jsonl").open("a") as file:
+        file.write('{"sequence":')
+    snapshots = [path for path in (k.run_dir / "snapshots").glob("*.json") if path.stem.isdigit()]
+    max(snapshots, key=lambda path: int(path.stem)).write_text("{}")
+    again = Kitchen.open(k.run_dir)
+    again.close()
+    return again.run_record.log.events + fork.run_record.log.events
+
+
+def with_failures():
+    """Events of stages that fail under each policy, and of a producer and its consumer."""
+    tries = Counter()
+
+    def moody(name):
+        tries[name] += 1
+        if tries[name] == 1:
+            raise OSError("away")
+
+    log = MemoryLog()
+    flow = Flow(Stage("rolls", lambda: moody("rolls")).with_retry_policy(retries=1, rollback=True), {}, log)
+    flow.request_rollback = lambda: None
+    parts = (
+        flow,
+        Flow(Stage("retries", lambda: moody("retries")).with_retry_policy(retries=1, pause=0.001), {}, log),
+        Flow(Stage("skips", lambda: 1 / 0, ("a",)).with_retry_policy(skip={"a": None}), {}, log),
+        Flow(
+            produce(
+                "loop", Stage("make", lambda: 3, ("item",)), Stage("use", lambda item: None), "item", 3, lag=1
+            ),
+            {},
+            log,
+        ),
+    )
+    for part in parts:
+        with suppress(ZeroDivisionError):
+            list(part)
+    return log.events
+
+
+def of_every_method():
+    """Events of the recipes that learn otherwise than from answers."""
+    methods = [name for name in SMALL_SETTINGS if name not in ("sft", "pretrain")]
+    runs = [Kitchen(name, backend="toy", **SMALL_SETTINGS[name]).run() for name in methods]
+    runs.append(Kitchen("rl_math", **{**SMALL_SETTINGS["rl_math"], "backend": "toy", **FAULTY}).run())
+    return [item for k in runs for item in k.run_record.log.events]
+
+
+def test_declared_is_emitted_is_documented(logs):
+    events = (
+        [item for k in logs for item in k.run_record.log.events]
+        + with_a_history()
+        + with_failures()
+        + of_every_method()
+    )
+    emitted = {item.name for item in events}
+    assert emitted == EVENTS.keys(), (
+        f"never emitted: {EVENTS.keys() - emitted}; undeclared: {emitted - EVENTS.keys()}"
+    )
+    for kind in EVENTS.values():
+        found = [item for item in events if item.name == kind.name]
+        measured = {name for item in found for name in item.measurements}
+        described = {name for item in found for name in item.metadata}
+        assert measured == set(kind.measurements), f"{kind.name}: {set(kind.measurements) ^ measured}"
+        assert described == set(kind.metadata), f"{kind.name}: {set(kind.metadata) ^ described}"
+    assert set(event_table().event) == EVENTS.keys()
+
+
+def test_every_stage_and_port_call_is_a_span(logs):
+    finished = logs[1]
+    done = [item["stage"] for item in finished.log if item.name == "stage.stop"]
+    assert done == [part.name for part in stages(finished.driver.recipe.workflow)]
+    calls = [(item["port"], item["verb"]) for item in finished.log if item.name == "port.call"]
+    steps = sum(item.name == "train.step" for item in finished.log)
+    assert (
+        calls.count(("training", "forward_backward")) == calls.count(("training", "optim_step")) == steps > 0
+    )
+    for call in [
+        ("datasets", "load"),
+        ("service", "create_training_client"),
+        ("training", "save_weights"),
+        ("training", "save_state"),
+        ("sampling", "sample"),
+        ("registry", "register"),
+    ]:
+        assert call in calls, f"{call} is invisible"
+
+
+def test_the_chain_of_every_run_verifies(logs):
+    for k in logs:
+        assert EventLog.verify(k.run_dir / "events.jsonl") == len(k.run_record.log.events)
+
+
+def test_the_failed_run_says_so(logs):
+    assert [k.status for k in logs] == ["completed", "completed", "failed"]
+    assert [item["stage"] for item in logs[2].log if item.name == "stage.error"] == ["train"]
+
+
+def test_the_page_shows_the_table(logs):
+    page = nbformat.read(Path(__file__).parents[2] / "nbs" / "10_core" / "3_telemetry.ipynb", 4)
+    assert page.cells[-1].source.endswith("event_table()")
