@@ -14,6 +14,33 @@ from library import NAME, exported, home, modules, public
 
 TERMS = Path(__file__).with_name("terms.md")
 TOLD = ("says", "description", "formula", "differs", "source")  # what entries of our tables say of themselves
+SAMPLES = {  # event -> what its measurements are taken of, where they are more than counts, times and sizes
+    "train.step": "trained tokens of the step's batch; grad_norm before clipping",
+    "train.evaluate": "all trained tokens of the split's rows, none of which is trained on if it is `test`",
+    "train.pairs": "pairs of the step's batch (`train`), or all held-out pairs (`test`); rewards against the reference",
+    "train.policy": "sampled tokens of the step's batch; kl_update: of some of its answers",
+    "train.critic": "answer tokens of the step's batch; explained: the share of the returns' variance",
+    "train.alarm": "the measurement that the reason names, and the bound that it crossed",
+    "rollout.batch": "episodes of one batch; zero_spread: its groups; cut: its answers",
+    "rollout.reward": "episodes of one batch that have this component",
+    "teacher.train": "trained tokens of the teacher's last step",
+    "evaluate.answers": "answers to graded held-out questions; low and high: Wilson's 95 % interval",
+    "evaluate.distance": "answers that the policy samples to held-out questions; low and high: 95 % interval",
+    "evaluate.wins": "pairs of answers to the same held-out questions; low and high: Wilson's 95 % interval",
+    "sample.answer": "one answer, by the run's metric",
+    "feedback.serve": "logged interactions that were graded",
+    "feedback.trigger": "reference traffic against recent traffic",
+    "feedback.baseline": "graded interactions; low and high: Wilson's 95 % interval",
+}
+NOTES = {  # a table of names -> unit and sample of what its entries measure
+    "METRICS": "Each grades one answer, from 0 to 1; a run tells the mean over its `graded` held-out answers.",
+    "REWARDS": "Each judges one answer, from 0 to 1; `rollout.batch` tells the mean over a batch's episodes, weighted as `rewards` says.",
+    "LOSSES": "In nats, summed over the tokens of all datums that are weighted.",
+    "SFT_LOSSES": "In nats, summed over trained tokens; `train.step` tells it per token.",
+    "PAIR_LOSSES": "In nats for each pair; `train.pairs` tells the mean over the pairs of a step.",
+    "DISTILL_LOSSES": "In nats for each token that the student is judged on.",
+    "KL_ESTIMATORS": "In nats for each sampled token; $r$ is the reference's probability over the policy's.",
+}
 ADDRESS = re.compile(rf"{NAME}[\w.]*:\w+")
 
 
@@ -52,14 +79,18 @@ def events() -> str:
     ]
     for family in dict.fromkeys(name.partition(".")[0] for name in kinds):
         rows = [event_row(kind) for name, kind in kinds.items() if name.partition(".")[0] == family]
-        parts += [f"### Events: {family}", table(("event", "says", "measurements", "identified by"), rows)]
+        parts += [
+            f"### Events: {family}",
+            table(("event", "says", "measurements", "measured on", "identified by"), rows),
+        ]
     return "\n\n".join(parts)
 
 
 def event_row(kind: Any) -> list[str]:
-    """One kind of event."""
+    """One kind of event: what it says, measurements with units and what they are taken of, and what identifies it."""
     measured = ", ".join(f"{code(name)} [{cell(unit)}]" for name, unit in kind.measurements.items())
-    return [code(kind.name), cell(kind.description), measured, ", ".join(map(code, kind.metadata))]
+    sample = cell(SAMPLES.get(kind.name, ""))
+    return [code(kind.name), cell(kind.description), measured, sample, ", ".join(map(code, kind.metadata))]
 
 
 def settings() -> str:
@@ -196,7 +227,7 @@ def names() -> str:
         title = constant.replace("_", " ").capitalize()
         parts += [
             f"### {title}",
-            f"{{py:obj}}`{constant} <{address}>` of [`{module}`](/api/{module})",
+            f"{{py:obj}}`{constant} <{address}>` of [`{module}`](/api/{module}). {NOTES.get(constant, '')}".strip(),
             table(("name", "what it is"), rows),
         ]
     return "\n\n".join(parts)

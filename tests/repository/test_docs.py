@@ -46,6 +46,22 @@ def test_the_glossary_holds_every_event_with_measurements_and_units(words):
         assert all(f"`{name}`" in row for name in kind.metadata)
 
 
+def test_the_glossary_says_what_every_measured_event_is_measured_on(words):
+    counted = re.compile(r"(?!nats)[a-z]*s|bytes")  # units of counts, times and sizes
+    counting = {"stage.retry", "stage.rollback", "stream.item"}  # numbers without a unit that count
+    for kind in library.public("EVENTS").values():
+        judged = [name for name, unit in kind.measurements.items() if not counted.fullmatch(unit)]
+        if judged and kind.name not in counting:
+            assert kind.name in glossary.SAMPLES, f"{kind.name}: of what are {', '.join(judged)} taken?"
+    assert glossary.SAMPLES.keys() <= library.public("EVENTS").keys()
+    assert all(
+        glossary.cell(sample) in words for sample in [*glossary.SAMPLES.values(), *glossary.NOTES.values()]
+    )
+    assert all(
+        any(address.endswith(f".{table}") for address in glossary.registries()) for table in glossary.NOTES
+    )
+
+
 def test_the_glossary_holds_every_setting_with_its_default(words):
     settings = words.partition("## Settings")[2].partition("## Names")[0].splitlines()
     for recipe in library.public("RECIPES").values():
