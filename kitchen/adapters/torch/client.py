@@ -6,8 +6,10 @@
 __all__ = ['TorchTrainingClient', 'resolve_device', 'TorchService']
 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #45e7cdd6
+import atexit
 import copy
 import functools
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -66,9 +68,11 @@ from kitchen.types import (
 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #d0b46249
 @functools.cache
-def _temporary_states_folder() -> tempfile.TemporaryDirectory:
-    "Where states go that were given no folder: gone when the process ends."
-    return tempfile.TemporaryDirectory(prefix="kitchen-torch-")
+def _temporary_states_folder() -> Path:
+    "A folder for states that were given none: one a process, removed when it ends, whatever still writes there."
+    folder = Path(tempfile.mkdtemp(prefix="kitchen-torch-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #48f33dbb
 class TorchTrainingClient:
@@ -277,7 +281,7 @@ class TorchService:
         self,
         device: str = "auto",  # auto, cpu, cuda, cuda:1, mps
         dtype: str = "float32",  # of the frozen weights and of all products: float32 or bfloat16
-        directory: str | Path | None = None,  # where states are saved; None: a temporary folder
+        directory: str | Path | None = None,  # where states are saved; None: a temporary folder of this process
         tokens_at_once: int = 0,  # in one training pass: bounds memory, not results; 0: as suits the device
         model_dropout: bool = False,  # whether dropout that the model's own config asks for is active in training
     ):
@@ -286,7 +290,7 @@ class TorchService:
         if tokens_at_once < 0:
             raise InvalidValue(f"tokens_at_once must not be negative, got {tokens_at_once}")
         self.device, self.dtype_name = resolve_device(device), dtype
-        self.states = StateStore(Path(directory or _temporary_states_folder().name).absolute())
+        self.directory = None if directory is None else Path(directory).absolute()
         usual = _TOKEN_LIMITS[self.device.type]
         self.limits = TokenLimits(tokens_at_once or usual.training, usual.sampling)
         self.model_dropout = model_dropout
@@ -308,6 +312,11 @@ class TorchService:
     def network(self, model: PreTrainedModel, opened: OpenModel) -> TorchNetwork:
         "A network around modules that were made from an opened model."
         return TorchNetwork(model, self.models[opened.source.name][1], self.limits.training, self.model_dropout)
+
+    @functools.cached_property
+    def states(self) -> StateStore:
+        "Saved states; where no directory was given, the temporary folder is made with the first of them."
+        return StateStore(self.directory or _temporary_states_folder())
 
     def capabilities(self) -> Capabilities:
         "Everything; bit for bit on the CPU."

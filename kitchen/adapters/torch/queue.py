@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ...ports.protocols import AdapterFuture
+from ...ports.futures import AdapterFuture
 from ...types import BackendError
 
 # %% ../../../nbs/91_adapters.torch/4_queue.ipynb #79fc2552
