@@ -33,8 +33,8 @@ class TransformersEmbeddings:
         self,
         embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2",  # hub name, folder, or package:MODULE/PATH
         device: str = "auto",
-        batch_size: int = 64,
-        max_length: int = 256,  # tokens; what is beyond is not read
+        batch_size: int = 64,  # texts computed at once: bounds memory, not results
+        max_length: int = 256,  # tokens that are read of a text: what all-MiniLM-L6-v2 takes
     ):
         source = find_model(embedding_model)
         self.device, self.batch_size, self.max_length = resolve_device(device), batch_size, max_length
@@ -44,13 +44,13 @@ class TransformersEmbeddings:
         self.pooling = _pooling_mode(source.folder)
 
     def embed(self, texts: Sequence[str]) -> AdapterFuture:
-        "float32 [N, D], rows of length 1."
+        "float32 [N, D], rows of length 1, in the order of the texts."
         answer = AdapterFuture("embed")
         answer.run(lambda: self._embed_all(list(texts)))
         return answer
 
     def _embed_all(self, texts: list[str]) -> np.ndarray:
-        "The same, now."
+        "Vectors of all texts; those of like length are computed together, so little is padding."
         found = np.zeros((len(texts), self.model.config.hidden_size), np.float32)
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         for start in range(0, len(order), self.batch_size):

@@ -20,19 +20,20 @@ from ..ports.protocols import Completer
 from ..types import BackendError, InvalidValue, Message, SamplingParams
 
 # %% ../../nbs/93_adapters/2_openai.ipynb #196e3025
+# time-outs, conflicts, rate limits and a server in trouble: the same request may succeed later
 _RETRY_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
 _OPENAI_URL = "https://api.openai.com/v1"
 
 # %% ../../nbs/93_adapters/2_openai.ipynb #d1761a8e
 class OpenAiCompleter:
-    "Asks a model by its address."
+    "Sends conversations to a chat-completions address; failures become BackendError after the last try."
 
     def __init__(
         self,
         judge: str = "",  # the model's name at the service
         base_url: str = "",  # such as http://localhost:8000/v1; empty: $OPENAI_BASE_URL, else OpenAI itself
-        timeout: float = 120.0,  # of one request
-        tries: int = 5,
+        timeout: float = 120.0,  # seconds for one request: a long answer of a slow server
+        tries: int = 5,  # with pauses of 1, 2, 4 and 8 seconds: a restart of a service is waited for
         pause: float = 1.0,  # seconds before the second try; doubled each time
         max_concurrency: int = 8,  # requests under way at the same time
     ):

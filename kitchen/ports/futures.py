@@ -14,10 +14,11 @@ from ..types import FutureTimeout
 
 # %% ../../nbs/12_ports/1_futures.ipynb #b4818dde
 class AdapterFuture:
-    "A future of our own adapters: what some thread of theirs will have found."
+    "A future of our own adapters: the value or the error of one verb, found by a thread of theirs."
 
     def __init__(self, verb: str, future: PlainFuture[Any] | None = None):
-        self.verb, self.future = verb, future if future is not None else PlainFuture()
+        self.verb = verb
+        self.future: PlainFuture[Any] = PlainFuture() if future is None else future
 
     def done(self) -> bool:
         "Whether result() would answer at once."
@@ -48,4 +49,4 @@ class AdapterFuture:
             self.future.set_result(value)
 
     def acknowledge_error(self) -> None:
-        "Somebody is about to be told of the error."
+        "Called before the error is raised to whoever asked; a queue that refuses after failures overrides it."

@@ -21,7 +21,11 @@ class _ObservedFuture:
         self.future, self.started, self.note = future, started, note
         self.arrived: float | None = None
         if hasattr(future, "add_done_callback"):
-            future.add_done_callback(lambda _: setattr(self, "arrived", time.perf_counter()))
+            future.add_done_callback(self._note_arrival)
+
+    def _note_arrival(self, future: Any) -> None:
+        "Keep the time at which the result came, whenever it is collected."
+        self.arrived = time.perf_counter()
 
     def done(self) -> bool:
         "Whether the result is there."
@@ -40,7 +44,7 @@ class _ObservedFuture:
         return value
 
     def _log_once(self, status: str) -> None:
-        "Log the span, once."
+        "Log the span; a result that is asked for again is not logged again."
         if self.note is not None:
             self.note((self.arrived or time.perf_counter()) - self.started, status)
             self.note = None  # pyright: ignore[reportAttributeAccessIssue]
@@ -57,7 +61,7 @@ _STATE_CHANGING_VERBS = frozenset(
 
 # %% ../../nbs/12_ports/3_spans.ipynb #81f865d7
 class ObservedPort:
-    "A port whose every call is a span."
+    "Passes every call on to the wrapped port, and logs it as an event `port.call`."
 
     def __init__(self, wrapped: Any, port: str, adapter: str, log: Log):
         self.wrapped, self.port, self.adapter, self.log = wrapped, port, adapter, log

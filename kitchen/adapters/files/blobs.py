@@ -14,7 +14,7 @@ from ...types import InvalidValue, UnknownName
 
 # %% ../../../nbs/92_adapters.files/2_blobs.ipynb #247f9895
 class FileBlobs:
-    "Blobs in a folder."
+    "Blobs as files of a folder; a key that is no relative path inside it is refused with InvalidValue."
 
     def __init__(self, directory: Path):
         self.directory = Path(directory).resolve()

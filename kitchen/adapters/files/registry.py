@@ -20,7 +20,7 @@ from ...types import DamagedData
 
 # %% ../../../nbs/92_adapters.files/3_registry.ipynb #df55156a
 class FileRegistry:
-    "Model versions in a folder."
+    "Model versions as folders MODEL/000001, 000002, … with an entry.json each."
 
     def __init__(self, directory: Path):
         self.blobs = FileBlobs(directory)

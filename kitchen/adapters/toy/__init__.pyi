@@ -17,6 +17,7 @@ from .backward import has_dropout as has_dropout
 from .backward import position_blocks as position_blocks
 from .backward import run_blocks as run_blocks
 from .backward import table_loss as table_loss
+from .backward import usable_batch as usable_batch
 from .client import ToyService as ToyService
 from .client import ToyTrainingClient as ToyTrainingClient
 from .client import export_work as export_work

@@ -6,26 +6,26 @@
 __all__ = ['trained_network', 'training_state', 'export_work', 'ToyTrainingClient', 'ToyService']
 
 # %% ../../../nbs/90_adapters.toy/8_client.ipynb #46e0f8e6
-import atexit
 import functools
 import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load, save
 
-from .backward import ToyLoss, check_datums, custom_loss, has_dropout, run_blocks, table_loss
+from .backward import ToyLoss, custom_loss, has_dropout, run_blocks, table_loss, usable_batch
 from .loading import ToyModel, open_toy_model, write_export
 from .model import ToyNetwork, initial_adapters
 from .optimizer import ToyLearner
 from .queue import ToyQueue
 from .sampler import ToySamplingClient
 from .tokenizer import ToyTokenizer
-from ...losses.token import LOSSES, Loss, check_batch, cross_entropy, get_loss, resolve_loss_settings
+from ...losses.token import LOSSES, Loss, cross_entropy, get_loss, resolve_loss_settings
 from ...ports.protocols import CustomLoss, Future, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from ...seeding import derive_seed, random_generator
 from ...store.files import write_atomically
@@ -107,17 +107,15 @@ class ToyTrainingClient:
         self, data: Sequence[Datum], loss_fn: str, settings: Mapping[str, float] | None, learn: bool
     ) -> Future[ForwardBackwardOutput]:
         "Check a batch and queue it."
-        batch, loss = tuple(data), get_loss(loss_fn)
-        check_batch(batch, loss)
-        check_datums(batch)
+        loss = get_loss(loss_fn)
+        batch = usable_batch(data, loss)
         objective = table_loss(loss, resolve_loss_settings(loss, settings))
         return self.queue.submit(lambda: self._run_request(batch, objective, learn))
 
     def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> Future[ForwardBackwardOutput]:
         "Add the gradient of any function of the log-probabilities, differentiated with torch."
-        batch, objective = tuple(data), custom_loss(loss_fn)
-        check_batch(batch, Loss("custom", cross_entropy, (), "targets"))
-        check_datums(batch)
+        objective = custom_loss(loss_fn)
+        batch = usable_batch(data, Loss("custom", cross_entropy, (), "targets"))
         return self.queue.submit(lambda: self._run_request(batch, objective, learn=True))
 
     def _run_request(self, data: Sequence[Datum], objective: ToyLoss, learn: bool) -> ForwardBackwardOutput:
@@ -167,9 +165,10 @@ class ToyTrainingClient:
 # %% ../../../nbs/90_adapters.toy/8_client.ipynb #0b800746
 @functools.cache
 def _temporary_states_folder() -> Path:
-    "A folder for states that were given none: one a process, removed when it ends, whatever still writes there."
+    "A folder for states that were given none: one a process, removed when the process ends."
     folder = Path(tempfile.mkdtemp(prefix="kitchen-toy-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # not atexit: workers of multiprocessing leave without it, and a fork would remove its parent's folder
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=0)
     return folder
 
 # %% ../../../nbs/90_adapters.toy/8_client.ipynb #65f0423d
@@ -197,7 +196,7 @@ class ToyService:
         return StateStore(self.directory or _temporary_states_folder())
 
     def capabilities(self) -> Capabilities:
-        "Everything; custom losses where torch is installed."
+        "All losses and kinds of training; custom losses where torch is installed."
         return Capabilities(
             losses=frozenset(LOSSES),
             full_finetuning=True,
@@ -207,7 +206,7 @@ class ToyService:
         )
 
     def get_tokenizer(self, model: str) -> ToyTokenizer:
-        "Bytes, whatever the model."
+        "The tokenizer of bytes, which all toy models share; UnknownName if there is no such model."
         self._open(model)
         return ToyTokenizer()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from .model import ADAPTED_MATRICES, initial_weights
 from .optimizer import flatten_weights
@@ -38,7 +38,7 @@ class ToyModel:
 
 # %% ../../../nbs/90_adapters.toy/4_loading.ipynb #46554cac
 def open_toy_model(name: str) -> ToyModel:
-    "The model of that name or directory."
+    "The model that a name or an exported directory stands for; InvalidValue or UnknownName if there is none."
     folder = Path(name)
     if name.partition(":")[0] != "toy" and folder.is_dir():
         return _read_export(folder)
@@ -51,11 +51,11 @@ def _read_export(folder: Path) -> ToyModel:
     try:
         if (folder / "model.safetensors").is_file():
             settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            weights = load_file(folder / "model.safetensors")
+            weights = load((folder / "model.safetensors").read_bytes())
             shape = ToyShape(**settings["shape"])
             return ToyModel(str(folder), shape, {key: weights[key] for key in shape.sizes()})
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        adapters = load_file(folder / "adapter_model.safetensors")
+        adapters = load((folder / "adapter_model.safetensors").read_bytes())
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
         raise InvalidValue(f"{folder} does not hold a toy model: {error}") from error
     base = open_toy_model(settings["base_model_name_or_path"])
@@ -72,7 +72,7 @@ def write_export(folder: Path, base: ToyModel, lora: LoraParams | None, weights:
     folder.mkdir(parents=True)
     if lora is None:
         settings = {"model_type": "kitchen-toy", "shape": asdict(base.shape)}
-        save_file(dict(weights), folder / "model.safetensors")
+        (folder / "model.safetensors").write_bytes(save(dict(weights)))
         (folder / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
         return
     settings = {
@@ -83,5 +83,5 @@ def write_export(folder: Path, base: ToyModel, lora: LoraParams | None, weights:
         "lora_dropout": lora.dropout,
         "target_modules": [name for name in ADAPTED_MATRICES if name + ".A" in weights],
     }
-    save_file(dict(weights), folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").write_bytes(save(dict(weights)))
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")

@@ -25,7 +25,7 @@ ADAPTED_MATRICES = {"hidden": ("train_attn", "train_mlp"), "output": ("train_mlp
 
 @dataclass(frozen=True)
 class ToyNetwork:
-    "Weights as they enter the formula."
+    "A model's weights and, with LoRA, its adapters: all that the formulas need."
 
     shape: ToyShape
     base: Mapping[str, np.ndarray]
@@ -132,9 +132,9 @@ def initial_weights(shape: ToyShape) -> dict[str, np.ndarray]:
 
 # %% ../../../nbs/90_adapters.toy/2_model.ipynb #0654a847
 def initial_adapters(shape: ToyShape, lora: LoraParams, seed: int) -> dict[str, np.ndarray]:
-    "A uniform in ±1/√in (as peft draws it), B = 0."
+    "A drawn uniformly from ±1/√in (as peft draws it), B = 0; InvalidValue where the switches leave nothing."
     rng = random_generator(seed, "toy", "adapters")
-    made = {}
+    made: dict[str, np.ndarray] = {}
     for name, switches in ADAPTED_MATRICES.items():
         if any(getattr(lora, switch) for switch in switches):
             outputs, inputs = shape.sizes()[name]

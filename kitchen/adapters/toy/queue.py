@@ -21,7 +21,7 @@ class _ReadyFuture:
         self.value, self.error = value, error
 
     def done(self) -> bool:
-        "True."
+        "Always true."
         return True
 
     def result(self, timeout: float | None = None) -> Any:
@@ -43,7 +43,7 @@ class ToyQueue:
         self.pool = ThreadPoolExecutor(1, "kitchen-toy") if latency > 0 else None
 
     def submit(self, work: Callable[[], Any]) -> Any:
-        "A future of work()."
+        "A future of what `work` returns or raises: there at once, or after the latency."
         if self.pool is not None:
             return AdapterFuture("request", self.pool.submit(self._wait_and_run, work))
         try:

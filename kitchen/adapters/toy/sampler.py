@@ -95,7 +95,7 @@ class _CompletionBatch:
 
 # %% ../../../nbs/90_adapters.toy/6_sampler.ipynb #9e8114f6
 class ToySamplingClient:
-    "Draws from weights that never change."
+    "Draws from one network; its weights are never changed, so training goes on beside it."
 
     def __init__(self, network: ToyNetwork, seed: int, latency: float = 0.0):
         self.network, self.seed, self.requests, self.queue = network, seed, 0, ToyQueue(latency)
@@ -119,7 +119,8 @@ class ToySamplingClient:
     ) -> SampleOutput:
         "Completions that use these uniform numbers [S, max_tokens]."
         drawing = _CompletionBatch(self.network, prompt, *uniforms.shape)
-        rows, found = np.arange(len(uniforms)), {}
+        rows = np.arange(len(uniforms))
+        found: dict[int, Completion] = {}
         for place in range(params.max_tokens):
             logprobs = drawing.next_logprobs(rows)
             tokens = _sample_tokens(logprobs, uniforms[rows, place], params)
@@ -144,13 +145,13 @@ class ToySamplingClient:
         return self.queue.submit(lambda: self._topk(tokens, count))
 
     def _topk(self, prompt: np.ndarray, count: int) -> TopK:
-        "The same, of a checked prompt; equally likely tokens in the order of their ids."
+        "Ids and float32 log-probabilities [T, count]; equally likely tokens in the order of their ids."
         table = forward_pass(self.network, context_windows([prompt], self.network.shape)).logprobs
         chosen = np.argsort(-table, axis=1, kind="stable")[:, :count]
         return TopK(chosen, np.take_along_axis(table, chosen, 1).astype(np.float32))
 
     def _logprobs(self, prompt: np.ndarray) -> list[float | None]:
-        "Log-probabilities of a checked prompt."
+        "Log-probability of each token of a prompt that has been checked."
         if len(prompt) == 1:
             return [None]
         found = forward_pass(self.network, context_windows([prompt[:-1]], self.network.shape))
@@ -158,7 +159,7 @@ class ToySamplingClient:
 
     @staticmethod
     def _check_prompt(prompt: Sequence[int]) -> np.ndarray:
-        "The prompt as an array."
+        "int64 [T]; InvalidValue for an empty prompt or an id outside the vocabulary."
         tokens = np.array(prompt, dtype=np.int64)
         if tokens.ndim != 1 or not len(tokens):
             raise InvalidValue(f"a prompt is a sequence of at least one token id, not {prompt!r}")

@@ -60,7 +60,7 @@ class ToyTokenizer:
         return b"".join(pieces).decode(errors="replace")
 
     def token_bytes(self) -> np.ndarray:
-        "1 for every byte, 0 for control tokens."
+        "int64 [V]: 1 for every byte, 0 for control tokens."
         return np.where(np.arange(VOCAB_SIZE) < 256, 1, 0)
 
     def __len__(self) -> int:

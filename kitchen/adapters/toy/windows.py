@@ -49,7 +49,7 @@ class ToyShape:
     def _parse_setting(cls, model: str, text: str) -> tuple[str, Any]:
         "One `name=value` of a model's name."
         name, _, value = text.partition("=")
-        kinds = {item.name: type(item.default) for item in fields(cls)}
+        kinds: dict[str, Any] = {item.name: type(item.default) for item in fields(cls)}
         if name not in kinds:
             raise UnknownName("setting", name, kinds, f"model {model!r}")
         try:
