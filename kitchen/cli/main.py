@@ -671,7 +671,7 @@ def _cook_group() -> None:
 def _list_command() -> None:
     "Recipes and adapters."
     from kitchen.formatting import align_columns
-    from kitchen.ports.protocols import PORTS, adapter_names
+    from kitchen.ports.registry import PORTS, adapter_names
     from kitchen.recipes.registry import RECIPES
 
     recipes = [["", recipe.name, recipe.description] for recipe in RECIPES.values()]
@@ -962,7 +962,7 @@ def _check_device() -> Iterator[_DoctorFinding]:
 # %% ../../nbs/68_cli/4_main.ipynb #487d5b9e
 def _check_adapters() -> Iterator[_DoctorFinding]:
     "Whether each adapter's module loads."
-    from kitchen.ports.protocols import PORTS, adapter_class, adapter_names
+    from kitchen.ports.registry import PORTS, adapter_class, adapter_names
 
     for port in PORTS:
         for name, address in adapter_names(port).items():

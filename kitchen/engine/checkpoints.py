@@ -29,7 +29,7 @@ from kitchen.engine.workflow import (
     WorkflowPosition,
     locate_stage,
 )
-from ..ports.protocols import ObservedPort
+from ..ports.spans import ObservedPort
 from ..store.files import write_atomically
 from ..store.objects import ObjectStore, StateStore, WriteFuture, decode_value, encode_value
 from ..store.run import Run

@@ -29,7 +29,7 @@ from kitchen.engine.checkpoints import (
     training_clients,
 )
 from .workflow import Flow, RolledBack, WorkflowPart, stages
-from ..ports.protocols import ObservedPort, observe
+from ..ports.spans import ObservedPort, observe
 from ..store.objects import decode_value, encode_value
 from ..store.run import Run
 from ..telemetry import Event, event

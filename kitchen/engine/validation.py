@@ -18,7 +18,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..config import Config
 from .workflow import Scope, Stage, WorkflowError, WorkflowPart, resolve_name, stages
-from ..ports.protocols import PORTS, adapter_names
+from ..ports.registry import PORTS, adapter_names
 from ..store.run import Run
 from ..types import Capabilities, MissingCapability, nearest
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..ports.protocols import AdapterFuture, EmbeddingClient, VectorStore
+from ..ports.futures import AdapterFuture
+from ..ports.protocols import EmbeddingClient, VectorStore
 from ..types import InvalidValue
 
 # %% ../../nbs/25_envs/0_retrieval.ipynb #e1523cc4

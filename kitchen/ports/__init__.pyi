@@ -1,7 +1,9 @@
 # made from the modules' __all__ by `make prepare`
+from . import futures as futures
 from . import protocols as protocols
-from .protocols import ADAPTERS as ADAPTERS
-from .protocols import AdapterFuture as AdapterFuture
+from . import registry as registry
+from . import spans as spans
+from .futures import AdapterFuture as AdapterFuture
 from .protocols import BlobStore as BlobStore
 from .protocols import Completer as Completer
 from .protocols import CustomLoss as CustomLoss
@@ -10,8 +12,6 @@ from .protocols import EmbeddingClient as EmbeddingClient
 from .protocols import Future as Future
 from .protocols import HubClient as HubClient
 from .protocols import ModelRegistry as ModelRegistry
-from .protocols import ObservedPort as ObservedPort
-from .protocols import PORTS as PORTS
 from .protocols import Profiler as Profiler
 from .protocols import Rows as Rows
 from .protocols import SamplingClient as SamplingClient
@@ -20,8 +20,11 @@ from .protocols import Tokenizer as Tokenizer
 from .protocols import Tracker as Tracker
 from .protocols import TrainingClient as TrainingClient
 from .protocols import VectorStore as VectorStore
-from .protocols import adapter_address as adapter_address
-from .protocols import adapter_class as adapter_class
-from .protocols import adapter_names as adapter_names
-from .protocols import create_adapter as create_adapter
-from .protocols import observe as observe
+from .registry import ADAPTERS as ADAPTERS
+from .registry import PORTS as PORTS
+from .registry import adapter_address as adapter_address
+from .registry import adapter_class as adapter_class
+from .registry import adapter_names as adapter_names
+from .registry import create_adapter as create_adapter
+from .spans import ObservedPort as ObservedPort
+from .spans import observe as observe

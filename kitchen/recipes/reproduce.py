@@ -17,7 +17,8 @@ from typing import Any
 
 from ..config import Config, ExperimentSpec, json_digest, package_version, runtime_environment
 from ..engine.runner import Runner, edits_by_place
-from ..ports.protocols import adapter_class, create_adapter, observe
+from ..ports.registry import adapter_class, create_adapter
+from ..ports.spans import observe
 from .registry import Recipe, get_recipe
 from ..store.log import to_jsonable
 from ..store.objects import ObjectStore

@@ -13,7 +13,7 @@ from typing import Any
 from ..engine.workflow import WorkflowPart, stages
 from ..evaluation import Answer
 from ..formatting import View
-from ..ports.protocols import adapter_names, create_adapter
+from ..ports.registry import adapter_names, create_adapter
 from .chat import Chat
 from .driver import SessionDriver, SessionState
 from kitchen.session.inspection import (

@@ -23,7 +23,7 @@ from ..config import ExperimentSpec, package_version, runtime_environment
 from ..engine.checkpoints import SnapshotPolicy
 from ..engine.runner import Breakpoint, Runner
 from ..engine.workflow import WorkflowPart, compositions, stages
-from ..ports.protocols import adapter_address
+from ..ports.registry import adapter_address
 from ..recipes.registry import Recipe, get_recipe
 from ..recipes.reproduce import initial_values
 from ..store.index import RunIndex

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..config import canonical_json, json_digest
-from ..ports.protocols import AdapterFuture
+from ..ports.futures import AdapterFuture
 from .files import write_atomically
 from ..types import DamagedData, InvalidValue, SavedState
 

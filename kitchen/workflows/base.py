@@ -22,14 +22,8 @@ from ..data.formats import Conversation, parse_rows
 from ..data.references import split_rows
 from ..engine.workflow import Stage, stage
 from ..evaluation import METRICS, Answer, MetricName, Question, ask, summarize
-from kitchen.ports.protocols import (
-    DatasetStore,
-    ModelRegistry,
-    Rows,
-    ServiceClient,
-    TrainingClient,
-    adapter_names,
-)
+from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, TrainingClient
+from ..ports.registry import adapter_names
 from ..rendering.base import RENDERERS, TRAIN_ON, Renderer, RendererName, TrainOn
 from ..store.run import Artifact, Run
 from ..telemetry import Event, event, event_content

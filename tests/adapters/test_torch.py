@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -720,3 +723,41 @@ def test_disk_full_leaves_nothing_half_written(llama, tmp_path, monkeypatch):
     assert not (tmp_path / "states").exists() and not (tmp_path / "export").exists()
     step(client, batch())
     assert client.save_state("state").result(60).path == str(tmp_path / "states" / "state.json")
+
+
+TEMPORARY_STATES = """
+import multiprocessing
+import sys
+import tempfile
+from pathlib import Path
+from kitchen.adapters.torch.client import TorchService
+
+def folders():
+    return list(Path(tempfile.gettempdir()).glob("kitchen-torch-*"))
+
+def save(model):
+    service = TorchService(device="cpu")
+    assert not folders(), "the folder is made with the first state, not with the service"
+    path = service.create_training_client(model, None, 0).save_state("step").result(timeout=60).path
+    assert [Path(path).parent] == folders()
+
+if __name__ == "__main__" and sys.argv[2] == "worker":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(save, (sys.argv[1],))
+        pool.close()
+        pool.join()
+elif __name__ == "__main__":
+    save(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("kind", ["process", "worker"])
+def test_temporary_states_go_when_the_process_ends(kind, llama, tmp_path):
+    "States that were given no folder are gone with the process that saved them, a worker of multiprocessing included."
+    script = tmp_path / "script.py"
+    script.write_text(TEMPORARY_STATES)
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    done = subprocess.run([sys.executable, script, llama, kind], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "temporary").glob("kitchen-torch-*"))

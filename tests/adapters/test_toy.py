@@ -8,26 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kitchen.adapters.toy.client import (
-    ToySamplingClient,
-    ToyService,
-    ToyTokenizer,
-    _adam_step,
-    _AdamState,
-    _backward_pass,
-    _clip_gradient,
-    _DropoutMasks,
-    _forward_pass,
-    _initial_adapters,
-    _initial_weights,
-    _open_toy_model,
-    _position_blocks,
-    _sample_tokens,
-    _ToyNetwork,
-    _ToyShape,
-    _windows,
+from kitchen.adapters.toy.backward import position_blocks
+from kitchen.adapters.toy.client import ToyService
+from kitchen.adapters.toy.loading import open_toy_model
+from kitchen.adapters.toy.model import (
+    DropoutMasks,
+    ToyNetwork,
+    backward_pass,
+    forward_pass,
+    initial_adapters,
+    initial_weights,
 )
-from kitchen.ports.protocols import create_adapter, observe
+from kitchen.adapters.toy.optimizer import AdamState, adam_step, clip_gradient
+from kitchen.adapters.toy.sampler import ToySamplingClient, _sample_tokens
+from kitchen.adapters.toy.tokenizer import ToyTokenizer
+from kitchen.adapters.toy.windows import ToyShape, context_windows
+from kitchen.ports.registry import create_adapter
+from kitchen.ports.spans import observe
 from kitchen.telemetry import MemoryLog
 from kitchen.types import (
     AdamParams,
@@ -43,7 +40,7 @@ from kitchen.types import (
 )
 
 torch = pytest.importorskip("torch")
-SHAPE = _ToyShape(hidden=6, context=4, question=3, embedding=3)
+SHAPE = ToyShape(hidden=6, context=4, question=3, embedding=3)
 SMALL = "toy:hidden=6,context=4,question=3,embedding=3"
 ADAM = AdamParams(learning_rate=1e-2)
 
@@ -82,22 +79,22 @@ ADAPTED = {"both": ("hidden", "output"), "output": ("output",), "hidden": ("hidd
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_gradients_equal_torch_autograd(kind, dropout):
     rng = np.random.default_rng(1)
-    seen = _windows([rng.integers(0, 256, 9), rng.integers(0, 256, 5)], SHAPE)
+    seen = context_windows([rng.integers(0, 256, 9), rng.integers(0, 256, 5)], SHAPE)
     targets, slopes = rng.integers(0, 256, 14), rng.normal(size=14)
-    base, adapters, scale = _initial_weights(SHAPE), {}, 0.0
+    base, adapters, scale = initial_weights(SHAPE), {}, 0.0
     if kind != "full":
         scale, lora = 3.0, LoraParams(rank=2, alpha=6.0, **SWITCHES[kind])
-        started = _initial_adapters(SHAPE, lora, 0)
+        started = initial_adapters(SHAPE, lora, 0)
         assert set(started) == {f"{name}.{part}" for name in ADAPTED[kind] for part in "AB"}
         adapters = {name: rng.normal(0, 0.3, values.shape) for name, values in started.items()}
 
     def mask(width):
         return (rng.random((14, width)) >= dropout) / (1 - dropout)
 
-    masks = _DropoutMasks(mask(6), {"hidden": mask(21), "output": mask(6)}) if dropout else _DropoutMasks()
-    network = _ToyNetwork(SHAPE, base, adapters, scale)
-    found = _forward_pass(network, seen, masks)
-    gradients = _backward_pass(network, found, targets, slopes)
+    masks = DropoutMasks(mask(6), {"hidden": mask(21), "output": mask(6)}) if dropout else DropoutMasks()
+    network = ToyNetwork(SHAPE, base, adapters, scale)
+    found = forward_pass(network, seen, masks)
+    gradients = backward_pass(network, found, targets, slopes)
 
     leaves = {name: torch.tensor(values, requires_grad=True) for name, values in (adapters or base).items()}
     frozen = {name: torch.tensor(values) for name, values in base.items()}
@@ -113,11 +110,11 @@ def test_gradients_equal_torch_autograd(kind, dropout):
 def test_lora_gradients_at_the_start():
     "With B = 0: no gradient for A, and scale · (gradient of the whole matrix) · Aᵀ for B (formulae D.2)."
     rng = np.random.default_rng(2)
-    seen, targets, slopes = _windows([rng.integers(0, 256, 20)], SHAPE), rng.integers(0, 256, 20), rng.normal(size=20)
-    base, adapters = _initial_weights(SHAPE), _initial_adapters(SHAPE, LoraParams(rank=2), 3)
-    with_adapters, without = _ToyNetwork(SHAPE, base, adapters, 16.0), _ToyNetwork(SHAPE, base, {})
-    gradients = _backward_pass(with_adapters, _forward_pass(with_adapters, seen), targets, slopes)
-    whole = _backward_pass(without, _forward_pass(without, seen), targets, slopes)
+    seen, targets, slopes = context_windows([rng.integers(0, 256, 20)], SHAPE), rng.integers(0, 256, 20), rng.normal(size=20)
+    base, adapters = initial_weights(SHAPE), initial_adapters(SHAPE, LoraParams(rank=2), 3)
+    with_adapters, without = ToyNetwork(SHAPE, base, adapters, 16.0), ToyNetwork(SHAPE, base, {})
+    gradients = backward_pass(with_adapters, forward_pass(with_adapters, seen), targets, slopes)
+    whole = backward_pass(without, forward_pass(without, seen), targets, slopes)
     for name in ("hidden", "output"):
         assert (gradients[name + ".A"] == 0).all()
         np.testing.assert_allclose(gradients[name + ".B"], 16.0 * whole[name] @ adapters[name + ".A"].T, rtol=1e-9)
@@ -134,14 +131,14 @@ def test_lora_gradients_at_the_start():
 def test_adam_equals_torch(adam):
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=50), rng.normal(size=(20, 50)) * rng.uniform(0.01, 2, (20, 1))
-    learned = _AdamState.initial({"weights": start})
+    learned = AdamState.initial({"weights": start})
     leaf = torch.nn.Parameter(torch.tensor(start))
     optimizer = torch.optim.AdamW(
         [leaf], lr=adam.learning_rate, betas=(adam.beta1, adam.beta2), eps=adam.eps, weight_decay=adam.weight_decay
     )
     for gradient in gradients:
         norm = float(np.linalg.norm(gradient))
-        learned = _adam_step(learned, _clip_gradient(gradient, norm, adam.grad_clip_norm), adam)
+        learned = adam_step(learned, clip_gradient(gradient, norm, adam.grad_clip_norm), adam)
         leaf.grad = torch.tensor(gradient)
         if adam.grad_clip_norm:
             torch.nn.utils.clip_grad_norm_([leaf], adam.grad_clip_norm)
@@ -156,18 +153,18 @@ def test_a_whole_step_equals_torch(lora):
     service, data = ToyService(), [some_datum(0, 9), some_datum(1, 14)]
     client = service.create_training_client(SMALL, lora, seed=5)
     adam = AdamParams(learning_rate=1e-2, weight_decay=0.01, grad_clip_norm=0.5)
-    base = {name: torch.tensor(values) for name, values in _open_toy_model(SMALL).weights.items()}
+    base = {name: torch.tensor(values) for name, values in open_toy_model(SMALL).weights.items()}
     trained = {name: torch.tensor(values, requires_grad=True) for name, values in client._network().adapters.items()}
     if lora is None:
         base = trained = {name: values.requires_grad_() for name, values in base.items()}
     optimizer = torch.optim.AdamW(list(trained.values()), lr=1e-2, betas=(0.9, 0.95), eps=1e-12, weight_decay=0.01)
-    seen = _windows([datum.tokens for datum in data], SHAPE)
+    seen = context_windows([datum.tokens for datum in data], SHAPE)
     targets = torch.tensor(np.concatenate([datum.targets for datum in data]))
     weights = torch.tensor(np.concatenate([datum.weights for datum in data]), dtype=torch.float64)
     for _ in range(5):
         output = client.forward_backward(data, "cross_entropy").result()
         norm = client.optim_step(adam).result().metrics["grad_norm"]
-        found = torch_logprobs(base, trained if lora else {}, 16.0, seen, _DropoutMasks())
+        found = torch_logprobs(base, trained if lora else {}, 16.0, seen, DropoutMasks())
         loss = -(weights * found[torch.arange(len(targets)), targets]).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -182,22 +179,22 @@ def test_a_whole_step_equals_torch(lora):
 
 def test_blocks_do_not_change_results(monkeypatch):
     data = [some_datum(index, 5 + index) for index in range(9)]
-    assert [len(group) for group in _position_blocks(data, 20)] == [3, 2, 2, 1, 1]
+    assert [len(group) for group in position_blocks(data, 20)] == [3, 2, 2, 1, 1]
     whole, parted = (ToyService().create_training_client(SMALL, None, 0) for _ in range(2))
     first = whole.forward_backward(data, "cross_entropy").result()
-    monkeypatch.setattr("kitchen.adapters.toy.client._POSITIONS_PER_BLOCK", 20)
+    monkeypatch.setattr("kitchen.adapters.toy.backward.POSITIONS_PER_BLOCK", 20)
     second = parted.forward_backward(data, "cross_entropy").result()
     assert first.loss_sum == pytest.approx(second.loss_sum, rel=1e-12)
-    np.testing.assert_allclose(whole.gradient, parted.gradient, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(whole.learner.gradient, parted.learner.gradient, rtol=1e-9, atol=1e-12)
     for one, other in zip(first.loss_fn_outputs, second.loss_fn_outputs, strict=True):
         np.testing.assert_allclose(one["logprobs"], other["logprobs"], rtol=1e-6)
 
 
 def test_windows_show_the_question_until_the_next_turn_ends():
-    shape = _ToyShape(context=2, question=3)
+    shape = ToyShape(context=2, question=3)
     end = 258
     tokens = np.array([*b"abc", end, *b"de\n\nf", end, *b"g"])
-    seen = _windows([tokens], shape)
+    seen = context_windows([tokens], shape)
     pad = 256
     assert seen[0].tolist() == [pad, 97, pad, pad, pad]
     assert seen[3].tolist() == [99, end, *b"abc"], "the turn that has just ended"
@@ -206,8 +203,8 @@ def test_windows_show_the_question_until_the_next_turn_ends():
     assert seen[10].tolist() == [end, 103, *b"\n\nf"]
     kept = np.zeros(11, dtype=bool)
     kept[[3, 10]] = True
-    assert (_windows([tokens], shape, kept) == seen[[3, 10]]).all()
-    assert _windows([tokens], _ToyShape(context=2, question=0)).shape == (11, 2)
+    assert (context_windows([tokens], shape, kept) == seen[[3, 10]]).all()
+    assert context_windows([tokens], ToyShape(context=2, question=0)).shape == (11, 2)
 
 
 def test_sampler_sees_what_the_trainer_sees():
@@ -245,8 +242,8 @@ def test_draws_follow_the_distribution():
 
 
 def test_streams_of_a_sampler():
-    model = _open_toy_model(SMALL)
-    first, second = (ToySamplingClient(_ToyNetwork(model.shape, model.weights, {}), seed=3) for _ in range(2))
+    model = open_toy_model(SMALL)
+    first, second = (ToySamplingClient(ToyNetwork(model.shape, model.weights, {}), seed=3) for _ in range(2))
     params = SamplingParams(max_tokens=10, stop=())
     answers = [first.sample([1, 2], 2, params).result() for _ in range(2)]
     assert answers[0] != answers[1], "unseeded requests go on in the client's stream"
@@ -330,7 +327,8 @@ def test_state_is_complete_and_bitwise(tmp_path, lora):
             each.optim_step(ADAM)
     assert loaded.digest() == client.digest()
     forgetful = service.create_training_client_from_state(saved.path, with_optimizer=False)
-    assert forgetful.adam_state.steps == 0 and forgetful.gradient is None and not forgetful.adam_state.moment1.any()
+    assert forgetful.learner.state.steps == 0 and forgetful.learner.gradient is None
+    assert not forgetful.learner.state.moment1.any()
 
 
 def test_states_that_cannot_be_used(tmp_path):
@@ -401,7 +399,7 @@ def test_custom_losses_that_are_no_losses(value):
     client = ToyService().create_training_client(SMALL, None, 0)
     with pytest.raises(InvalidValue, match="must return a scalar"):
         client.forward_backward_custom([some_datum()], lambda data, logprobs: (value, {})).result()
-    assert client.gradient is None
+    assert client.learner.gradient is None
 
 
 def test_a_step_needs_a_gradient():

@@ -11,11 +11,13 @@ from importlib.util import find_spec
 
 import pytest
 
-from kitchen.adapters.files import FileBlobs, FileDatasets, FileRegistry
+from kitchen.adapters.files.blobs import FileBlobs
+from kitchen.adapters.files.datasets import FileDatasets
+from kitchen.adapters.files.registry import FileRegistry
 from kitchen.adapters.huggingface import HuggingFaceDatasets, HuggingFaceHub, _hub_error
 from kitchen.data.batches import Batches, Cursor, StreamBatches
 from kitchen.data.formats import parse_rows, parse_stream
-from kitchen.ports.protocols import create_adapter
+from kitchen.ports.registry import create_adapter
 from kitchen.types import BackendError, DamagedData, InvalidValue, RowError, UnknownName
 
 ROWS = [{"question": f"{number} + 1, \"quoted\"?\nä", "answer": str(number + 1)} for number in range(30)]  # fmt: skip

@@ -23,7 +23,7 @@ from kitchen.engine.workflow import (
     scope,
     stage,
 )
-from kitchen.ports.protocols import observe
+from kitchen.ports.spans import observe
 from kitchen.store.objects import decode_value, encode_value
 from kitchen.store.run import Run
 from kitchen.telemetry import MemoryLog, event, event_content

@@ -8,14 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kitchen.adapters.toy.client import (
-    ToySamplingClient,
-    ToyService,
-    ToyTokenizer,
-    ToyTrainingClient,
-    _ToyQueue,
-)
-from kitchen.ports.protocols import create_adapter
+from kitchen.adapters.toy.client import ToyService, ToyTrainingClient
+from kitchen.adapters.toy.queue import ToyQueue
+from kitchen.adapters.toy.sampler import ToySamplingClient
+from kitchen.adapters.toy.tokenizer import ToyTokenizer
+from kitchen.ports.registry import create_adapter
 from kitchen.testing import CHECKS, Bench, ConformanceError, Report, conformance
 from kitchen.types import Datum, ForwardBackwardOutput, LoraParams, TopK, UnknownName
 
@@ -113,7 +110,7 @@ class AveragesTheLoss(Broken):
 
 class AveragesTheGradient(Broken):
     def _step(self, adam):
-        self.gradient = self.gradient / 3
+        self.learner.gradient = self.learner.gradient / 3
         return super()._step(adam)
 
 
@@ -136,7 +133,7 @@ class SeesTheEnd(Broken):
 class KeepsTheLastGradientOnly(Broken):
     def _run_request(self, data, objective, learn):
         if learn:
-            self.gradient = None
+            self.learner.gradient = None
         return super()._run_request(data, objective, learn)
 
 
@@ -144,15 +141,15 @@ class ForwardClearsGradients(Broken):
     def _run_request(self, data, objective, learn):
         output = super()._run_request(data, objective, learn)
         if not learn:
-            self.gradient = 0 * self._pending_gradient()
+            self.learner.gradient = 0 * self.learner.pending_gradient()
         return output
 
 
 class KeepsTheGradientAfterTheStep(Broken):
     def _step(self, adam):
-        gradient = self.gradient
+        gradient = self.learner.gradient
         output = super()._step(adam)
-        self.gradient = gradient
+        self.learner.gradient = gradient
         return output
 
 
@@ -168,13 +165,13 @@ class NeverClips(Broken):
 
 class AddsDecayToTheGradient(Broken):
     def _step(self, adam):
-        self.gradient = self._pending_gradient() + adam.weight_decay * self.adam_state.values
+        self.learner.gradient = self.learner.pending_gradient() + adam.weight_decay * self.learner.state.values
         return super()._step(replace(adam, weight_decay=0.0))
 
 
 class Ascends(Broken):
     def _step(self, adam):
-        self.gradient = -self.gradient
+        self.learner.gradient = -self.learner.gradient
         return super()._step(adam)
 
 
@@ -237,16 +234,16 @@ class ExportsTheBase(Broken):
 
 class ForgetsTheOptimizer(Broken):
     def _capture_state(self):
-        kept = self.adam_state
-        self.adam_state = replace(kept, moment1=0 * kept.moment1)
+        kept = self.learner.state
+        self.learner.state = replace(kept, moment1=0 * kept.moment1)
         content = super()._capture_state()
-        self.adam_state = kept
+        self.learner.state = kept
         return content
 
 
 class SavingDisturbs(Broken):
     def save_state(self, name):
-        self.adam_state = replace(self.adam_state, moment1=0 * self.adam_state.moment1)
+        self.learner.state = replace(self.learner.state, moment1=0 * self.learner.state.moment1)
         return super().save_state(name)
 
 
@@ -254,13 +251,13 @@ class DropsInForward(Broken):
     def _run_request(self, data, objective, learn):
         if learn:
             return super()._run_request(data, objective, learn)
-        before = self.gradient, self.requests
+        before = self.learner.gradient, self.requests
         output = super()._run_request(data, objective, True)
-        self.gradient, self.requests = before
+        self.learner.gradient, self.requests = before
         return output
 
 
-class PlainTimeouts(_ToyQueue):
+class PlainTimeouts(ToyQueue):
     def submit(self, work):
         class Slow:
             def __init__(self):
@@ -279,7 +276,7 @@ class RaisesPlainTimeouts(Broken):
     queue_class = PlainTimeouts
 
 
-class LazyQueue(_ToyQueue):
+class LazyQueue(ToyQueue):
     def submit(self, work):
         class Lazy:
             value = None
@@ -326,7 +323,7 @@ class BrokenService(ToyService):
         client = super().create_training_client(model, lora, seed)
         client.__class__ = self.broken
         if self.broken is StartsElsewhere:
-            client.adam_state = replace(client.adam_state, values=client.adam_state.values + 0.01)
+            client.learner.state = replace(client.learner.state, values=client.learner.state.values + 0.01)
         if hasattr(self.broken, "queue_class"):
             client.queue.__class__ = self.broken.queue_class
         return client

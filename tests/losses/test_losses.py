@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kitchen
-from kitchen.adapters.toy.client import ToyService, _open_toy_model, _windows
+from kitchen.adapters.toy.client import ToyService
+from kitchen.adapters.toy.loading import open_toy_model
+from kitchen.adapters.toy.windows import context_windows
 from kitchen.losses.distillation import (
     DISTILL_LOSSES,
     distillation_loss,
@@ -669,13 +671,13 @@ class Toy:
     def __init__(self):
         self.model = "toy:hidden=6,context=4,question=3,embedding=3"
         self.client = ToyService().create_training_client(self.model, None, 0)
-        opened = _open_toy_model(self.model)
+        opened = open_toy_model(self.model)
         self.shape = opened.shape
         self.leaves = {name: torch.tensor(opened.weights[name], requires_grad=True) for name in self.client.sizes}
 
     def logprobs(self, data):
         weights, counts = self.leaves, [len(datum) for datum in data]
-        seen = torch.tensor(_windows([datum.tokens for datum in data], self.shape))
+        seen = torch.tensor(context_windows([datum.tokens for datum in data], self.shape))
         hidden = torch.tanh(weights["embedding"][seen].flatten(1) @ weights["hidden"].T + weights["hidden_bias"])
         table = (hidden @ weights["output"].T + weights["output_bias"]).log_softmax(-1)
         targets = torch.tensor(np.concatenate([datum.targets for datum in data]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer
-from kitchen.adapters.toy.client import ToyTokenizer
+from kitchen.adapters.toy.tokenizer import ToyTokenizer
 from kitchen.display.tokens import show_tokens, show_white_space
 from kitchen.rendering.base import (
     RENDERERS,

@@ -18,7 +18,7 @@ from kitchen.display.figures import Span, TimeShare, time_shares
 from kitchen.display.tokens import show_datum, show_trajectory
 from kitchen.evaluation import Answer, Question
 from kitchen.formatting import PLOTLY_MIME, visible_text
-from kitchen.ports.protocols import create_adapter
+from kitchen.ports.registry import create_adapter
 from kitchen.rendering.base import get_renderer, to_datum
 from kitchen.reports.build import show_settings, show_timeline
 from kitchen.reports.compare import RunSummary, compare

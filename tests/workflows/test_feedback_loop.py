@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kitchen.adapters.files import FileDatasets, FileRegistry
+from kitchen.adapters.files.datasets import FileDatasets
+from kitchen.adapters.files.registry import FileRegistry
 from kitchen.adapters.toy.client import ToyService
 from kitchen.config import ExperimentSpec
 from kitchen.data.formats import parse_rows

@@ -23,31 +23,31 @@ from ...ports.protocols import CustomLoss
 from ...seeding import derive_seed
 from ...types import AdamParams, Datum, InvalidValue
 
+# %% ../../../nbs/91_adapters.torch/5_backward.ipynb #ca34079d
+def _float32_master(weight: nn.Parameter) -> torch.Tensor:
+    "The float32 tensor that is trained: the weight itself, or a copy to which its gradients move as they arrive."
+    if weight.dtype == torch.float32:
+        return weight
+    master = weight.detach().float().requires_grad_()
+
+    def collect(leaf: torch.Tensor) -> None:
+        assert leaf.grad is not None, "the hook runs after the gradient has arrived"
+        master.grad = leaf.grad.float() if master.grad is None else master.grad.add_(leaf.grad)
+        leaf.grad = None
+
+    weight.register_post_accumulate_grad_hook(collect)
+    return master
+
 # %% ../../../nbs/91_adapters.torch/5_backward.ipynb #393f2cb1
 class Learner:
     "Trained tensors of a model, by name, and the optimizer over them."
 
     def __init__(self, model: PreTrainedModel):
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self.masters = {name: self._make_master(weight) for name, weight in self.weights.items()}
+        self.masters = {name: _float32_master(weight) for name, weight in self.weights.items()}
         self.optimizer = torch.optim.AdamW(self.masters.values(), fused=True)
         self.requests = 0  # whose gradients have accumulated since the last step
         self.steps = 0
-
-    @staticmethod
-    def _make_master(weight: nn.Parameter) -> torch.Tensor:
-        "The float32 tensor that is trained: the weight itself, or a copy that collects its gradients."
-        if weight.dtype == torch.float32:
-            return weight
-        master = weight.detach().float().requires_grad_()
-
-        def collect(leaf: torch.Tensor) -> None:
-            assert leaf.grad is not None, "the hook runs after the gradient has arrived"
-            master.grad = leaf.grad.float() if master.grad is None else master.grad.add_(leaf.grad)
-            leaf.grad = None
-
-        weight.register_post_accumulate_grad_hook(collect)
-        return master
 
     def accumulated_gradient(self) -> dict[str, torch.Tensor]:
         "The gradient so far; zero where nothing has flowed."
@@ -73,7 +73,7 @@ class Learner:
         self.requests += 1
 
     def step(self, adam: AdamParams) -> float:
-        "One step of AdamW; the norm of the gradient before clipping."
+        "One AdamW step; the norm of the gradient before clipping. InvalidValue where no gradient has accumulated."
         if not self.requests:
             raise InvalidValue("optim_step has no gradient to use; call forward_backward first")
         gradients = list(self.accumulated_gradient().values())
@@ -103,18 +103,17 @@ class Learner:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        "Put back trained tensors."
+        "Put back trained tensors, in float32, and round them into the model."
         for name, master in self.masters.items():
             master.copy_(tensors[name])
         self._copy_to_model()
 
-    def restore_moments(self, moments: Mapping[str, torch.Tensor], steps: int) -> None:
-        "Put back AdamW's memory."
+    def restore_optimizer(self, moments: Mapping[str, torch.Tensor], steps: int) -> None:
+        "Put back AdamW's memory and the number of steps taken."
         self.steps = steps
         for key, value in moments.items():
             name, _, part = key.rpartition("/")
-            master = self.masters[name]
-            self.optimizer.state[master][part] = value.to(master.device)
+            self.optimizer.state[self.masters[name]][part] = value.to(self.masters[name].device)
 
     def restore_gradient(self, gradient: Mapping[str, torch.Tensor], requests: int) -> None:
         "Put back what had accumulated."
@@ -134,7 +133,7 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class BatchLoss:
-    "A loss as the network needs it."
+    "A loss as the network needs it: a function of the log-probabilities of whole datums."
 
     compute: Callable[[Sequence[Datum], Sequence[np.ndarray]], LossOutput]
     read_mask: Callable[[Datum], np.ndarray]  # bool [T]: positions whose log-probability it reads
@@ -142,7 +141,7 @@ class BatchLoss:
 
 # %% ../../../nbs/91_adapters.torch/5_backward.ipynb #da2a5ff0
 def table_batch_loss(loss: Loss, settings: Mapping[str, float]) -> BatchLoss:
-    "A loss of the table."
+    "A loss of the table with its settings; datums are judged one by one and summed."
 
     def judge(data: Sequence[Datum], logprobs: Sequence[np.ndarray]) -> LossOutput:
         terms = [loss.term(found, datum.loss_fn_inputs, settings) for datum, found in zip(data, logprobs, strict=True)]
@@ -152,7 +151,7 @@ def table_batch_loss(loss: Loss, settings: Mapping[str, float]) -> BatchLoss:
 
 # %% ../../../nbs/91_adapters.torch/5_backward.ipynb #09af2059
 def custom_batch_loss(loss_fn: CustomLoss) -> BatchLoss:
-    "A loss that the user wrote with torch."
+    "A loss that the user wrote with torch; InvalidValue where it returns no differentiable scalar."
 
     def judge(data: Sequence[Datum], logprobs: Sequence[np.ndarray]) -> LossOutput:
         leaves = [torch.tensor(found, dtype=torch.float32, requires_grad=True) for found in logprobs]
@@ -176,9 +175,22 @@ def _seed_torch(device: torch.device, seed: int | None) -> Iterator[None]:
         torch.manual_seed(seed)
         yield
 
+# %% ../../../nbs/91_adapters.torch/5_backward.ipynb #a19f0755
+def _backpropagate(
+    data: Sequence[Datum],
+    objective: BatchLoss,
+    logprobs: torch.Tensor,  # [K] at the positions the objective reads
+    slopes: Sequence[np.ndarray],  # float64 [T] of each datum
+) -> None:
+    "Propagate slopes into the gradients of the weights."
+    check_logprob_grads(data, slopes)
+    kept = [slope[objective.read_mask(datum)] for datum, slope in zip(data, slopes, strict=True)]
+    if logprobs.requires_grad:
+        logprobs.backward(torch.from_numpy(np.concatenate(kept)).to(logprobs.device, logprobs.dtype))
+
 # %% ../../../nbs/91_adapters.torch/5_backward.ipynb #91b689eb
 class TorchNetwork:
-    "A model that gives log-probabilities and takes slopes."
+    "Runs batches through a model in passes: log-probabilities forward, the slopes of a loss backward."
 
     def __init__(self, model: PreTrainedModel, traits: Traits, limit: int, dropout: bool):
         self.model, self.traits, self.limit = model, traits, limit
@@ -191,41 +203,40 @@ class TorchNetwork:
         for _, layer in lora_layers(self.model):
             layer.train(learn)
 
-    def _pass_groups(self, data: Sequence[Datum]) -> list[list[int]]:
+    def _pass_groups(self, data: Sequence[Datum], objective: BatchLoss) -> list[list[int]]:
         "Indices of the datums of each pass."
-        return split_into_passes([len(datum) for datum in data], self.limit, self.traits.packed)
+        groups = split_into_passes([len(datum) for datum in data], self.limit, self.traits.packed)
+        if objective.needs_whole_batch and len(groups) == 1:  # a custom loss may tell datums apart by their place
+            return [list(range(len(data)))]
+        return groups
 
     def run(
         self, data: Sequence[Datum], objective: BatchLoss, seed: int | None, learn: bool
     ) -> tuple[list[np.ndarray], LossOutput]:
-        "Log-probabilities of each datum and the verdict on them; with `learn`, gradients are added to the weights'."
+        "Float32 [T] log-probabilities of each datum and the loss; with `learn`, gradients are added to the weights'."
         self.set_training(learn)
-        groups, found = self._pass_groups(data), [np.zeros(0)] * len(data)
-        if objective.needs_whole_batch and len(groups) == 1:  # a custom loss may tell datums apart by their place
-            groups = [list(range(len(data)))]
-        verdicts: list[LossOutput] = []
-        if (
-            objective.needs_whole_batch and len(groups) > 1
-        ):  # judge first, then go through the model again with what that gave
+        groups, found = self._pass_groups(data, objective), [np.zeros(0)] * len(data)
+        outputs: list[LossOutput] = []
+        if objective.needs_whole_batch and len(groups) > 1:  # judge first, then go through the model again with what that gave
             for place, group in enumerate(groups):
                 with torch.no_grad(), self._dropout_rng(seed, place):
                     self._forward(data, group, objective, found)
-            verdicts.append(objective.compute(data, found))
-        whole = verdicts[0].logprob_grads if verdicts else None
+            outputs.append(objective.compute(data, found))
+        whole = outputs[0].logprob_grads if outputs else None
         for place, group in enumerate(groups if learn or whole is None else ()):
             part = [data[index] for index in group]
             with torch.set_grad_enabled(learn), self._dropout_rng(seed, place):
                 logprobs = self._forward(data, group, objective, found)
                 if whole is None:
-                    verdicts.append(objective.compute(part, [found[index] for index in group]))
+                    outputs.append(objective.compute(part, [found[index] for index in group]))
                 if learn:
-                    slopes = verdicts[-1].logprob_grads if whole is None else [whole[index] for index in group]
-                    self._backward(part, objective, logprobs, slopes)
-        metrics = {name: value for verdict in verdicts for name, value in verdict.metrics.items()}
-        return found, LossOutput(sum(verdict.value for verdict in verdicts), (), metrics)
+                    slopes = outputs[-1].logprob_grads if whole is None else [whole[index] for index in group]
+                    _backpropagate(part, objective, logprobs, slopes)
+        metrics = {name: value for output in outputs for name, value in output.metrics.items()}
+        return found, LossOutput(sum(output.value for output in outputs), (), metrics)
 
     def _dropout_rng(self, seed: int | None, place: int) -> Any:
-        "The random state of one pass."
+        "Torch's random state during one pass: seeded where something is dropped, else left alone."
         return _seed_torch(
             self.model.device, None if seed is None or not self.has_dropout else derive_seed(seed, "pass", place)
         )
@@ -249,12 +260,3 @@ class TorchNetwork:
             found[index][flags] = values[start : start + count]
             start += count
         return logprobs
-
-    def _backward(
-        self, data: Sequence[Datum], objective: BatchLoss, logprobs: torch.Tensor, slopes: Sequence[np.ndarray]
-    ) -> None:
-        "Propagate slopes into the gradients of the weights."
-        check_logprob_grads(data, slopes)
-        kept = [slope[objective.read_mask(datum)] for datum, slope in zip(data, slopes, strict=True)]
-        if logprobs.requires_grad:
-            logprobs.backward(torch.from_numpy(np.concatenate(kept)).to(logprobs.device, logprobs.dtype))

@@ -8,10 +8,12 @@ __all__ = ['TorchTrainingClient', 'resolve_device', 'TorchService']
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #45e7cdd6
 import copy
 import functools
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -66,153 +68,31 @@ from kitchen.types import (
 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #d0b46249
 @functools.cache
-def _temporary_states_folder() -> tempfile.TemporaryDirectory:
-    "Where states go that were given no folder: gone when the process ends."
-    return tempfile.TemporaryDirectory(prefix="kitchen-torch-")
+def _temporary_states_folder() -> Path:
+    "A folder for states that were given none: one a process, removed when the process ends."
+    folder = Path(tempfile.mkdtemp(prefix="kitchen-torch-"))
+    # not atexit: workers of multiprocessing leave without it, and a fork would remove its parent's folder
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=0)
+    return folder
 
-# %% ../../../nbs/91_adapters.torch/8_client.ipynb #48f33dbb
-class TorchTrainingClient:
-    "Trains a model: all its weights, or LoRA adapters."
-
-    def __init__(self, opened: OpenModel, lora: LoraParams | None, seed: int, service: "TorchService"):
-        self.opened, self.lora, self.seed, self.service = opened, lora, seed, service
-        self.model = self._trainable_model(opened, lora, seed)
-        self.network = service.network(self.model, opened)
-        self.learner = Learner(self.model)
-        self.requests = 0  # gradient requests done: the counter of the dropout stream
-        self.queue = RequestQueue("training")
-
-    @staticmethod
-    def _trainable_model(opened: OpenModel, lora: LoraParams | None, seed: int) -> PreTrainedModel:
-        "Modules of its own; frozen tensors are shared with the opened model."
-        if lora is None:
-            if opened.source.base:
-                raise InvalidValue(f"{opened.source.name} is a LoRA export; full fine-tuning starts from a whole model")
-            return copy.deepcopy(opened.model).requires_grad_(True)
-        model = opened.copy_sharing_weights()
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #4d5d7952
+def _trainable_model(opened: OpenModel, lora: LoraParams | None, seed: int) -> PreTrainedModel:
+    "Modules of its own; frozen tensors are shared with the opened model."
+    if lora is None:
         if opened.source.base:
-            return _continue_lora(model, Path(opened.source.folder), lora)
-        attach_lora(model, lora, seed)
-        return model
+            raise InvalidValue(f"{opened.source.name} is a LoRA export; full fine-tuning starts from a whole model")
+        return copy.deepcopy(opened.model).requires_grad_(True)
+    model = opened.copy_sharing_weights()
+    if opened.source.base:
+        return _continue_lora(model, Path(opened.source.folder), lora)
+    attach_lora(model, lora, seed)
+    return model
 
-    def forward_backward(
-        self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
-    ) -> Request:
-        "Add the gradient of the loss sum."
-        batch, objective = self._prepare_batch(data, loss_fn, loss_fn_config)
-        return self.queue.submit("forward_backward", lambda: self._run_request(batch, objective, learn=True), vital=True)
 
-    def forward(
-        self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
-    ) -> Request:
-        "The same numbers, without gradient and dropout."
-        batch, objective = self._prepare_batch(data, loss_fn, loss_fn_config)
-        return self.queue.submit("forward", lambda: self._run_request(batch, objective, learn=False))
-
-    def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> Request:
-        "Add the gradient of any function of the log-probabilities."
-        batch, objective = tuple(data), custom_batch_loss(loss_fn)
-        self._check_batch(batch, Loss("custom", cross_entropy, (), "targets"))
-        work = functools.partial(self._run_request, batch, objective, learn=True)
-        return self.queue.submit("forward_backward_custom", work, vital=True)
-
-    def _prepare_batch(
-        self, data: Sequence[Datum], loss_fn: str, settings: Mapping[str, float] | None
-    ) -> tuple[tuple[Datum, ...], BatchLoss]:
-        "The batch and its objective, if both can be used."
-        batch, loss = tuple(data), get_loss(loss_fn)
-        self._check_batch(batch, loss)
-        return batch, table_batch_loss(loss, resolve_loss_settings(loss, settings))
-
-    def _check_batch(self, data: Sequence[Datum], loss: Loss) -> None:
-        "Raise for a datum that the loss or the model cannot use."
-        check_batch(data, loss)
-        for index, datum in enumerate(data):
-            place = datum.origin or f"datum {index}"
-            check_tokens(f"{place}: tokens", datum.tokens, self.opened)
-            check_tokens(f"{place}: targets", datum.targets, self.opened)
-
-    def _run_request(self, data: Sequence[Datum], objective: BatchLoss, learn: bool) -> ForwardBackwardOutput:
-        "One request."
-        seed = derive_seed(self.seed, "dropout", self.requests) if learn else None
-        with _explain_out_of_memory(), self.learner.accumulate_gradients() if learn else nullcontext():
-            found, verdict = self.network.run(data, objective, seed, learn)
-        self.requests += learn
-        outputs = tuple({"logprobs": logprobs} for logprobs in found)
-        return ForwardBackwardOutput(outputs, {**verdict.metrics, "loss:sum": verdict.value})
-
-    def optim_step(self, adam_params: AdamParams) -> Request:
-        "One AdamW step with the accumulated gradient, which is then cleared."
-        return self.queue.submit("optim_step", lambda: self._step(adam_params), vital=True)
-
-    def _step(self, adam_params: AdamParams) -> OptimStepOutput:
-        "The step itself."
-        norm = self.learner.step(adam_params)
-        return OptimStepOutput({"grad_norm": norm, "memory": _allocated_memory(self.service.device)})
-
-    def _capture_state(self) -> TrainingState:
-        "A copy of all that decides how training goes on."
-        learner = self.learner
-        groups: dict[str, Mapping[str, torch.Tensor]] = {"weights": learner.masters, "optimizer": learner.moments()}
-        if learner.requests:
-            groups["gradient"] = learner.accumulated_gradient()
-        packs = pack_tensors(groups, lambda tensor: tensor.nbytes)
-        copies = {
-            pack: {name: tensor.detach().to("cpu", copy=True).contiguous().numpy() for name, tensor in tensors.items()}
-            for pack, tensors in packs.items()
-        }
-        settings = {
-            "kitchen": package_version("crucible-kitchen"),
-            "model": self.opened.source.name,
-            "base": self.opened.digest if self.lora else "",
-            "lora": None if self.lora is None else asdict(self.lora),
-            "dtype": self.service.dtype_name,
-            "seed": self.seed,
-            "steps": learner.steps,
-            "requests": self.requests,
-            "accumulated": learner.requests,
-        }
-        return TrainingState({name: functools.partial(save, pack) for name, pack in copies.items()}, settings)
-
-    def digest(self) -> str:
-        "SHA-256 of the state: equal exactly if training would go on in the same way."
-        return self.queue.submit("digest", lambda: self._capture_state().digest).result()
-
-    def save_state(self, name: str) -> WriteFuture:
-        "Weights, optimizer, accumulated gradient and counters; copied in turn, written while training goes on."
-        return self.service.states.save(name, self.queue.submit("save_state", self._capture_state).result)
-
-    def save_weights(self, path: Path) -> Request:
-        "Export into a new directory: peft's format for LoRA, transformers' with the tokenizer for all weights."
-        folder = Path(path).absolute()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InvalidValue(f"{folder} exists already; weights are exported into a new directory")
-        return self.queue.submit("save_weights", lambda: SavedState(str(write_atomically(folder, self._export))))
-
-    def _export(self, folder: Path) -> None:
-        "Write the files of the export."
-        if self.lora is not None:
-            source = self.opened.source
-            export_lora(self.model, self.lora, source.base or source.name, folder)
-            return
-        with silence_transformers():
-            self.model.save_pretrained(folder)
-        self.opened.tokenizer.save(folder)
-
-    def create_sampling_client(self) -> "TorchSamplingClient":
-        "A sampler over a copy of the weights as they are after all requests so far."
-        model, steps = self.queue.submit("create_sampling_client", self._copy_model).result()
-        network = self.service.network(model, self.opened)
-        return TorchSamplingClient(self.opened, network, derive_seed(self.seed, "sampling", steps), self.service.limits)
-
-    def _copy_model(self) -> tuple[PreTrainedModel, int]:
-        "A model with copies of the trained tensors; frozen ones are shared."
-        frozen = {id(weight): weight for weight in self.model.parameters() if not weight.requires_grad}
-        return copy.deepcopy(self.model, frozen).requires_grad_(False).eval(), self.learner.steps
-
-    def close(self) -> None:
-        "Drop what has not begun, and wait for what has."
-        self.queue.close()
+def _copy_trained(model: PreTrainedModel, learner: Learner) -> tuple[PreTrainedModel, int]:
+    "A frozen model with copies of the trained tensors, the others shared; and the steps taken so far."
+    frozen = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+    return copy.deepcopy(model, frozen).requires_grad_(False).eval(), learner.steps
 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #eb89b838
 def _continue_lora(model: PreTrainedModel, folder: Path, lora: LoraParams) -> PreTrainedModel:
@@ -229,6 +109,66 @@ def _continue_lora(model: PreTrainedModel, folder: Path, lora: LoraParams) -> Pr
         layer.lora_B = nn.Parameter(layer.lora_B.detach().clone())
     return model
 
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #5e3baace
+def _prepare_batch(
+    data: Sequence[Datum], loss_fn: str, settings: Mapping[str, float] | None, opened: OpenModel
+) -> tuple[tuple[Datum, ...], BatchLoss]:
+    "The batch and its objective, if both can be used."
+    batch, loss = tuple(data), get_loss(loss_fn)
+    _check_datums(batch, loss, opened)
+    return batch, table_batch_loss(loss, resolve_loss_settings(loss, settings))
+
+
+def _check_datums(data: Sequence[Datum], loss: Loss, opened: OpenModel) -> None:
+    "Raise for a datum that the loss or the model cannot use."
+    check_batch(data, loss)
+    for index, datum in enumerate(data):
+        place = datum.origin or f"datum {index}"
+        check_tokens(f"{place}: tokens", datum.tokens, opened)
+        check_tokens(f"{place}: targets", datum.targets, opened)
+
+
+def _new_directory(path: str | Path) -> Path:
+    "The absolute path; InvalidValue if anything stands there already."
+    folder = Path(path).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidValue(f"{folder} exists already; weights are exported into a new directory")
+    return folder
+
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #13fe1733
+def _copy_packs(learner: Learner) -> dict[str, Callable[[], bytes]]:
+    "A copy of weights, AdamW's memory and accumulated gradient in packs of tensors, each to be serialized when it is written."
+    groups: dict[str, Mapping[str, torch.Tensor]] = {"weights": learner.masters, "optimizer": learner.moments()}
+    if learner.requests:
+        groups["gradient"] = learner.accumulated_gradient()
+    copies = {
+        pack: {name: tensor.detach().to("cpu", copy=True).contiguous().numpy() for name, tensor in tensors.items()}
+        for pack, tensors in pack_tensors(groups, lambda tensor: tensor.nbytes).items()
+    }
+    return {name: functools.partial(save, pack) for name, pack in copies.items()}
+
+
+def _state_settings(opened: OpenModel, lora: LoraParams | None, learner: Learner) -> dict[str, Any]:
+    "What the tensors of a state belong to; LoRA names the hash of its base, full weights need none."
+    return {
+        "kitchen": package_version("crucible-kitchen"),
+        "model": opened.source.name,
+        "base": opened.digest if lora else "",
+        "lora": None if lora is None else asdict(lora),
+        "steps": learner.steps,
+        "accumulated": learner.requests,
+    }
+
+
+def _export(model: PreTrainedModel, opened: OpenModel, lora: LoraParams | None, folder: Path) -> None:
+    "Write peft's files for LoRA, else the whole model with its tokenizer."
+    if lora is not None:
+        export_lora(model, lora, opened.source.base or opened.source.name, folder)
+        return
+    with silence_transformers():
+        model.save_pretrained(folder)
+    opened.tokenizer.save(folder)
+
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #f15aa1aa
 @contextmanager
 def _explain_out_of_memory() -> Iterator[None]:
@@ -240,6 +180,86 @@ def _explain_out_of_memory() -> Iterator[None]:
             f"out of memory: {error}\nLower tokens_at_once of the torch service, max_length, or the number type (bfloat16)"
         ) from error
 
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #48f33dbb
+class TorchTrainingClient:
+    "Trains a model: all its weights, or LoRA adapters."
+
+    def __init__(self, opened: OpenModel, lora: LoraParams | None, seed: int, service: "TorchService"):
+        self.opened, self.lora, self.seed, self.service = opened, lora, seed, service
+        self.model = _trainable_model(opened, lora, seed)
+        self.network = service.network(self.model, opened)
+        self.learner = Learner(self.model)
+        self.requests = 0  # gradient requests done: the counter of the dropout stream
+        self.queue = RequestQueue("training")
+
+    def forward_backward(
+        self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
+    ) -> Request:
+        "Add the gradient of the loss sum."
+        batch, objective = _prepare_batch(data, loss_fn, loss_fn_config, self.opened)
+        return self.queue.submit("forward_backward", lambda: self._run_request(batch, objective, learn=True), vital=True)
+
+    def forward(
+        self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
+    ) -> Request:
+        "The same numbers, without gradient and dropout."
+        batch, objective = _prepare_batch(data, loss_fn, loss_fn_config, self.opened)
+        return self.queue.submit("forward", lambda: self._run_request(batch, objective, learn=False))
+
+    def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> Request:
+        "Add the gradient of any function of the log-probabilities, differentiated with torch."
+        batch, objective = tuple(data), custom_batch_loss(loss_fn)
+        _check_datums(batch, Loss("custom", cross_entropy, (), "targets"), self.opened)
+        work = functools.partial(self._run_request, batch, objective, learn=True)
+        return self.queue.submit("forward_backward_custom", work, vital=True)
+
+    def _run_request(self, data: Sequence[Datum], objective: BatchLoss, learn: bool) -> ForwardBackwardOutput:
+        "Loss and log-probabilities of a batch; with `learn`, its gradient is added once all passes have gone well."
+        seed = derive_seed(self.seed, "dropout", self.requests) if learn else None
+        with _explain_out_of_memory(), self.learner.accumulate_gradients() if learn else nullcontext():
+            found, verdict = self.network.run(data, objective, seed, learn)
+        self.requests += learn
+        outputs = tuple({"logprobs": logprobs} for logprobs in found)
+        return ForwardBackwardOutput(outputs, {**verdict.metrics, "loss:sum": verdict.value})
+
+    def optim_step(self, adam_params: AdamParams) -> Request:
+        "One AdamW step with the accumulated gradient, which is then cleared."
+        return self.queue.submit("optim_step", lambda: self._step(adam_params), vital=True)
+
+    def _step(self, adam_params: AdamParams) -> OptimStepOutput:
+        "The step, with the norm of its gradient and the memory in use, in bytes."
+        norm = self.learner.step(adam_params)
+        return OptimStepOutput({"grad_norm": norm, "memory": _allocated_memory(self.service.device)})
+
+    def _capture_state(self) -> TrainingState:
+        "A copy of all that decides how training goes on."
+        about = {"dtype": self.service.dtype_name, "seed": self.seed, "requests": self.requests}
+        return TrainingState(_copy_packs(self.learner), about | _state_settings(self.opened, self.lora, self.learner))
+
+    def digest(self) -> str:
+        "SHA-256 of the state: equal exactly if training would go on in the same way."
+        return self.queue.submit("digest", lambda: self._capture_state().digest).result()
+
+    def save_state(self, name: str) -> WriteFuture:
+        "Weights, optimizer, accumulated gradient and counters; copied in turn, written while training goes on."
+        return self.service.states.save(name, self.queue.submit("save_state", self._capture_state).result)
+
+    def save_weights(self, path: Path) -> Request:
+        "Export into a new directory: peft's format for LoRA, transformers' with the tokenizer for all weights."
+        folder, write = _new_directory(path), functools.partial(_export, self.model, self.opened, self.lora)
+        return self.queue.submit("save_weights", lambda: SavedState(str(write_atomically(folder, write))))
+
+    def create_sampling_client(self) -> "TorchSamplingClient":
+        "A sampler over a copy of the weights as they are after all requests so far."
+        work = functools.partial(_copy_trained, self.model, self.learner)
+        model, steps = self.queue.submit("create_sampling_client", work).result()
+        network = self.service.network(model, self.opened)
+        return TorchSamplingClient(self.opened, network, derive_seed(self.seed, "sampling", steps), self.service.limits)
+
+    def close(self) -> None:
+        "Drop what has not begun, and wait for what has."
+        self.queue.close()
+
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #1716324e
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _DEVICES: dict[str, Callable[[], bool]] = {
@@ -247,6 +267,7 @@ _DEVICES: dict[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
     "cpu": lambda: True,
 }
+# by the memory such devices have at least (activations of a pass grow with its tokens); `tokens_at_once` overrides
 _TOKEN_LIMITS = {"cpu": TokenLimits(2048, 16384), "mps": TokenLimits(4096, 32768), "cuda": TokenLimits(16384, 131072)}
 
 
@@ -269,6 +290,28 @@ def resolve_device(name: str) -> torch.device:
         raise InvalidValue(f"device {name!r} is not here; this machine has {', '.join(there)}")
     return torch.device(name)
 
+# %% ../../../nbs/91_adapters.torch/8_client.ipynb #71a963a7
+def _resume_client(service: "TorchService", path: str, with_optimizer: bool) -> TorchTrainingClient:
+    "A client that goes on from a saved state; InvalidValue for another dtype, DamagedData where the base has changed."
+    groups, settings = StateStore.load(path)
+    tensors = {
+        group: {name: tensor for pack in packs.values() for name, tensor in load(pack).items()}
+        for group, packs in groups.items()
+    }
+    if settings["dtype"] != service.dtype_name:
+        raise InvalidValue(f"{path} was saved with dtype {settings['dtype']}; this service has {service.dtype_name}")
+    opened = service.open(settings["model"], settings["seed"])
+    if settings["base"] and settings["base"] != opened.digest:
+        raise DamagedData(f"{path} was trained on other weights than {opened.source.name!r} has now")
+    lora = None if settings["lora"] is None else LoraParams(**settings["lora"])
+    client = TorchTrainingClient(opened, lora, settings["seed"], service)
+    client.requests = settings["requests"]
+    client.learner.restore(tensors["weights"])
+    if with_optimizer:
+        client.learner.restore_optimizer(tensors["optimizer"], settings["steps"])
+        client.learner.restore_gradient(tensors.get("gradient", {}), settings["accumulated"])
+    return client
+
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #4ebd00f2
 class TorchService:
     "Opens transformers models in this process."
@@ -277,7 +320,7 @@ class TorchService:
         self,
         device: str = "auto",  # auto, cpu, cuda, cuda:1, mps
         dtype: str = "float32",  # of the frozen weights and of all products: float32 or bfloat16
-        directory: str | Path | None = None,  # where states are saved; None: a temporary folder
+        directory: str | Path | None = None,  # where states are saved; None: a temporary folder of this process
         tokens_at_once: int = 0,  # in one training pass: bounds memory, not results; 0: as suits the device
         model_dropout: bool = False,  # whether dropout that the model's own config asks for is active in training
     ):
@@ -286,7 +329,7 @@ class TorchService:
         if tokens_at_once < 0:
             raise InvalidValue(f"tokens_at_once must not be negative, got {tokens_at_once}")
         self.device, self.dtype_name = resolve_device(device), dtype
-        self.states = StateStore(Path(directory or _temporary_states_folder().name).absolute())
+        self.directory = None if directory is None else Path(directory).absolute()
         usual = _TOKEN_LIMITS[self.device.type]
         self.limits = TokenLimits(tokens_at_once or usual.training, usual.sampling)
         self.model_dropout = model_dropout
@@ -309,8 +352,13 @@ class TorchService:
         "A network around modules that were made from an opened model."
         return TorchNetwork(model, self.models[opened.source.name][1], self.limits.training, self.model_dropout)
 
+    @functools.cached_property
+    def states(self) -> StateStore:
+        "Saved states; where no directory was given, the temporary folder is made with the first of them."
+        return StateStore(self.directory or _temporary_states_folder())
+
     def capabilities(self) -> Capabilities:
-        "Everything; bit for bit on the CPU."
+        "All losses and kinds of training; the same bits each time on the CPU only."
         return Capabilities(
             losses=frozenset(LOSSES), full_finetuning=True, topk=True, deterministic=self.device.type == "cpu"
         )
@@ -334,24 +382,7 @@ class TorchService:
 
     def create_training_client_from_state(self, path: str, with_optimizer: bool = True) -> TorchTrainingClient:
         "Go on from a saved state."
-        groups, settings = StateStore.load(path)
-        tensors = {
-            group: {name: tensor for pack in packs.values() for name, tensor in load(pack).items()}
-            for group, packs in groups.items()
-        }
-        if settings["dtype"] != self.dtype_name:
-            raise InvalidValue(f"{path} was saved with dtype {settings['dtype']}; this service has {self.dtype_name}")
-        opened = self.open(settings["model"], settings["seed"])
-        if settings["base"] and settings["base"] != opened.digest:
-            raise DamagedData(f"{path} was trained on other weights than {opened.source.name!r} has now")
-        lora = None if settings["lora"] is None else LoraParams(**settings["lora"])
-        client = TorchTrainingClient(opened, lora, settings["seed"], self)
-        client.requests = settings["requests"]
-        client.learner.restore(tensors["weights"])
-        if with_optimizer:
-            client.learner.restore_moments(tensors["optimizer"], settings["steps"])
-            client.learner.restore_gradient(tensors.get("gradient", {}), settings["accumulated"])
-        return client
+        return _resume_client(self, path, with_optimizer)
 
     def create_sampling_client(self, model: str) -> TorchSamplingClient:
         "A sampler over a model or an exported directory."

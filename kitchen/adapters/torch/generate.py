@@ -83,7 +83,7 @@ def _sample_tokens(logits: torch.Tensor, uniforms: Sequence[float], params: Samp
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #e7be8429
 @dataclass(frozen=True)
 class Job:
-    "Completions of one prompt."
+    "One prompt (token ids) and the completions wanted of it."
 
     prompt: tuple[int, ...]
     count: int
@@ -95,7 +95,7 @@ class Job:
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #e8275ea5
 @dataclass(eq=False)
 class _PartialCompletion:
-    "A completion that is being written."
+    "Tokens and log-probabilities of a completion so far."
 
     job: Job
     uniforms: np.random.Generator
@@ -111,7 +111,7 @@ class _PartialCompletion:
         return not self.stopped and len(self.tokens) < self.job.length
 
     def completion(self) -> Completion:
-        "The finished completion."
+        "Tokens, log-probabilities and the reason why it ended."
         return Completion(tuple(self.tokens), tuple(self.logprobs), "stop" if self.stopped else "length")
 
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #64240508
@@ -149,7 +149,7 @@ def _last_logits(model: PreTrainedModel, cache: DynamicCache, ids: torch.Tensor,
 
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #c4b6f387
 def _generate(model: PreTrainedModel, growing: Sequence[_PartialCompletion]) -> None:
-    "Write all completions to their ends, side by side."
+    "Append tokens to all completions, one at a time side by side, until each is stopped or full."
     prompts = list(dict.fromkeys(one.job.prompt for one in growing))
     rows = {prompt: row for row, prompt in enumerate(prompts)}
     ids, mask = _left_pad(prompts, model.device)

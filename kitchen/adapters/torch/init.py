@@ -84,10 +84,10 @@ def new_model(
         "num_key_value_heads": max(heads // 2, 1),
         "head_dim": 32,
         "max_position_embeddings": 512,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},  # for 512 positions; 10 000 is meant for thousands
         "tie_word_embeddings": True,
         "rms_norm_eps": 1e-06,
-        "initializer_range": 0.08,
+        "initializer_range": 0.08,  # four times the usual: a narrow network would start with all positions nearly equal
         "pad_token_id": 0,
         "bos_token_id": None,
         "eos_token_id": 2,

@@ -175,7 +175,7 @@ def _load_frozen_model(source: ModelSource, dtype: torch.dtype, device: torch.de
 # %% ../../../nbs/91_adapters.torch/2_loading.ipynb #2d4cd0c1
 @dataclass(frozen=True, eq=False)
 class OpenModel:
-    "A frozen model and its tokenizer."
+    "A frozen model, its tokenizer, and the files they were read from."
 
     source: ModelSource
     model: PreTrainedModel
@@ -183,7 +183,7 @@ class OpenModel:
     stamp: tuple[Any, ...] = field(default=())  # of the files: another stamp, another model
 
     def copy_sharing_weights(self) -> PreTrainedModel:
-        "Modules of one's own around the same tensors."
+        "New modules around the same tensors: attaching adapters to them changes nobody else's."
         return copy.deepcopy(self.model, {id(tensor): tensor for tensor in self.model.parameters()})
 
     @cached_property

@@ -34,11 +34,12 @@ class _Bucket:
     real: torch.Tensor | None  # int64 [end − start]: padded place of each token
 
 
-_SIMILAR_LENGTHS, _SHORT_LENGTH = 0.75, 64  # share of the longest from which lengths are similar; lengths that always are
+_SIMILAR_LENGTHS = 0.75  # share of the longest from which lengths share a bucket: at most a quarter of its rows is padding
+_SHORT_LENGTH = 64  # up to this all lengths share one: padded, their scores take no more than 64² numbers a head
 
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #5aa873db
 def _make_bucket(lengths: Sequence[int], start: int, device: torch.device) -> _Bucket:
-    "The bucket of these neighbours."
+    "The bucket of neighbouring sequences whose first token stands at `start` of the packed row."
     longest, end = max(lengths), start + sum(lengths)
     if min(lengths) == longest:
         return _Bucket(start, end, len(lengths), longest, None, None)
@@ -137,7 +138,7 @@ def _register_attention() -> None:
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #08954ba9
 @contextmanager
 def _use_packing(items: Sequence[_Bucket]) -> Iterator[None]:
-    "While this is open, the row is packed like that."
+    "Attention runs over these buckets while this is open."
     token = _PACKING.set(items)
     try:
         yield
@@ -146,8 +147,8 @@ def _use_packing(items: Sequence[_Bucket]) -> Iterator[None]:
 
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #e12545e9
 # K position looked at, H hidden, V vocabulary
-_MAX_KEPT_LOGITS = 2**25  # numbers of logits kept for the backward pass
-_LOGITS_PER_BLOCK = 2**23  # numbers of logits formed at once where they are not kept
+_MAX_KEPT_LOGITS = 2**25  # float32 logits kept for the backward pass: 128 MiB
+_LOGITS_PER_BLOCK = 2**23  # float32 logits formed at once where they are not kept: 32 MiB
 
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #b37be765
 class _TargetLogprobs(torch.autograd.Function):
@@ -215,7 +216,7 @@ def _packed_states(model: PreTrainedModel, sequences: Sequence[torch.Tensor]) ->
 
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #352d72d9
 def _has_plain_head(model: PreTrainedModel) -> bool:
-    "Whether the output embedding alone gives the model's logits."
+    "Whether the output embedding, applied to the last hidden state, gives the model's logits bit for bit."
     ids = _trial_ids(model, 6, first=1)[None]
     head: Any = model.get_output_embeddings()
     try:
@@ -225,7 +226,7 @@ def _has_plain_head(model: PreTrainedModel) -> bool:
 
 
 def _trial_ids(model: PreTrainedModel, count: int, first: int) -> torch.Tensor:
-    "Some token ids to try a model with."
+    "int64 [count]: token ids to try a model with, valid in any vocabulary."
     size = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportIndexIssue]
     return (first + 7 * torch.arange(count, device=model.device)) % size
 
@@ -243,6 +244,7 @@ def _can_pack(model: PreTrainedModel) -> bool:
     except (AttributeError, TypeError, RuntimeError, ValueError, NotImplementedError):
         model.set_attn_implementation("sdpa")
         return False
+    # sums in another order: rounding of 2⁻²⁴ or 2⁻⁸ a step, over many steps; what leaks from a neighbour is far larger
     tolerance = 1e-3 if apart.dtype == torch.float32 else 5e-2
     alike = (packed - apart).abs().max() <= tolerance * apart.abs().max()
     if bool(alike) and torch.equal(packed[9:], changed[9:]):
@@ -259,7 +261,7 @@ def detect_traits(model: PreTrainedModel) -> Traits:
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #e3f2c0dd
 @dataclass(frozen=True)
 class ForwardPass:
-    "Sequences that go through the model together."
+    "Sequences that go through the model together, and what is read of them."
 
     sequences: Sequence[np.ndarray]  # int64 [T] each
     read_mask: Sequence[np.ndarray]  # bool [T]: positions whose log-probability is read
@@ -321,7 +323,7 @@ def target_logprobs(model: PreTrainedModel, traits: Traits, work: ForwardPass) -
 def _logprobs_at(
     model: PreTrainedModel, traits: Traits, inputs: dict[str, torch.Tensor], index: torch.Tensor, goals: torch.Tensor
 ) -> torch.Tensor:
-    "Log-probabilities of the goals at the indexed rows."
+    "float32 [K]: log-probability of each goal at its row of the joined positions."
     if not traits.plain_head:
         logits = model(**inputs, use_cache=False).logits
         return logits.flatten(0, 1).index_select(0, index).float().log_softmax(1).gather(1, goals[:, None])[:, 0]

@@ -24,7 +24,7 @@ from ...types import InvalidValue, LoraParams
 
 # %% ../../../nbs/91_adapters.torch/1_lora.ipynb #ddea0621
 class _LoraLinear(nn.Module):
-    "A frozen linear layer and its trainable detour B·A."
+    "A frozen linear layer plus a trainable product of two thin matrices: W x + b + scale · B A x."
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float = 0.0):
         super().__init__()
@@ -46,7 +46,7 @@ class _LoraLinear(nn.Module):
         return added.view(straight.shape)
 
     def delta(self) -> torch.Tensor:
-        "What the detour adds to W, [out, in], in float32."
+        "scale · B A, [out, in] in float32: what merging adds to W."
         return self.scale * (self.lora_B.detach() @ self.lora_A.detach())
 
 # %% ../../../nbs/91_adapters.torch/1_lora.ipynb #acd14b18
@@ -73,7 +73,7 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, str]:
 
 # %% ../../../nbs/91_adapters.torch/1_lora.ipynb #6b1b383c
 def _layers_to_adapt(model: PreTrainedModel, lora: LoraParams) -> list[str]:
-    "Names of the layers that get a detour."
+    "Names of the layers that get an adapter; InvalidValue where the switches leave none."
     switches = {"attention": lora.train_attn, "mlp": lora.train_mlp, "unembed": lora.train_unembed}
     names = [name for name, part in _linear_layers(model).items() if switches[part]]
     if not names:
@@ -88,12 +88,12 @@ def _replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, _LoraLinear]]:
-    "The layers that have a detour, by name."
+    "Every layer with an adapter, and its name in the model."
     return ((name, module) for name, module in model.named_modules() if isinstance(module, _LoraLinear))
 
 # %% ../../../nbs/91_adapters.torch/1_lora.ipynb #dc7cb435
 def attach_lora(model: PreTrainedModel, lora: LoraParams, seed: int) -> None:
-    "Freeze the model and give it detours; the seed decides A."
+    "Freeze the model and put adapters into the layers that `lora` chooses; A is drawn from the seed, B is 0."
     names = _layers_to_adapt(model, lora)
     model.requires_grad_(False)
     for name in names:
@@ -107,7 +107,7 @@ def attach_lora(model: PreTrainedModel, lora: LoraParams, seed: int) -> None:
 # %% ../../../nbs/91_adapters.torch/1_lora.ipynb #b225a012
 @torch.no_grad()
 def merge_lora(model: PreTrainedModel) -> None:
-    "Add every detour to its weight and take it away; weights shared with other models are not changed but replaced."
+    "Add every adapter to its weight and remove it; weights shared with other models are not changed but replaced."
     for name, layer in list(lora_layers(model)):
         base: Any = layer.base
         delta = layer.delta().t() if isinstance(base, Conv1D) else layer.delta()
@@ -155,7 +155,7 @@ def _peft_config(model: PreTrainedModel, lora: LoraParams, base_name: str) -> di
 
 # %% ../../../nbs/91_adapters.torch/1_lora.ipynb #c630f550
 def export_lora(model: PreTrainedModel, lora: LoraParams, base_name: str, folder: Path) -> None:
-    "Write the detours into a new directory, as peft does."
+    "Write the adapters into a new directory, in peft's two files."
     tensors = {
         f"base_model.model.{name}.lora_{letter}.weight": getattr(layer, f"lora_{letter}").detach().cpu().contiguous()
         for name, layer in lora_layers(model)
@@ -207,7 +207,7 @@ def _read_lora_tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 # %% ../../../nbs/91_adapters.torch/1_lora.ipynb #a039cc82
 def load_lora(model: PreTrainedModel, folder: Path) -> None:
-    "Freeze the model and give it the detours of an exported directory."
+    "Freeze the model and attach the adapters of an exported directory; InvalidValue where one fits no layer."
     config, known = read_lora_config(folder), _linear_layers(model)
     scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
     model.requires_grad_(False)

@@ -14,19 +14,19 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ...ports.protocols import AdapterFuture
+from ...ports.futures import AdapterFuture
 from ...types import BackendError
 
 # %% ../../../nbs/91_adapters.torch/4_queue.ipynb #79fc2552
 class Request(AdapterFuture):
-    "A request in a queue."
+    "One piece of work in a queue, its number in the order of submission, and the future of its result."
 
     def __init__(self, verb: str, number: int, queue: "RequestQueue", work: Callable[[], Any], vital: bool):
         super().__init__(verb)
         self.number, self.queue, self.work, self.vital = number, queue, work, vital
 
     def serve(self) -> None:
-        "Do the work, unless an earlier failure forbids it."
+        "Do the work, or fail with BackendError if an earlier request that it builds on has failed."
         self.run(self._run_work)
 
     def _run_work(self) -> Any:
@@ -64,7 +64,7 @@ class RequestQueue:
     def __init__(
         self,
         name: str,
-        idle_timeout: float = 2.0,  # seconds the thread waits for more before it ends
+        idle_timeout: float = 2.0,  # seconds the thread waits for more before it ends; longer than a loop pauses between steps
     ):
         self.name, self.idle_timeout = name, idle_timeout
         self.waiting: deque[Request] = deque()
@@ -81,7 +81,7 @@ class RequestQueue:
         work: Callable[[], Any],
         vital: bool = False,  # whether later requests make no sense if this one fails
     ) -> Request:
-        "Queue the work."
+        "Queue the work, and start the thread if none is waiting."
         with self.changed:
             self.submitted += 1
             request = Request(verb, self.submitted, self, work, vital)

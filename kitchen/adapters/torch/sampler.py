@@ -25,7 +25,7 @@ from ...types import Datum, InvalidValue, SamplingParams, TopK
 # %% ../../../nbs/91_adapters.torch/7_sampler.ipynb #56671361
 @dataclass(frozen=True)
 class TokenLimits:
-    "Tokens that are held at once."
+    "How many tokens are held in memory at once."
 
     training: int  # in one pass with gradients
     sampling: int  # in one batch of completions, prompts included
@@ -46,7 +46,7 @@ class _BatchedRequest:
         return self._batch_request().done()
 
     def _batch_request(self) -> Request:
-        "The request of the batch."
+        "The submitted batch that this request is part of."
         assert self.request is not None, "flush submits everything that was collected"
         return self.request
 
@@ -63,10 +63,28 @@ class _BatchedRequest:
         return self._batch_request().result(timeout)[self.place]
 
     def attach_to_batch(self, request: Request, place: int) -> None:
-        "The batch is under way."
+        "Take the result from this place of a submitted batch."
         self.request, self.place = request, place
         for callback in self.callbacks:
             request.add_done_callback(callback)
+
+# %% ../../../nbs/91_adapters.torch/7_sampler.ipynb #be6686c0
+def _logprobs(network: TorchNetwork, prompts: Sequence[np.ndarray]) -> list[list[float | None]]:
+    "Log-probability of each token of each prompt given those before it; the first is None."
+    data = [Datum(tokens[:-1], {"targets": tokens[1:]}) for tokens in prompts if len(tokens) > 1]
+    every = BatchLoss(lambda data, logprobs: LossOutput(0.0, (), {}), lambda datum: np.ones(len(datum), dtype=bool))
+    found = iter(network.run(data, every, None, learn=False)[0] if data else [])
+    return [[None, *(next(found).tolist() if len(tokens) > 1 else ())] for tokens in prompts]
+
+
+def _topk(network: TorchNetwork, prompt: np.ndarray, count: int) -> TopK:
+    "Ids and float32 log-probabilities [T, count] of the most likely tokens after each position of a prompt [T]."
+    network.set_training(False)
+    model = network.model
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(prompt).to(model.device)[None], use_cache=False).logits[0]
+        found = logits.float().log_softmax(-1).topk(count)
+    return TopK(found.indices.cpu().numpy(), found.values.cpu().numpy())
 
 # %% ../../../nbs/91_adapters.torch/7_sampler.ipynb #826883c9
 class TorchSamplingClient:
@@ -107,16 +125,7 @@ class TorchSamplingClient:
         "The most likely tokens after each position, and their log-probabilities."
         tokens = self._check_prompt(prompt)
         check_topk_count(count, self.opened.vocab_size)
-        return self.queue.submit("compute_topk", lambda: self._topk(tokens, count))
-
-    def _topk(self, prompt: np.ndarray, count: int) -> TopK:
-        "The same, of a checked prompt."
-        self.network.set_training(False)
-        model = self.network.model
-        with torch.no_grad():
-            logits = model(input_ids=torch.from_numpy(prompt).to(model.device)[None], use_cache=False).logits[0]
-            found = logits.float().log_softmax(-1).topk(count)
-        return TopK(found.indices.cpu().numpy(), found.values.cpu().numpy())
+        return self.queue.submit("compute_topk", lambda: _topk(self.network, tokens, count))
 
     def flush(self) -> None:
         "Submit what was collected, as one batch of each kind."
@@ -129,19 +138,12 @@ class TorchSamplingClient:
                 collected.attach_to_batch(request, place)
         if prompts:
             texts = [tokens for tokens, _ in prompts]
-            request = self.queue.submit("compute_logprobs", lambda: self._logprobs(texts))
+            request = self.queue.submit("compute_logprobs", lambda: _logprobs(self.network, texts))
             for place, (_, collected) in enumerate(prompts):
                 collected.attach_to_batch(request, place)
 
-    def _logprobs(self, prompts: Sequence[np.ndarray]) -> list[list[float | None]]:
-        "Log-probabilities of checked prompts."
-        data = [Datum(tokens[:-1], {"targets": tokens[1:]}) for tokens in prompts if len(tokens) > 1]
-        every = BatchLoss(lambda data, logprobs: LossOutput(0.0, (), {}), lambda datum: np.ones(len(datum), dtype=bool))
-        found = iter(self.network.run(data, every, None, learn=False)[0] if data else [])
-        return [[None, *(next(found).tolist() if len(tokens) > 1 else ())] for tokens in prompts]
-
     def _check_prompt(self, prompt: Sequence[int]) -> np.ndarray:
-        "The prompt as an array."
+        "int64 [T]; InvalidValue for an empty prompt, one that is too long, or ids the model does not have."
         tokens = np.array(prompt, dtype=np.int64)
         if tokens.ndim != 1 or not len(tokens):
             raise InvalidValue(f"a prompt is a sequence of at least one token id, not {prompt!r}")

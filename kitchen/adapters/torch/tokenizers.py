@@ -161,6 +161,31 @@ def _byte_length(spelling: str, byte_level: bool) -> int:
         return 1
     return len(spelling.replace("▁", " ").encode())
 
+# %% ../../../nbs/91_adapters.torch/0_tokenizers.ipynb #1a4a47d1
+def _end_of_turn_id(name: str, variables: Mapping[str, str], full: RustTokenizer) -> int:
+    "Id of the token that ends an answer; InvalidValue where the files name none."
+    eos = variables.get("eos_token")
+    found = None if eos is None else full.token_to_id(eos)
+    if found is None:
+        raise InvalidValue(
+            f"{name}: tokenizer_config.json names no eos_token of the vocabulary (found {eos!r}); "
+            'add "eos_token": the token that ends an answer'
+        )
+    return found
+
+
+def _bytes_of_ids(full: RustTokenizer, description: Mapping[str, Any], control_ids: frozenset[int]) -> np.ndarray:
+    "int64 [V], read-only: UTF-8 bytes each id stands for; 0 for control tokens and ids that nothing has."
+    byte_level = _is_byte_level(description)
+    added = {token["id"] for token in description.get("added_tokens", ())}
+    vocabulary = full.get_vocab(with_added_tokens=True)
+    found = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+    for spelling, token in vocabulary.items():
+        if token not in control_ids:
+            found[token] = _byte_length(spelling, byte_level and token not in added)
+    found.flags.writeable = False
+    return found
+
 # %% ../../../nbs/91_adapters.torch/0_tokenizers.ipynb #0b5d0a17
 class HuggingFaceTokenizer:
     "A tokenizer from a directory with tokenizer.json, a GGUF file, or the Hugging Face hub."
@@ -184,22 +209,11 @@ class HuggingFaceTokenizer:
             raise InvalidValue(f"{self.name}: tokenizer.json cannot be read: {error}") from error
         self.control_ids = frozenset(self.control_tokens.values())
         self.template_variables: Mapping[str, str] = _read_special_tokens(self.files)
-        self.eos_token_id: int = self._end_of_turn_id()
+        self.eos_token_id: int = _end_of_turn_id(self.name, self.template_variables, self.full)
         spelled = sorted([*self.control_tokens, *map(_control_placeholder, self.control_ids)], key=len, reverse=True)
         self.spelling = re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
         self.size = max(self.full.get_vocab(with_added_tokens=True).values()) + 1
         self.bytes: np.ndarray | None = None
-
-    def _end_of_turn_id(self) -> int:
-        "Id of the token that ends an answer."
-        eos = self.template_variables.get("eos_token")
-        found = None if eos is None else self.full.token_to_id(eos)
-        if found is None:
-            raise InvalidValue(
-                f"{self.name}: tokenizer_config.json names no eos_token of the vocabulary (found {eos!r}); "
-                'add "eos_token": the token that ends an answer'
-            )
-        return found
 
     def encode(self, text: str, control: bool = False) -> list[int]:
         "Ids of the text; the spelling of a control token becomes its id only with `control`."
@@ -234,13 +248,7 @@ class HuggingFaceTokenizer:
     def token_bytes(self) -> np.ndarray:
         "int64 [V]: UTF-8 bytes each id stands for; 0 for control tokens and ids that nothing has."
         if self.bytes is None:
-            byte_level = _is_byte_level(self.description)
-            added = {token["id"] for token in self.description.get("added_tokens", ())}
-            self.bytes = np.zeros(len(self), dtype=np.int64)
-            for spelling, token in self.full.get_vocab(with_added_tokens=True).items():
-                if token not in self.control_ids:
-                    self.bytes[token] = _byte_length(spelling, byte_level and token not in added)
-            self.bytes.flags.writeable = False
+            self.bytes = _bytes_of_ids(self.full, self.description, self.control_ids)
         return self.bytes
 
     def save(self, folder: Path) -> None:
