@@ -244,7 +244,7 @@ class History:
         "Keep a moment; it is copied before this returns, and written while training goes on."
         self.finish_pending(wait=True)
         began, self._last_step = time.perf_counter(), now.step
-        if not self.unchanged(flow, now):
+        if not self.is_unchanged(flow, now):
             raise InvalidValue("a model has changed since the last boundary; step to the next one first")
         waits: list[Any] = []
         try:
@@ -260,7 +260,7 @@ class History:
         )  # fmt: skip
         self.pending = WriteFuture(lambda: self._write(snapshot, waits, began), "snapshot")
 
-    def unchanged(self, flow: Flow, now: _BoundaryState) -> bool:
+    def is_unchanged(self, flow: Flow, now: _BoundaryState) -> bool:
         "Whether the training clients are still those of that moment."
         return all(getattr(flow.values.get(name), "changes", -1) == count for name, count in now.changes.items())
 

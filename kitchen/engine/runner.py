@@ -166,7 +166,7 @@ class Runner:
         if boundary and item.name != "stage.start":
             self._boundary = boundary_state(flow, len(self.run.log.events))
             self.history.finish_pending()
-        if self._best_score is not None and self.history.unchanged(flow, self._boundary):  # else at the next boundary
+        if self._best_score is not None and self.history.is_unchanged(flow, self._boundary):  # else at the next boundary
             self.history.take(flow, self._boundary, self._best_score)
             self._best_score = None
         elif boundary and item.name != "stage.start" and self.history.due(self._boundary):

@@ -175,9 +175,9 @@ def learn_with_critic(
     "Optimizer steps of both on one round of rollouts; yields what was measured, and `train.step` after each step of the policy."
     step = rollout_round.number * update_settings.substeps
     yield from rollout_events(rollout_round.groups, step, rollout_round.seconds)
-    data, lessons, expected = _policy_and_critic_data(rollout_round.groups, critic, update_settings, reference)
+    data, critic_data, expected = _policy_and_critic_data(rollout_round.groups, critic, update_settings, reference)
     for number in range(update_settings.substeps):
-        part, started = lessons[number :: update_settings.substeps], time.perf_counter()
+        part, started = critic_data[number :: update_settings.substeps], time.perf_counter()
         if part:
             found = _critic_step(critic, part, critic_adam, update_settings.accumulate)
             about = {**found, **expected, "learning_rate": critic_adam.learning_rate}
