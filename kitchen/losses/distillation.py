@@ -172,7 +172,7 @@ def renormalize_ranks(data: Sequence[Datum]) -> list[Datum]:
 def distillation_loss(loss: DistillLoss, ranks: int, weight_of_step: float) -> CustomLoss:
     "A distillation loss for `forward_backward_custom` on ranked datums, divided by the weight of the whole step."
 
-    def minimised(data: Sequence[Datum], logprobs: Sequence[_Tensor]) -> tuple[_Tensor, Mapping[str, float]]:
+    def custom_loss(data: Sequence[Datum], logprobs: Sequence[_Tensor]) -> tuple[_Tensor, Mapping[str, float]]:
         import torch
 
         total = torch.zeros((), dtype=torch.float64)
@@ -189,4 +189,4 @@ def distillation_loss(loss: DistillLoss, ranks: int, weight_of_step: float) -> C
             )
         return total / weight_of_step, {}
 
-    return minimised
+    return custom_loss

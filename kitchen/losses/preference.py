@@ -284,11 +284,11 @@ def pair_logprobs(data: Sequence[Datum], logprobs: Sequence[_Tensor]) -> PairLog
 def pairwise_loss(loss: PairLoss, pairs_of_step: int) -> CustomLoss:
     "A preference loss for `forward_backward_custom`: the sum over these pairs, divided by those of the whole step."
 
-    def minimised(data: Sequence[Datum], logprobs: Sequence[_Tensor]) -> tuple[_Tensor, Mapping[str, float]]:
+    def custom_loss(data: Sequence[Datum], logprobs: Sequence[_Tensor]) -> tuple[_Tensor, Mapping[str, float]]:
         pairs = pair_logprobs(data, logprobs)
         return loss(pairs).sum() / pairs_of_step, pair_metrics(pairs, loss)
 
-    return minimised
+    return custom_loss
 
 # %% ../../nbs/30_losses/2_preference.ipynb #9484d19f
 def pair_metrics(pairs: PairLogprobs, loss: PairLoss) -> dict[str, float]:

@@ -66,7 +66,7 @@ def bradley_terry(
 def reward_model_loss(head: ScalarHead, pairs_of_step: int, margin: float = 0.0, centre: float = 0.0) -> CustomLoss:
     "Bradley–Terry for `forward_backward_custom` on datums that are chosen and rejected by turns."
 
-    def minimised(data: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[Any, Mapping[str, float]]:
+    def custom_loss(data: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[Any, Mapping[str, float]]:
         import torch
 
         scores = head.read_scalars_torch(
@@ -83,7 +83,7 @@ def reward_model_loss(head: ScalarHead, pairs_of_step: int, margin: float = 0.0,
             "margin:sum": float((up - down).sum()),
         }
 
-    return minimised
+    return custom_loss
 
 # %% ../../nbs/30_losses/4_value.ipynb #6dba951f
 def last_trained_position(datum: Datum) -> int:

@@ -22,7 +22,8 @@ from ..losses.token import normalize_weights
 from .registry import Recipe
 from .reproduce import initial_values
 from ..store.run import Run
-from ..types import AdamParams
+from ..train.preference import Pair, interleave_pairs
+from ..types import AdamParams, Datum
 
 # %% ../../nbs/57_recipes/2_plan.ipynb #347c156a
 def stage_rows(part: WorkflowPart, adapters: Mapping[str, str], depth: int = 0) -> list[list[str]]:
@@ -50,10 +51,10 @@ class Plan:
     facts: Mapping[str, str]
 
     def __repr__(self) -> str:
-        width = max(map(len, self.facts), default=0)
+        width, column = max(map(len, self.facts), default=0), max((len(row[0]) for row in self.stages if row[4]), default=0)
         lines = [f"{name:<{width}}  {value}" for name, value in self.facts.items()]
         return "\n".join(
-            [f"{self.recipe}: what would run", *(f"  {row[0]:<14} {row[4]}" for row in self.stages), "", *lines]
+            [f"{self.recipe}: what would run", *(f"  {row[0]:<{column}}  {row[4]}".rstrip() for row in self.stages), "", *lines]
         )
 
     def _repr_html_(self) -> str:
@@ -95,7 +96,16 @@ def _dry_run(flow: Flow, measure: bool) -> dict[str, float]:
             break
         if item.name == "stage.start" and "training" in made and "batches" not in made:
             return {}  # the data is made by the model in training
-    return _time_step(made) if measure and {"batches", "training"} <= made.keys() else {}
+        if item.name == "stage.start" and "/" in str(item["stage"]):
+            return {}  # a workflow within this one would be trained for real, and its data is its own
+    # only datums have a loss that needs no more than themselves: pairs and soft targets are counted, not timed
+    timed = measure and {"batches", "training"} <= made.keys() and isinstance(made["batches"].peek()[0], Datum)
+    return _time_step(made) if timed else {}
+
+
+def _as_datums(rows: Sequence[Any]) -> list[Datum]:
+    "What the model reads of rendered rows: datums as they are, of a pair both answers."
+    return interleave_pairs(rows) if rows and isinstance(rows[0], Pair) else list(rows)
 
 # %% ../../nbs/57_recipes/2_plan.ipynb #78661ae7
 def _time_step(values: Mapping[str, Any]) -> dict[str, float]:
@@ -120,13 +130,14 @@ def _plan_facts(
     if "batches" not in values:
         return {"steps": "not known before the run: its data is made on the way"}
     config, batches, data = values["config"], values["batches"], values["data"]
-    steps, tokens = len(batches), sum(map(len, data.train)) * batches.epochs
+    steps, tokens = len(batches), sum(map(len, _as_datums(data.train))) * batches.epochs
     every = getattr(config, "evaluate_every", 0) or max(steps // 10, 1)
     passes = 2 + (steps - 1) // every
     asked = len(values.get("questions", ()))
+    kind = "pairs" if data.train and isinstance(data.train[0], Pair) else "datums"
     seldom = "as often as costs 1 % of the time" if snapshot_policy.every == 0 else "none"
     found = {
-        "data": f"{len(data.train):,} datums to train on, {len(data.test):,} held out, {asked:,} questions",
+        "data": f"{len(data.train):,} {kind} to train on, {len(data.test):,} held out, {asked:,} questions",
         "steps": f"{steps:,} ({batches.epochs} epochs, batches of {batches.batch_size})",
         "tokens": f"{tokens:,}",
         "held-out losses": f"{passes:,}",

@@ -183,8 +183,10 @@ def _train_step_for(row: Any, values: Mapping[str, Any]) -> tuple[TrainStep, str
         return _sft_train_step, "nats/token"
     if not isinstance(row, Pair):
         return _distillation_train_step(get_distill_loss(config.distill_loss)), "nats/token"
-    if "scored" in values:
-        return _pair_train_step(lambda training: reward_loss_factory(values["scored"].head, config.margin, config.centre)), "nats/pair"
+    if "scored_pairs" in values:
+        return _pair_train_step(
+            lambda training: reward_loss_factory(values["scored_pairs"].head, config.margin, config.centre)
+        ), "nats/pair"
     if config.preference_loss != "kto":
         return _pair_train_step(lambda training: preference_loss_factory(loss_of(config))), "nats/pair"
     reference = values["service"].create_sampling_client(config.reference or config.model)

@@ -126,7 +126,7 @@ def _add_teacher_advantages(datum: Datum, teacher: Sequence[float | None], coeff
 # %% ../../nbs/35_train/7_distillation.ipynb #271b714e
 def learn_from_teachers(
     training: TrainingClient,
-    rolled: RolloutRound,
+    rollout_round: RolloutRound,
     teachers: Mapping[str, SamplingClient],  # by tag of the problem; "" for all others
     renderer: Renderer,
     max_answer_tokens: int,
@@ -136,9 +136,9 @@ def learn_from_teachers(
     lag: int = 0,  # by how many versions the policy that sampled was older
 ) -> Iterator[Event]:
     "One optimizer step on what teachers say about one round of the student's answers; yields what was measured."
-    yield from rollout_events(rolled.groups, rolled.number, rolled.seconds)
-    data = on_policy_data(rolled.groups, teachers, renderer, teacher_view)
-    yield from take_steps(training, data, on_policy_settings(max_answer_tokens), adam, losses, rolled.number, lag)
+    yield from rollout_events(rollout_round.groups, rollout_round.number, rollout_round.seconds)
+    data = on_policy_data(rollout_round.groups, teachers, renderer, teacher_view)
+    yield from take_steps(training, data, on_policy_settings(max_answer_tokens), adam, losses, rollout_round.number, lag)
 
 # %% ../../nbs/35_train/7_distillation.ipynb #d018f131
 def train_on_policy(
@@ -164,9 +164,9 @@ def train_on_policy(
     for chosen in problems:
         step = done["step"]
         policy = Policy(training.create_sampling_client(), renderer, params)
-        rolled = collect_rollouts(policy, chosen, step, group_size, seed, limits)
+        rollout_round = collect_rollouts(policy, chosen, step, group_size, seed, limits)
         for item in learn_from_teachers(
-            training, rolled, teachers, renderer, params.max_tokens, adam_at(step), losses, teacher_view
+            training, rollout_round, teachers, renderer, params.max_tokens, adam_at(step), losses, teacher_view
         ):
             if item.name == "train.step":
                 done.update(step=step + 1, tokens=done["tokens"] + int(item["tokens"]))

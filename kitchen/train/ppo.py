@@ -163,7 +163,7 @@ def _value_metrics(returns: np.ndarray, values: np.ndarray) -> dict[str, float]:
 # %% ../../nbs/35_train/6_ppo.ipynb #b8819cff
 def learn_with_critic(
     training: TrainingClient,
-    rolled: RolloutRound,
+    rollout_round: RolloutRound,
     update_settings: PolicyUpdateSettings,
     critic: Critic,
     adam: AdamParams,
@@ -173,11 +173,11 @@ def learn_with_critic(
     lag: int = 0,  # by how many versions the policy that sampled was older
 ) -> Iterator[Event]:
     "Optimizer steps of both on one round of rollouts; yields what was measured, and `train.step` after each step of the policy."
-    step = rolled.number * update_settings.substeps
-    yield from rollout_events(rolled.groups, step, rolled.seconds)
-    data, lessons, expected = _policy_and_critic_data(rolled.groups, critic, update_settings, reference)
+    step = rollout_round.number * update_settings.substeps
+    yield from rollout_events(rollout_round.groups, step, rollout_round.seconds)
+    data, critic_data, expected = _policy_and_critic_data(rollout_round.groups, critic, update_settings, reference)
     for number in range(update_settings.substeps):
-        part, started = lessons[number :: update_settings.substeps], time.perf_counter()
+        part, started = critic_data[number :: update_settings.substeps], time.perf_counter()
         if part:
             found = _critic_step(critic, part, critic_adam, update_settings.accumulate)
             about = {**found, **expected, "learning_rate": critic_adam.learning_rate}

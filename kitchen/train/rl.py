@@ -110,7 +110,7 @@ def _subtract_kl_from_advantages(data: Sequence[Datum], objective: Objective) ->
 # %% ../../nbs/35_train/5_rl.ipynb #27fb8149
 def learn_from_rollouts(
     training: TrainingClient,
-    rolled: RolloutRound,
+    rollout_round: RolloutRound,
     update_settings: PolicyUpdateSettings,
     adam: AdamParams,
     losses: frozenset[str],  # those the backend has of its own
@@ -118,9 +118,11 @@ def learn_from_rollouts(
     lag: int = 0,  # by how many versions the policy that sampled was older
 ) -> Iterator[Event]:
     "Optimizer steps on one round of rollouts; yields what was measured, and `train.step` after each step."
-    step = rolled.number * update_settings.substeps
-    yield from rollout_events(rolled.groups, step, rolled.seconds)
-    kept = [group for group in rolled.groups if group.trajectories and not (update_settings.drop_flat and group.flat)]
+    step = rollout_round.number * update_settings.substeps
+    yield from rollout_events(rollout_round.groups, step, rollout_round.seconds)
+    kept = [
+        group for group in rollout_round.groups if group.trajectories and not (update_settings.drop_flat and group.flat)
+    ]
     data = _advantage_data(kept, update_settings.objective, reference) if kept else []
     if not data:
         reason = "all rewards of each group are equal: the problems are too easy or too hard, and nothing was learnt"
@@ -234,8 +236,8 @@ def train_rl(
     for chosen in problems:
         step = done["batches"] * update_settings.substeps
         policy = Policy(training.create_sampling_client(), renderer, params)
-        rolled = collect_rollouts(policy, chosen, done["batches"], group_size, seed, limits)
-        for item in learn_from_rollouts(training, rolled, update_settings, adam_at(step), losses, reference):
+        rollout_round = collect_rollouts(policy, chosen, done["batches"], group_size, seed, limits)
+        for item in learn_from_rollouts(training, rollout_round, update_settings, adam_at(step), losses, reference):
             if item.name == "train.step":
                 done["tokens"] += int(item["tokens"])
                 done["batches"] += item.step == step + update_settings.substeps

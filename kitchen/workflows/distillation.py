@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['on_policy_distillation', 'off_policy_distillation', 'TeacherConfig', 'OnPolicyDistillationConfig',
-           'OffPolicyDistillationConfig', 'PromptDistillationConfig', 'school', 'summon', 'assemble', 'examine',
-           'open_student', 'begin', 'learn_from_teacher', 'DistillationExample', 'transcribe', 'soften',
-           'examine_answers', 'train']
+           'OffPolicyDistillationConfig', 'PromptDistillationConfig', 'prepare_teacher', 'open_teacher',
+           'open_teachers', 'evaluate_teacher', 'open_student', 'start_distillation', 'learn_from_teacher',
+           'DistillationExample', 'sample_teacher', 'make_soft_targets', 'evaluate_teacher_answers', 'train_student']
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #a10a7e29
 import time
@@ -54,21 +54,21 @@ from kitchen.workflows.base import (
     open_training_client,
     question_of,
     read_split,
-    register,
-    report,
+    register_model,
     save,
+    write_results,
 )
 from kitchen.workflows.rl import (
     RolloutConfig,
     adam_at,
     answer_problems,
     count_steps,
-    freeze,
-    pose,
-    roll,
+    create_sampler,
+    make_problems,
+    play_round,
     save_rollouts,
 )
-from .sft import load, render
+from .sft import load_conversations, render_datums
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #042c0d85
 class TeacherConfig(TrainingConfig):
@@ -155,7 +155,7 @@ class PromptDistillationConfig(OffPolicyDistillationConfig):
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #f671963b
 @stage(gives="teacher")
-def school(
+def prepare_teacher(
     config: TeacherConfig, datasets: DatasetStore, service: ServiceClient, renderer: Renderer, run: Run
 ) -> StageEvents[str | Path]:
     "Find the teacher, or make one."
@@ -185,8 +185,8 @@ class _ReadConfig:
         self.config = config
 
 
-@stage(gives="master", remake=True)
-def summon(service: ServiceClient, teacher: str | Path) -> SamplingClient:
+@stage(gives="teacher_sampler", remake=True)
+def open_teacher(service: ServiceClient, teacher: str | Path) -> SamplingClient:
     "Open the teacher."
     return service.create_sampling_client(str(teacher))
 
@@ -213,30 +213,35 @@ class _TeacherRenderer:
         return getattr(self.inner, name)
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #7fecc356
-@stage(gives="masters", remake=True)
-def assemble(config: OnPolicyDistillationConfig, service: ServiceClient, master: SamplingClient, problems: Splits) -> dict[str, SamplingClient]:
+@stage(gives="teacher_samplers", remake=True)
+def open_teachers(
+    config: OnPolicyDistillationConfig, service: ServiceClient, teacher_sampler: SamplingClient, problems: Splits
+) -> dict[str, SamplingClient]:
     "Who teaches which kind of problem; under '' stands the teacher of all others."
     kinds = {one.tag for one in [*problems.train, *problems.test]}
     for tag in config.teachers:
         if tag not in kinds:
             raise UnknownName("kind of problem in `teachers`", tag, kinds)
-    return {"": master, **{tag: service.create_sampling_client(model) for tag, model in config.teachers.items()}}
+    return {
+        "": teacher_sampler,
+        **{tag: service.create_sampling_client(model) for tag, model in config.teachers.items()},
+    }
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #c0a42eea
 @stage(gives="teacher_answers")
-def examine(
-    config: OnPolicyDistillationConfig, masters: dict[str, SamplingClient], renderer: Renderer, problems: Splits
+def evaluate_teacher(
+    config: OnPolicyDistillationConfig, teacher_samplers: dict[str, SamplingClient], renderer: Renderer, problems: Splits
 ) -> StageEvents[list[Answer]]:
     "Let each teacher, with its instruction, answer the held-out problems of its kind: what there is to be reached."
     started, dress, found = time.perf_counter(), _teacher_context(config), dict[int, Answer]()
     hinted = isinstance(dress, InstructionView) and "{gold}" in dress.text
     alike: dict[tuple[str, str], list[int]] = {}
     for place, one in enumerate(problems.test):
-        alike.setdefault((one.tag if one.tag in masters else "", one.gold if hinted else ""), []).append(place)
+        alike.setdefault((one.tag if one.tag in teacher_samplers else "", one.gold if hinted else ""), []).append(place)
     for (tag, gold), places in alike.items():
         seeing: Any = _TeacherRenderer(renderer, dress.for_gold(gold) if isinstance(dress, InstructionView) else dress)
         some = [problems.test[place] for place in places]
-        found |= dict(zip(places, answer_problems(some, masters[tag], seeing, config), strict=True))
+        found |= dict(zip(places, answer_problems(some, teacher_samplers[tag], seeing, config), strict=True))
     answers = [found[place] for place in range(len(problems.test))]
     yield summarize(answers, "teacher", config.metric, seconds=time.perf_counter() - started)
     return answers
@@ -249,41 +254,57 @@ def open_student(config: TeacherConfig, service: ServiceClient, teacher: str | P
 
 
 @stage()
-def begin(config: OnPolicyDistillationConfig, rounds: int, problems: Splits) -> StageEvents[None]:
+def start_distillation(config: OnPolicyDistillationConfig, rounds: int, problems: Splits) -> StageEvents[None]:
     "Say what is about to be learnt."
     yield event("train.start", 0, loss="on_policy_distillation", steps=rounds, epochs=config.epochs, datums=len(problems.train))
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #60f26ad0
-@stage(gives="played")
+@stage(gives="rounds_played")
 def learn_from_teacher(
-    config: OnPolicyDistillationConfig, service: ServiceClient, training: TrainingClient, masters: dict[str, SamplingClient], renderer: Renderer,
-    rolled: RolloutRound, rounds: int, run: Run,
+    config: OnPolicyDistillationConfig, service: ServiceClient, training: TrainingClient, teacher_samplers: dict[str, SamplingClient],
+    renderer: Renderer, rollout_round: RolloutRound, rounds: int, run: Run,
 ) -> StageEvents[int]:  # fmt: skip
     "One optimizer step on what the teacher says about the student's answers."
-    save_rollouts(run, rolled)
-    adam, lag = adam_at(config, rolled.number, rounds), rl.updates_behind(config, rolled.number)
+    save_rollouts(run, rollout_round)
+    adam, lag = adam_at(config, rollout_round.number, rounds), rl.updates_behind(config, rollout_round.number)
     yield from learn_from_teachers(
-        training, rolled, masters, renderer, config.max_tokens, adam, service.capabilities().losses, _teacher_context(config), lag
+        training,
+        rollout_round,
+        teacher_samplers,
+        renderer,
+        config.max_tokens,
+        adam,
+        service.capabilities().losses,
+        _teacher_context(config),
+        lag,
     )
-    return rolled.number + 1
+    return rollout_round.number + 1
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #797f4019
 on_policy_distillation = chain(
     "on_policy",
-    pose,
-    school,
-    summon,
-    assemble,
+    make_problems,
+    prepare_teacher,
+    open_teacher,
+    open_teachers,
     open_student,
-    rl.baseline,
-    examine,
-    begin,
-    produce("play and learn", roll, learn_from_teacher, "rolled", "rounds", policy=freeze, lag_from="lag"),
+    rl.play_baseline,
+    evaluate_teacher,
+    start_distillation,
+    produce(
+        "play and learn",
+        play_round,
+        learn_from_teacher,
+        "rollout_round",
+        "rounds",
+        policy=create_sampler,
+        lag_from="lag",
+    ),
     count_steps,
-    rl.evaluate,
+    rl.play_evaluation,
     save,
-    register,
-    report,
+    register_model,
+    write_results,
 )
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #7c0473a6
@@ -295,22 +316,36 @@ class DistillationExample:
     teacher_datum: Datum
 
 
-@stage(gives="lessons", remake=True)
-def transcribe(config: OffPolicyDistillationConfig, master: SamplingClient, renderer: Renderer, conversations: Splits, data: Splits) -> Splits:
+@stage(gives="distillation_examples", remake=True)
+def sample_teacher(
+    config: OffPolicyDistillationConfig,
+    teacher_sampler: SamplingClient,
+    renderer: Renderer,
+    conversations: Splits,
+    data: Splits,
+) -> Splits:
     "Texts to learn from: the teacher's answers to the prompts, or the dataset's own."
     if config.answers == "dataset":
         return Splits([DistillationExample(datum, datum) for datum in data.train], data.test)
     params = SamplingParams(config.max_tokens, temperature=1.0, seed=config.seed, stop=tuple(renderer.stop_sequences()))
-    return Splits(_sample_answers(master, renderer, conversations.train, params, _teacher_context(config)), data.test)
+    return Splits(
+        _sample_answers(teacher_sampler, renderer, conversations.train, params, _teacher_context(config)), data.test
+    )
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #7a0ce3c6
 def _sample_answers(
-    master: SamplingClient, renderer: Renderer, rows: Sequence[Conversation], params: SamplingParams, dress: TeacherView = student_view
+    teacher_sampler: SamplingClient,
+    renderer: Renderer,
+    rows: Sequence[Conversation],
+    params: SamplingParams,
+    dress: TeacherView = student_view,
 ) -> list[DistillationExample]:
     "Prompts with the teacher's answers, those answers trained."
     seeing = _TeacherRenderer(renderer, dress)
-    prompts = [(renderer.generation_prompt(before), seeing.generation_prompt(before)) for before in map(_prompt_messages, rows)]
-    futures = [master.sample(seen, 1, params) for _, seen in prompts]
+    prompts = [
+        (renderer.generation_prompt(before), seeing.generation_prompt(before)) for before in map(_prompt_messages, rows)
+    ]
+    futures = [teacher_sampler.sample(seen, 1, params) for _, seen in prompts]
     said = [future.result().completions[0].tokens for future in futures]
     return [
         DistillationExample(*(_answer_datum(prompt, answer, row.origin) for prompt in both))
@@ -332,28 +367,37 @@ def _prompt_messages(row: Conversation) -> list[Message]:
 
 
 @stage(gives="batches", remake=True, requires="topk")
-def soften(config: OffPolicyDistillationConfig, master: SamplingClient, lessons: Splits) -> Batches[list[Datum]]:
+def make_soft_targets(
+    config: OffPolicyDistillationConfig, teacher_sampler: SamplingClient, distillation_examples: Splits
+) -> Batches[list[Datum]]:
     "Ask the teacher for its most likely tokens, and cut into batches."
-    soft = soft_targets(master, [one.datum for one in lessons.train], config.likely, [one.teacher_datum for one in lessons.train])
+    soft = soft_targets(
+        teacher_sampler,
+        [one.datum for one in distillation_examples.train],
+        config.likely,
+        [one.teacher_datum for one in distillation_examples.train],
+    )
     return Batches(soft, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed)
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #c56fc231
-@stage(gives="teacher_answers", name="examine")
-def examine_answers(
-    config: OffPolicyDistillationConfig, master: SamplingClient, renderer: Renderer, conversations: Splits
+@stage(gives="teacher_answers", name="evaluate_teacher")
+def evaluate_teacher_answers(
+    config: OffPolicyDistillationConfig, teacher_sampler: SamplingClient, renderer: Renderer, conversations: Splits
 ) -> StageEvents[list[Answer]]:
     "Let the teacher, with its instruction, answer the held-out questions: what there is to be reached."
     started, seeing = time.perf_counter(), _TeacherRenderer(renderer, _teacher_context(config))
     asked = [question_of(seeing, one) for one in conversations.test[: config.graded]]  # pyright: ignore[reportArgumentType]
     questions = [one for one in asked if one is not None]
     params = SamplingParams(config.max_tokens, temperature=0.0, stop=tuple(renderer.stop_sequences()))
-    answers = ask(master, questions, lambda tokens: renderer.parse_response(tokens)[0].content, config.metric, params)
+    answers = ask(
+        teacher_sampler, questions, lambda tokens: renderer.parse_response(tokens)[0].content, config.metric, params
+    )
     yield summarize(answers, "teacher", config.metric, seconds=time.perf_counter() - started)
     return answers
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #726d3a74
-@stage(gives="steps", requires="custom_loss")
-def train(
+@stage(gives="steps", requires="custom_loss", name="train")
+def train_student(
     config: OffPolicyDistillationConfig, training: TrainingClient, batches: Batches[list[Datum]], data: Splits, renderer: Renderer,
     progress: dict[str, Any],
 ) -> StageEvents[int]:  # fmt: skip
@@ -375,6 +419,6 @@ def train(
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #a1524fcd
 off_policy_distillation = chain(
-    "off_policy", load, render, school, summon, transcribe, soften, open_student, baseline, examine_answers, train, evaluate,
-    save, register, report,
+    "off_policy", load_conversations, render_datums, prepare_teacher, open_teacher, sample_teacher, make_soft_targets, open_student,
+    baseline, evaluate_teacher_answers, train_student, evaluate, save, register_model, write_results,
 )  # fmt: skip

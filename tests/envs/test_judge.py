@@ -87,5 +87,5 @@ def test_a_run_judged_by_others_is_rewound_and_comes_to_the_same_end(runs, score
 
 def test_tasks_that_are_judged_are_the_tasks(runs):
     rows = {row["messages"][0]["content"] for row in generate_task_rows("sort", 8, 0)}
-    k = Kitchen("rl_math", env="tournament:sort", judge="toy", **SMALL).run(until="pose")
+    k = Kitchen("rl_math", env="tournament:sort", judge="toy", **SMALL).run(until="make_problems")
     assert {problem.text for problem in k.state["problems"].train} == rows

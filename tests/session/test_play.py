@@ -40,9 +40,9 @@ def test_every_world_can_be_played(name):
 
 def test_the_session_offers_its_own_problems(runs):
     k = Kitchen("rl_math", backend="toy", env="task:parity", problems=16, graded=4, max_tokens=4)
-    with pytest.raises(InvalidValue, match="'problems' is given by stage 'pose', which has not run yet"):
+    with pytest.raises(InvalidValue, match="'problems' is given by stage 'make_problems', which has not run yet"):
         k.play()
-    k.run(until="pose")
+    k.run(until="make_problems")
     game = k.play()
     assert [one.text for one in game.problems] == [one.text for one in k.state["problems"].test]
     assert game.say(game.problem.gold).reward == 1

@@ -79,5 +79,5 @@ def test_teachers_by_kind_in_a_run(runs):
     ).run()  # fmt: skip
     assert [one.question.text for one in k.state["teacher_answers"]] == [one.text for one in k.state["problems"].test]
     opened = [item for item in k.log if item.name == "port.call" and item["verb"] == "create_sampling_client"]
-    assert k.status == "completed" and opened and set(k.state["masters"]) == {"", "guess"}
+    assert k.status == "completed" and opened and set(k.state["teacher_samplers"]) == {"", "guess"}
     k.close()

@@ -75,8 +75,8 @@ def test_a_policy_learns_from_single_rollouts(toy):
     for step in range(30):
         groups = play_groups(Policy(training.create_sampling_client(), renderer, params), problems, 1, step)
         rewards.append(np.mean([group.rewards for group in groups]))
-        rolled = RolloutRound(step, tuple(groups), 0.0)
-        list(learn_with_critic(training, rolled, learning, critic, AdamParams(0.01), AdamParams(0.003), losses))
+        rollout_round = RolloutRound(step, tuple(groups), 0.0)
+        list(learn_with_critic(training, rollout_round, learning, critic, AdamParams(0.01), AdamParams(0.003), losses))
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.3
 
 

@@ -46,8 +46,8 @@ from kitchen.workflows.feedback_loop import (
     _LABELS,
     FeedbackConfig,
     HeldOutInteractions,
+    export_examples,
     feedback_loop,
-    hand_over,
 )
 
 # -- the tests behind the triggers ---------------------------------------------------------------
@@ -375,13 +375,13 @@ def test_a_change_leads_to_training_and_to_a_new_baseline(loop):
         )
     learnt = [json.loads(line) for line in (made / "curated.jsonl").read_text().splitlines()]
     prompts = {normalize_prompt([Message("user", one["messages"][0]["content"])]) for one in learnt}
-    examination = values["examination"]
-    assert not prompts & {normalize_prompt(one.messages) for one in (*examination.reference, *examination.recent)}
+    held_out = values["held_out_interactions"]
+    assert not prompts & {normalize_prompt(one.messages) for one in (*held_out.reference, *held_out.recent)}
     sources = {one["source"].partition("-")[0] for one in learnt}
     assert sources == {"reference", "recent"}, "some of the old is learnt again"
     everything, _ = read_interactions(made / "interactions.jsonl")
     assert len(everything) == 240 and {one["source"] for one in learnt} <= {one.id for one in everything}
-    assert read_window(made / "baseline.json") == values["renewed"] and values["renewed"].until == everything[-1].time
+    assert read_window(made / "baseline.json") == values["new_baseline"] and values["new_baseline"].until == everything[-1].time
     right = [one.grade == 1 for one in everything if one.id.startswith("recent")]
     assert Window.from_interactions(values["traffic"].recent).accuracy == pytest.approx(np.mean(right))
 
@@ -397,7 +397,7 @@ def test_without_a_change_the_loop_stops_and_the_baseline_stands(loop):
     events, values, made = loop("unchanged", recent_traffic=SMALL["reference_traffic"])
     assert not values["fired"] and "training" not in values and "version" not in values
     assert next(item for item in events if item.name == "feedback.decide")["decision"] == "keep the model"
-    assert read_window(made / "baseline.json") == values["standing"]
+    assert read_window(made / "baseline.json") == values["baseline_window"]
     assert json.loads((made / "results.json").read_text())["decision"] == "keep the model"
     again, values, _ = loop(
         "again", baseline=str(made / "baseline.json"), recent_traffic=SMALL["reference_traffic"], seed=3
@@ -432,7 +432,7 @@ def test_an_examination_that_leaked_is_refused(loop, tmp_path):
     _, values, _ = loop("leak", epochs=1)
     seen = values["traffic"].recent[-1]
     learnt = curate([replace(seen, grade=1.0, correction=None)]).examples
-    stage = hand_over(values["config"], FileDatasets(), values["run"], learnt, HeldOutInteractions((), (seen,)))
+    stage = export_examples(values["config"], FileDatasets(), values["run"], learnt, HeldOutInteractions((), (seen,)))
     with pytest.raises(InvalidValue, match=f"prompts of the examination are among the examples: {seen.id}"):
         list(stage)
 
