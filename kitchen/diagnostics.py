@@ -15,7 +15,7 @@ from statistics import fmean, median
 from .telemetry import Event
 
 # %% ../nbs/40_evaluation/2_diagnostics.ipynb #22cdc847
-_EARLY_COUNT, _RECENT_COUNT = 20, 40
+_EARLY_COUNT, _RECENT_COUNT = 20, 40  # values of a mean: the noise of single batches is divided by 4.5 and by 6.3
 
 # %% ../nbs/40_evaluation/2_diagnostics.ipynb #7d2fc84b
 @dataclass
@@ -54,6 +54,7 @@ DiagnosticRule = Callable[..., str | None]  # a reading for each measurement it 
 
 def _rising_loss(loss: MeasurementHistory) -> str | None:
     "A training loss above where it began."
+    # where single batches differ by 20 %, the two means differ by 5 % of noise; twice that is no accident
     if loss.count >= 2 * _RECENT_COUNT and loss.recent_mean > 1.1 * loss.early_mean:
         return f"The training loss rose from {loss.early_mean:.3g} to {loss.recent_mean:.3g}. Lower the learning rate, or warm up longer."
     return None
@@ -63,6 +64,7 @@ def _gradient_spikes(norm: MeasurementHistory) -> str | None:
     "A gradient that is now and then far larger than usual."
     if norm.count < _RECENT_COUNT:
         return None
+    # Adam keeps a mean of squares: one gradient 20 times the usual outweighs the 400 before it and shrinks the steps that follow
     usual, largest = median(norm.recent), max(norm.recent)
     if largest > 20 * usual > 0:
         seen = f"The gradient leaps to {largest:.3g}, from {usual:.3g} as a rule."
@@ -72,6 +74,7 @@ def _gradient_spikes(norm: MeasurementHistory) -> str | None:
 # %% ../nbs/40_evaluation/2_diagnostics.ipynb #b6690ac9
 def _overfitting(held_out: MeasurementHistory, loss: MeasurementHistory) -> str | None:
     "A held-out loss that rises while the training loss falls."
+    # twice in a row above the best, so that one noisy evaluation says nothing; 5 % of a loss is 5 % of its nats
     best, step = held_out.lowest
     if (
         held_out.count >= 3
@@ -86,6 +89,7 @@ def _overfitting(held_out: MeasurementHistory, loss: MeasurementHistory) -> str 
 # %% ../nbs/40_evaluation/2_diagnostics.ipynb #844003d9
 def _likelihood_displacement(chosen: MeasurementHistory, accuracy: MeasurementHistory) -> str | None:
     "Preference learning that makes even the chosen answers unlikely."
+    # -3 nats of reward: at beta 0.1 the answer has become e^30 times less likely; 0.7 of the pairs right says that the loss is content
     if chosen.count >= _RECENT_COUNT and chosen.recent_mean < -3 and accuracy.recent_mean > 0.7:
         return (
             f"Chosen answers, too, became less likely (reward {chosen.recent_mean:.2g} nats): pairs are told apart by forgetting both. "
@@ -126,6 +130,7 @@ def _entropy_collapse(entropy: MeasurementHistory) -> str | None:
 # %% ../nbs/40_evaluation/2_diagnostics.ipynb #acf0823f
 def _large_updates(moved: MeasurementHistory) -> str | None:
     "Updates that move a policy far."
+    # 0.1 nats a token are a factor of e^20 on an answer of 200 tokens: its ratio no longer says anything
     if moved.count >= 5 and (now := fmean(list(moved.recent)[-5:])) > 0.1:
         seen = f"Every update moves the policy by {now:.2g} nats a token"
         return f"{seen}: what was sampled soon says little. Lower the learning rate."

@@ -14,10 +14,11 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import NormalDist
+from types import UnionType
 from typing import Any, Self
 
 import numpy as np
@@ -25,12 +26,19 @@ import numpy as np
 from .data.formats import ON_BAD_ROW, parse_messages
 from .evaluation import wilson_interval
 from .seeding import random_generator
-from .types import InvalidValue, Message, RowError, UnknownName
+from .types import InvalidValue, Message, RowError, UnknownName, is_mapping
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #a4dcdc10
+_FIELD_TYPES: dict[str, tuple[type | UnionType, str]] = {
+    **dict.fromkeys(("id", "time", "model", "answer", "tag"), (str, "text")),
+    "correction": (str | None, "text or null"),
+    "measures": (Mapping, "finite numbers by name"),
+}
+
+
 @dataclass(frozen=True)
 class Interaction:
-    "One use of a model."
+    "One logged use of a model: conversation, answer, and whatever people said of it; RowError names a field that is wrong."
 
     id: str
     time: str  # ISO 8601, by the clock of whoever logs; without a zone it is UTC
@@ -40,20 +48,18 @@ class Interaction:
     grade: float | None = None  # 0 to 1; none: nobody has judged it
     correction: str | None = None  # what would have been right, if somebody said so
     tag: str = ""  # kind of question
-    measures: Mapping[str, float] = field(default_factory=dict)  # such as prompt_tokens, answer_tokens, mean_logprob
+    measures: Mapping[str, float] = field(default_factory=dict[str, float])  # such as prompt_tokens, answer_tokens, mean_logprob
 
     def __post_init__(self) -> None:
-        for name in ("id", "time", "model", "answer", "tag"):
-            if not isinstance(getattr(self, name), str):
-                raise RowError(f"must be text, not {getattr(self, name)!r}", field=name)
+        for name, (kind, wanted) in _FIELD_TYPES.items():  # lines of a log are not checked by types
+            if not isinstance(getattr(self, name), kind):
+                raise RowError(f"must be {wanted}, not {getattr(self, name)!r}", field=name)
         parse_time(self.time)
         if not self.messages or self.messages[-1].role == "assistant":
             raise RowError("must hold the conversation up to the answer, and not the answer itself", field="messages")
         if self.grade is not None and not (_is_finite_number(self.grade) and 0 <= self.grade <= 1):
             raise RowError(f"must lie between 0 and 1, or be null, not {self.grade!r}", field="grade")
-        if not isinstance(self.correction, str | None):
-            raise RowError(f"must be text or null, not {self.correction!r}", field="correction")
-        if not isinstance(self.measures, Mapping) or not all(map(_is_finite_number, self.measures.values())):
+        if not all(map(_is_finite_number, self.measures.values())):
             raise RowError(f"must be finite numbers by name, not {self.measures!r}", field="measures")
 
     def to_json(self) -> dict[str, Any]:
@@ -62,18 +68,19 @@ class Interaction:
         return content | {"messages": [one.as_dict() for one in self.messages], "measures": dict(self.measures)}
 
     @classmethod
-    def from_json(cls, content: Any) -> Self:
+    def from_json(cls, content: object) -> Self:
         "An interaction from plain data; a `prompt` of one text will do for `messages`."
-        if not isinstance(content, Mapping):
+        if not is_mapping(content):
             raise RowError(f"an interaction must be an object, not {type(content).__name__}")
         known = [item.name for item in fields(cls)]
-        values = {"messages" if name == "prompt" else name: value for name, value in content.items()}
+        values: dict[str, Any] = {"messages" if name == "prompt" else name: value for name, value in content.items()}
         for name in [*values, *known[:5]]:
             if name not in known:
                 raise RowError(str(UnknownName("field", name, known)), field=name)
             if name not in values:
                 raise RowError("is missing", field=name)
-        return cls(**{**values, "messages": parse_messages(values["messages"], "messages", "user")})
+        values["messages"] = parse_messages(values["messages"], "messages", "user")
+        return cls(**values)
 
     @property
     def measures_or_lengths(self) -> Mapping[str, float]:
@@ -82,7 +89,7 @@ class Interaction:
         return self.measures or {"prompt_characters": asked, "answer_characters": len(self.answer)}
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #b34828d0
-def _is_finite_number(value: Any) -> bool:
+def _is_finite_number(value: object) -> bool:
     "Whether it is a finite number; true and false are not."
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -115,9 +122,12 @@ def read_interactions(
     found: list[Interaction] = []
     problems: list[RowError] = []
     for one in _parse_log_lines(Path(path)):
-        if isinstance(one, RowError) and on_bad_row == "stop":
+        if isinstance(one, Interaction):
+            found.append(one)
+        elif on_bad_row == "stop":
             raise one
-        (problems if isinstance(one, RowError) else found).append(one)  # pyright: ignore[reportArgumentType]
+        else:
+            problems.append(one)
     return found, problems
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #227b8957
@@ -141,15 +151,15 @@ def _parse_log_lines(path: Path) -> Iterator[Interaction | RowError]:
 # %% ../nbs/40_evaluation/1_drift.ipynb #2dcb4b73
 @dataclass(frozen=True)
 class Window:
-    "What one period looked like."
+    "A period in numbers: how many interactions, their mean grade, samples of each measure, counts of each kind."
 
     model: str  # version or versions that answered
     until: str  # time of the last interaction
     interactions: int
     graded: int
     accuracy: float | None  # mean grade; none: nothing was graded
-    measures: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # measure -> a random sample
-    categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # such as tag -> kind -> count
+    measures: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])  # measure -> a random sample
+    categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, dict[str, int]])  # such as tag -> kind -> count
 
     @classmethod
     def from_interactions(cls, interactions: Sequence[Interaction], most: int = 2000, seed: int = 0) -> Self:
@@ -175,7 +185,8 @@ class Window:
         "The window that `asdict` turned into JSON; anything else is an error that names its source."
         try:
             measures = {name: tuple(map(float, found)) for name, found in content["measures"].items()}
-            return cls(**{**content, "measures": measures})
+            values: dict[str, Any] = {**content, "measures": measures}
+            return cls(**values)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InvalidValue(f"{source or 'this'} is no baseline: {type(error).__name__}: {error}") from error
 
@@ -185,11 +196,11 @@ def _random_sample(values: Sequence[float], most: int, seed: int, name: str) -> 
     if len(values) <= most:
         return tuple(values)
     chosen = random_generator(seed, "window", name).choice(len(values), most, replace=False)
-    return tuple(values[index] for index in sorted(chosen))
+    return tuple(values[index] for index in sorted(map(int, chosen)))
 
 
 def read_window(path: str | Path) -> Window:
-    "A baseline from its file."
+    "The window in a JSON file; InvalidValue if the file is missing or is none."
     try:
         return Window.from_json(json.loads(Path(path).read_text(encoding="utf-8")), str(path))
     except (OSError, json.JSONDecodeError) as error:
@@ -198,7 +209,7 @@ def read_window(path: str | Path) -> Window:
 # %% ../nbs/40_evaluation/1_drift.ipynb #f1769197
 @dataclass(frozen=True)
 class Difference:
-    "One feature in two periods."
+    "How one feature differs between two periods: a distance from 0 to 1, and how probable so much is by chance."
 
     feature: str
     test: str
@@ -216,7 +227,7 @@ def compare_values(feature: str, before: _Numbers, now: _Numbers) -> Difference:
 
     exact = len(before) * len(now) <= 10_000
     found = ks_2samp(before, now, method="exact" if exact else "asymp")
-    return Difference(feature, "Kolmogorov–Smirnov", float(found.statistic), float(found.pvalue))  # pyright: ignore
+    return Difference(feature, "Kolmogorov–Smirnov", float(found.statistic), float(found.pvalue))
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #b21ca2fd
 def compare_counts(feature: str, before: Mapping[str, int], now: Mapping[str, int]) -> Difference:
@@ -230,7 +241,7 @@ def compare_counts(feature: str, before: Mapping[str, int], now: Mapping[str, in
     if len(names) == 1:
         return Difference(feature, "one kind only", 0.0, 1.0)
     if expected.min() < 5:
-        return Difference(feature, "Fisher", distance, float(fisher_exact(table)[1]))  # pyright: ignore
+        return Difference(feature, "Fisher", distance, float(fisher_exact(table)[1]))
     statistic = ((table - expected) ** 2 / expected).sum()
     return Difference(feature, "chi-squared", distance, float(chi2.sf(statistic, table.shape[1] - 1)))
 
@@ -273,7 +284,7 @@ def feature_differences(before: Window, now: Window) -> list[Difference]:
 # %% ../nbs/40_evaluation/1_drift.ipynb #9cb3de4b
 @dataclass(frozen=True)
 class TriggerFinding:
-    "What a trigger found."
+    "Whether a trigger fires, by which number against which threshold, and a sentence that says so."
 
     trigger: str
     fired: bool
@@ -289,7 +300,7 @@ class TriggerFinding:
 # %% ../nbs/40_evaluation/1_drift.ipynb #05fe94fc
 @dataclass(frozen=True)
 class Drift:
-    "Whether traffic has changed."
+    "Fires where some feature has surely changed (adjusted p at most alpha) and by enough to matter (distance at least `least`)."
 
     alpha: float = 0.01
     least: float = 0.1  # smallest distance that matters, 0 to 1
@@ -359,19 +370,20 @@ TRIGGERS: dict[str, type[Trigger]] = {"drift": Drift, "quality": Quality, "volum
 
 def get_triggers(chosen: Mapping[str, Mapping[str, float]]) -> list[Trigger]:
     "Triggers by name, with settings where they shall differ: {drift: {alpha: 0.001}, volume: {}}."
-    found = []
+    found: list[Trigger] = []
     for name, settings in chosen.items():
         if name not in TRIGGERS:
             raise UnknownName("trigger", name, TRIGGERS)
         known = [item.name for item in fields(TRIGGERS[name])]
         for one in settings.keys() - set(known):
             raise UnknownName("setting", one, known, f"trigger {name}")
-        found.append(TRIGGERS[name](**settings))  # pyright: ignore[reportArgumentType]
+        values: dict[str, Any] = dict(settings)
+        found.append(TRIGGERS[name](**values))
     return found
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #eeb033a0
 def _check_share(name: str, value: float, zero: bool = True) -> None:
-    "Refuse what is no share."
+    "Raise InvalidValue unless the value lies in [0, 1), or in (0, 1) where zero is not allowed."
     if not 0 <= value < 1 or not (zero or value):
         raise InvalidValue(f"{name} must lie between 0 and 1, got {value}")
 
@@ -429,7 +441,8 @@ def held_out_prompts(
     "Normalized prompts to keep for the examination: a share of those whose right answer is known."
     known = sorted({normalize_prompt(one.messages) for one in interactions if right_answer(one, liked)[0]})
     count = min(max(round(share * len(known)), 1), most, len(known))
-    return frozenset(known[index] for index in random_generator(seed, "held out").permutation(len(known))[:count])
+    order = random_generator(seed, "held out").permutation(len(known))
+    return frozenset(known[index] for index in map(int, order[:count]))
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #c82edf0c
 def curate(
@@ -480,7 +493,7 @@ def _balance_tags(examples: Sequence[Example], limit: int, per_tag: int | None =
 # %% ../nbs/40_evaluation/1_drift.ipynb #32b85d8c
 def _even_shares(counts: Mapping[str, int], limit: int) -> dict[str, int]:
     "How many of each kind: equally many, but for kinds that have fewer."
-    shares, left = {}, limit
+    shares, left = dict[str, int](), limit
     for place, (name, count) in enumerate(sorted(counts.items(), key=lambda one: (one[1], one[0]))):
         shares[name] = min(count, left // (len(counts) - place))
         left -= shares[name]

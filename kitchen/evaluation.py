@@ -45,7 +45,7 @@ METRICS: dict[str, Callable[[str, str], float]] = {
 
 
 def get_metric(name: str) -> Callable[[str, str], float]:
-    "The named metric."
+    "The entry of the table of metrics; UnknownName with the nearest name if there is none."
     if name not in METRICS:
         raise UnknownName("metric", name, METRICS)
     return METRICS[name]

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ _CONTROL_CODES = [
     *range(0x2066, 0x206A),
 ]
 _CONTROL_ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _CONTROL_CODES}
-_MAX_TEXT_LENGTH = 2000  # characters of one text that a table shows
+_MAX_TEXT_LENGTH = 2000  # characters of one text that a table shows: about a screen
 
 
 def visible_text(text: str, limit: int = _MAX_TEXT_LENGTH) -> str:
@@ -51,12 +52,12 @@ def box_html(*parts: str) -> str:
 
 
 def escape_html(text: str, limit: int = _MAX_TEXT_LENGTH) -> str:
-    "Text of others as HTML."
+    "The text as HTML that shows just this text: control characters written out, cut beyond `limit` characters, `<` and `&` escaped."
     return html.escape(visible_text(text, limit))
 
 
 def small_html(text: str) -> str:
-    "Words beside the matter, escaped."
+    "Plain text as small, pale HTML, escaped: units, counts and hints beside what matters."
     return f'<small style="opacity:.7">{escape_html(text)}</small>'
 
 # %% ../nbs/10_core/1_formatting.ipynb #2fd09fa9
@@ -79,9 +80,9 @@ class View:
 
     html: str
     text: str
-    data: Mapping[str, Any] = field(default_factory=dict)  # further mime types
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])  # further mime types
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         return {"text/html": self.html, "text/plain": self.text, **self.data}
 
     def _repr_html_(self) -> str:
@@ -102,8 +103,7 @@ def is_interactive() -> bool:
 
 def display_widget(widget: Any, fallback: View) -> None:
     "Show a widget; a saved notebook opened without a kernel, or where widgets are not installed, shows `fallback`."
-    from IPython.display import display
-
+    display = import_module("IPython.display").display  # its parameters have no types
     display({**widget._repr_mimebundle_(), "text/html": fallback.html, "text/plain": fallback.text}, raw=True)
 
 # %% ../nbs/10_core/1_formatting.ipynb #a9eeae62
@@ -141,7 +141,7 @@ def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], numeric_colum
 
 
 def text_table_html(head: Sequence[str], rows: Iterable[Sequence[str]], numeric_columns: Iterable[int] = ()) -> str:
-    "A table of plain text."
+    "A table of cells that are plain text; each is escaped. Numeric columns stand to the right."
     return table_html(list(map(escape_html, head)), [list(map(escape_html, row)) for row in rows], numeric_columns)
 
 # %% ../nbs/10_core/1_formatting.ipynb #fc43b970

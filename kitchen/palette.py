@@ -28,7 +28,7 @@ HOVER_STYLE = {"bgcolor": "rgba(32,32,32,0.92)", "font": {"color": WHITE}}
 # %% ../nbs/10_core/5_palette.ipynb #b889bd0b
 @dataclass(frozen=True)
 class StatusSign:
-    "How a status is shown."
+    "A status as one character, a colour, and the words that say the same to those who see neither."
 
     sign: str  # one character, for terminals as well
     color: str

@@ -10,7 +10,7 @@ __all__ = ['EVENTS', 'NONDETERMINISTIC_UNITS', 'EventKind', 'declare_event', 'Ev
 # %% ../nbs/10_core/3_telemetry.ipynb #19b1028a
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -28,7 +28,7 @@ class EventKind:
 
     name: str
     description: str
-    measurements: Mapping[str, str] = field(default_factory=dict)  # name -> unit
+    measurements: Mapping[str, str] = field(default_factory=dict[str, str])  # name -> unit
     metadata: tuple[str, ...] = ()  # names of what identifies it
 
 
@@ -268,11 +268,11 @@ declare_event("artifact.register", "an artifact entered the registry", "model ve
 # %% ../nbs/10_core/3_telemetry.ipynb #380cf4f6
 @dataclass(frozen=True)
 class Event:
-    "Something happened."
+    "One thing that happened: numbers with units, what identifies it, and when; its kind is declared in `EVENTS`."
 
     name: str
-    measurements: Mapping[str, float] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    measurements: Mapping[str, float] = field(default_factory=dict[str, float])
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     step: int | None = None  # optimizer steps done, where that means something
     time: float = 0.0  # seconds since the epoch
     sequence: int = -1  # place in the log; -1 until it is there
@@ -306,7 +306,7 @@ def event_content(item: Event) -> tuple[Any, ...]:
 
 # %% ../nbs/10_core/3_telemetry.ipynb #42e48318
 class Log(Protocol):
-    "Takes events, in order."
+    "Whatever keeps events in the order in which they are appended, and numbers them."
 
     def append(self, event: Event, /) -> Event:
         "Keep the event; the result carries its sequence number."
@@ -314,7 +314,7 @@ class Log(Protocol):
 
 # %% ../nbs/10_core/3_telemetry.ipynb #02c52183
 class MemoryLog:
-    "A log in memory."
+    "A log that lives as long as its object: for lessons, tests, and stages that are run again for comparison."
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -327,7 +327,7 @@ class MemoryLog:
 
 # %% ../nbs/10_core/3_telemetry.ipynb #86979498
 @contextmanager
-def span(log: Log, name: str, **metadata: Any) -> Iterator[dict[str, Any]]:
+def span(log: Log, name: str, **metadata: Any) -> Generator[dict[str, Any]]:
     "Time a piece of work; values put into the yielded dict join the event."
     values: dict[str, Any] = dict(metadata)
     started = time.perf_counter()
@@ -360,7 +360,7 @@ def take_until(events: Iterable[Event], condition: Callable[[Event], bool]) -> I
 
 def smooth(values: Iterable[float], beta: float = 0.9) -> list[float]:
     "Exponential moving average with bias correction (Kingma & Ba, arXiv 1412.6980, section 3)."
-    smoothed, average = [], 0.0
+    smoothed, average = list[float](), 0.0
     for count, value in enumerate(values, start=1):
         average = beta * average + (1 - beta) * value
         smoothed.append(average / (1 - beta**count))

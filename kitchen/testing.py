@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -49,7 +49,7 @@ from kitchen.types import (
 # %% ../nbs/40_evaluation/3_testing.ipynb #4938aae3
 @dataclass(frozen=True)
 class CheckFinding:
-    "One comparison within a check."
+    "One comparison within a check: whether it holds, the difference found and the bound it was held against."
 
     what: str
     passed: bool
@@ -113,6 +113,7 @@ def expect_error(
     return CheckFinding(what, False, "was accepted without an error")
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #c53473bc
+_ResultT = TypeVar("_ResultT")
 _ADAM = AdamParams(learning_rate=1e-2, eps=1e-3)  # eps well above rounding: Adam turns noise into full steps otherwise
 _ADAM_WITHOUT_MEMORY = replace(_ADAM, beta1=0.0, beta2=0.0)  # no memory: a step depends on this gradient only
 
@@ -155,7 +156,7 @@ class Bench:
         "A fresh training client."
         return self.service.create_training_client(self.model, self.lora, seed)
 
-    def wait(self, future: Future) -> Any:
+    def wait(self, future: Future[_ResultT]) -> _ResultT:
         "The future's result."
         return future.result(timeout=self.timeout)
 
@@ -207,7 +208,7 @@ def _concatenate_logprobs(output: ForwardBackwardOutput) -> np.ndarray:
 # %% ../nbs/40_evaluation/3_testing.ipynb #087ad043
 @dataclass(frozen=True)
 class CheckOutcome:
-    "What became of one check."
+    "A check that passed, failed or was skipped, with its comparisons and, where it ended early, the reason."
 
     check: str
     training: str  # "LoRA" or "full"
@@ -247,7 +248,7 @@ class ConformanceCheck:
     needs: tuple[str, ...] = ()  # capabilities and losses, by name
 
     def run(self, bench: Bench) -> CheckOutcome:
-        "Collect the findings."
+        "Make all comparisons; a missing capability skips the check, any other error of the backend fails it."
         findings: list[CheckFinding] = []
         try:
             bench.capabilities.require(*self.needs)
@@ -482,7 +483,7 @@ def _reported_norm(norm: float) -> float:
 def weight_decay_is_decoupled(bench: Bench) -> Iterator[CheckFinding]:
     "Without a gradient a step shrinks weights by learning rate times decay, whichever of the two is larger."
     nothing = [datum.replace(weights=0 * datum.weights) for datum in bench.data(2)]
-    probes = []
+    probes: list[np.ndarray] = []
     for rate, decay in ((0.0, 0.0), (0.2, 0.5), (0.1, 1.0)):
         client = bench.open()
         bench.train_step(client, bench.data(2), _ADAM_WITHOUT_MEMORY)
@@ -496,7 +497,7 @@ def weight_decay_is_decoupled(bench: Bench) -> Iterator[CheckFinding]:
 def training_learns(bench: Bench) -> Iterator[CheckFinding]:
     "Ten steps on one batch lower its loss."
     client, data = bench.open(), bench.data(2)
-    losses = []
+    losses: list[float] = []
     for _ in range(10):
         losses.append(bench.wait(client.forward_backward(data, "cross_entropy")).loss_sum)
         bench.wait(client.optim_step(_ADAM))
@@ -754,12 +755,12 @@ def futures_resolve(bench: Bench) -> Iterator[CheckFinding]:
 def requests_run_in_order(bench: Bench) -> Iterator[CheckFinding]:
     "Requests submitted without waiting do what the same requests do one by one."
     patient, hasty, batches = bench.open(), bench.open(), [bench.data(2, name) for name in ("first", "second")]
-    expected = []
+    expected: list[float] = []
     for batch in batches:
         expected.append(bench.wait(patient.forward_backward(batch, "cross_entropy")).loss_sum)
         bench.wait(patient.optim_step(_ADAM))
         expected.append(bench.wait(patient.forward(batch, "cross_entropy")).loss_sum)
-    futures = []
+    futures: list[Future[ForwardBackwardOutput]] = []
     for batch in batches:
         futures.append(hasty.forward_backward(batch, "cross_entropy"))
         hasty.optim_step(_ADAM)
@@ -786,7 +787,7 @@ def mistakes_are_refused(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_error("a weight of NaN", train([datum.replace(weights=[1, math.nan, 1, 1])]), mentions="nan")
     for wrong in (10**9, -1):
         tokens = [*datum.tokens[:2], wrong, *datum.tokens[3:]]
-        yield expect_error(f"token {wrong}", train([Datum(tokens, targets)]), mentions=str(wrong))  # pyright: ignore[reportArgumentType]
+        yield expect_error(f"token {wrong}", train([Datum(np.array(tokens), targets)]), mentions=str(wrong))
         yield expect_error(f"target {wrong}", train([datum.replace(targets=tokens)]), mentions=str(wrong))
     state = "no-such-state"
     yield expect_error("state", lambda: bench.service.create_training_client_from_state(state), mentions=state)
@@ -802,12 +803,18 @@ def _sampler_mistakes(bench: Bench) -> Iterator[CheckFinding]:
     if not bench.capabilities.sampling:
         return
     sampler, params = bench.open().create_sampling_client(), SamplingParams(max_tokens=2)
-    for prompt in ([], [10**9], [-1]):
+
+    def draw(prompt: Sequence[int]) -> Callable[[], object]:
+        return lambda: bench.wait(sampler.sample(prompt, 1, params))
+
+    def score(prompt: Sequence[int]) -> Callable[[], object]:
+        return lambda: bench.wait(sampler.compute_logprobs(prompt))
+
+    prompts: tuple[list[int], ...] = ([], [10**9], [-1])
+    for prompt in prompts:
         named = "".join(map(str, prompt))
-        draw = lambda given=prompt: bench.wait(sampler.sample(given, 1, params))  # noqa: E731
-        score = lambda given=prompt: bench.wait(sampler.compute_logprobs(given))  # noqa: E731
-        yield expect_error(f"sample after {prompt}", draw, mentions=named)
-        yield expect_error(f"compute_logprobs of {prompt}", score, mentions=named)
+        yield expect_error(f"sample after {prompt}", draw(prompt), mentions=named)
+        yield expect_error(f"compute_logprobs of {prompt}", score(prompt), mentions=named)
     good = [int(token) for token in bench.tokens(3, "prompt")]
     yield expect_error("no samples", lambda: bench.wait(sampler.sample(good, 0, params)))
 
@@ -817,7 +824,7 @@ def failures_leave_no_trace(bench: Bench) -> Iterator[CheckFinding]:
     "After requests that failed the client goes on as if they had not been made."
     plain, failing, data = bench.open(), bench.open(), bench.data(2)
     bench.wait(failing.forward_backward(data, "cross_entropy"))
-    wrong = Datum([1, 10**9], {"targets": [1, 1], "weights": [1, 1]})  # pyright: ignore[reportArgumentType]
+    wrong = Datum(np.array([1, 10**9]), {"targets": np.array([1, 1]), "weights": np.array([1, 1])})
     action = lambda: bench.wait(failing.forward_backward([*data, wrong], "cross_entropy"))  # noqa: E731
     yield expect_error("wrong token behind a good datum", action)
 
@@ -844,10 +851,14 @@ def capabilities_are_honest(bench: Bench) -> Iterator[CheckFinding]:
     for name in sorted(LOSSES.keys() - claims.losses):
         action = lambda name=name: bench.wait(client.forward_backward(data, name))  # noqa: E731
         yield expect_error(f"loss {name}", action, MissingCapability, UnknownName)
-    attempts = {
+
+    def nothing(batch: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[int, dict[str, float]]:
+        return 0, {}
+
+    attempts: dict[str, Callable[[], object]] = {
         "lora": lambda: bench.service.create_training_client(bench.model, LoraParams(rank=2), 0),
         "full_finetuning": lambda: bench.service.create_training_client(bench.model, None, 0),
-        "custom_loss": lambda: bench.wait(client.forward_backward_custom(data, lambda *_: (0, {}))),
+        "custom_loss": lambda: bench.wait(client.forward_backward_custom(data, nothing)),
         "sampling": client.create_sampling_client,
     }
     for claim in (claim for claim in attempts if not getattr(claims, claim)):

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['Role', 'ROLES', 'LOSS_INPUT_TYPES', 'KitchenError', 'InvalidValue', 'BackendError', 'MissingCapability',
-           'FutureTimeout', 'DamagedData', 'nearest', 'UnknownName', 'RowError', 'Message', 'printable_text', 'Datum',
-           'AdamParams', 'LoraParams', 'SamplingParams', 'ForwardBackwardOutput', 'OptimStepOutput', 'SavedState',
-           'Completion', 'SampleOutput', 'TopK', 'Cost', 'Transition', 'Trajectory', 'Capabilities']
+           'FutureTimeout', 'DamagedData', 'nearest', 'UnknownName', 'RowError', 'is_mapping', 'is_list', 'Message',
+           'printable_text', 'Datum', 'AdamParams', 'LoraParams', 'SamplingParams', 'ForwardBackwardOutput',
+           'OptimStepOutput', 'SavedState', 'Completion', 'SampleOutput', 'TopK', 'Cost', 'Transition', 'Trajectory',
+           'Capabilities']
 
 # %% ../nbs/10_core/0_types.ipynb #8ca4f8b5
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -83,6 +84,17 @@ class RowError(InvalidValue):
         place += [f"field {field!r}"] if field else []
         super().__init__(f"{', '.join(place)}: {reason}" if place else reason)
 
+# %% ../nbs/10_core/0_types.ipynb #6a1f0c32
+def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    "Whether it is a dict or another mapping, as JSON's objects are."
+    return isinstance(value, Mapping)
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    "Whether it is a list or a tuple, as JSON's arrays are; a text is none."
+    return isinstance(value, (list, tuple))
+
+
 # %% ../nbs/10_core/0_types.ipynb #c63149cb
 Role = Literal["system", "user", "assistant", "tool", "developer"]
 ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool", "developer")
@@ -125,7 +137,7 @@ LOSS_INPUT_TYPES = {
 }
 
 
-def _read_only_vector(name: str, values: Any, length: int | None, kind: Any) -> np.ndarray:
+def _read_only_vector(name: str, values: np.ndarray, length: int | None, kind: type[np.generic]) -> np.ndarray:
     "`values` as a read-only 1-D array of `kind`, of the given length."
     vector = np.array(values, dtype=kind)
     if vector.ndim != 1:
@@ -167,7 +179,8 @@ class Datum:
         tokens, weights = list(tokens), list(weights)
         if len(tokens) != len(weights):
             raise InvalidValue(f"{len(tokens)} tokens but {len(weights)} weights")
-        return cls(tokens[:-1], {"targets": tokens[1:], "weights": weights[1:]}, origin)  # pyright: ignore[reportArgumentType]
+        inputs = {"targets": np.array(tokens[1:], np.int64), "weights": np.array(weights[1:], np.float32)}
+        return cls(np.array(tokens[:-1], np.int64), inputs, origin)
 
     def replace(self, **loss_fn_inputs: Any) -> "Datum":
         "The same tokens with some loss inputs exchanged or added."

@@ -802,21 +802,20 @@ def _lab_command(ctx: click.Context, folder: Path, no_browser: bool, words: tupl
 @click.argument("run", default="latest")
 def _verify_command(run: str) -> None:
     "Check a run's log, artifacts and snapshots.\n\nNames every file that was altered since it was written."
-    from kitchen.engine.checkpoints import History
+    from kitchen.engine.checkpoints import SnapshotFolder
     from kitchen.store.log import EventLog
     from kitchen.types import DamagedData
-    from kitchen.engine.workflow import Chain
 
     path = _find_run(run)
     EventLog.verify(path / "events.jsonl")  # before opening, which leaves a torn last line out
     opened = _open_run(path)
-    history = History(opened, Chain(opened.spec.recipe, ()))
-    problems = opened.verify() + history.problems()
+    snapshots = SnapshotFolder(opened)
+    problems = opened.verify() + snapshots.problems()
     if problems:
         raise DamagedData("\n".join(problems))
     click.echo(
         f"{opened.run_id}: {len(opened.log.events):,} events, {len(opened.artifacts())} artifacts "
-        f"and {len(history.paths())} snapshots agree"
+        f"and {len(snapshots.paths())} snapshots agree"
     )
 
 # %% ../../nbs/68_cli/4_main.ipynb #7508536c

@@ -117,9 +117,7 @@ class Batches(_ResumableBatches[_ItemT]):
         self.lengths = [] if max_tokens is None else [length(row) for row in rows]
         self._current_order: tuple[int, list[int]] = (-1, [])  # the order of the epoch last asked for
         if max_tokens is not None and max(self.lengths) > max_tokens:
-            raise InvalidValue(
-                f"max_tokens {max_tokens} is less than the longest row has: {max(self.lengths)}"
-            )
+            raise InvalidValue(f"max_tokens {max_tokens} is less than the longest row has: {max(self.lengths)}")
         self._batch_at(cursor)
 
     def _epoch_order(self, epoch: int) -> list[int]:
@@ -147,9 +145,7 @@ class Batches(_ResumableBatches[_ItemT]):
             return [], cursor
         count = len(self.rows)
         if cursor.index >= count:
-            raise InvalidValue(
-                f"the cursor stands at row {cursor.index} of {count}; it belongs to other data"
-            )
+            raise InvalidValue(f"the cursor stands at row {cursor.index} of {count}; it belongs to other data")
         end = self._batch_end(cursor)
         left_out = not self.keep_partial and self.max_tokens is None and count - end < self.batch_size
         following = Cursor(cursor.epoch + 1) if end == count or left_out else Cursor(cursor.epoch, end)
@@ -244,7 +240,7 @@ class StreamBatches(_ResumableBatches[_ItemT]):
 
     def _group_batches(self, items: Iterable[_ItemT]) -> Iterator[list[_ItemT]]:
         "Items in batches, by count or by tokens."
-        batch, used = [], 0
+        batch, used = list[_ItemT](), 0
         for item in items:
             size = 1 if self.max_tokens is None else self.length(item)
             limit = self.batch_size if self.max_tokens is None else self.max_tokens
@@ -252,7 +248,7 @@ class StreamBatches(_ResumableBatches[_ItemT]):
                 raise InvalidValue(f"max_tokens {limit} is less than a row has: {size}")
             if used + size > limit:
                 yield batch
-                batch, used = [], 0
+                batch, used = list[_ItemT](), 0
             batch.append(item)
             used += size
         if batch:
@@ -286,4 +282,5 @@ class StreamBatches(_ResumableBatches[_ItemT]):
 
     def peek(self) -> list[_ItemT]:
         "The next batch, without moving the cursor; empty at the end."
-        return next(iter(copy.copy(self)), [])  # of a copy: this one may be read by a training that goes on
+        nothing: list[_ItemT] = []
+        return next(iter(copy.copy(self)), nothing)  # of a copy: this one may be read by a training that goes on

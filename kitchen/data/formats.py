@@ -17,26 +17,26 @@ from typing import Any
 from .references import PlacedRow, Row, Stream, Table
 from ..ports.protocols import Rows
 from ..rendering.base import split_reasoning
-from ..types import ROLES, Message, RowError, UnknownName, nearest
+from ..types import ROLES, Message, RowError, UnknownName, is_list, is_mapping, nearest
 
 # %% ../../nbs/22_data/1_formats.ipynb #f78d1963
-def _json_type_name(value: Any) -> str:
+def _json_type_name(value: object) -> str:
     "The type of a JSON value, as a message names it."
     return "null" if value is None else type(value).__name__
 
 
-def _content_text(content: Any, column: str) -> str:
+def _content_text(content: object, column: str) -> str:
     "A message's content as text; a list of text parts is joined, other kinds of parts are refused."
     if isinstance(content, str):
         return content
-    if not isinstance(content, (list, tuple)):
+    if not is_list(content):
         raise RowError(f"content must be text, not {_json_type_name(content)}", field=column)
     return "".join(_part_text(part, f"{column}[{number}]") for number, part in enumerate(content))
 
 
-def _part_text(part: Any, column: str) -> str:
+def _part_text(part: object, column: str) -> str:
     "The text of one part of a content in parts."
-    if not isinstance(part, Mapping):
+    if not is_mapping(part):
         raise RowError(
             f"a part must be an object such as {{'type': 'text'}}, not {_json_type_name(part)}", field=column
         )
@@ -64,14 +64,14 @@ def _message_role(value: Row, column: str) -> str:
     return known[role]
 
 # %% ../../nbs/22_data/1_formats.ipynb #a87b6691
-def _message_tool_calls(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
+def _message_tool_calls(value: object, column: str) -> tuple[Mapping[str, Any], ...]:
     "A message's tool calls, as the OpenAI format has them; none where there are none."
     if value is None:
         return ()
-    calls = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    calls: tuple[Any, ...] = tuple(value) if is_list(value) else (value,)
     for call in calls:
-        function = call.get("function") if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        function = call.get("function") if is_mapping(call) else None
+        if not is_mapping(function) or not isinstance(function.get("name"), str):
             raise RowError("must be a list of {'function': {'name', 'arguments'}}", field=column)
     return calls
 
@@ -84,9 +84,9 @@ def _message_trainable(value: Row, column: str) -> bool | None:
     return None if said is None else bool(said)
 
 # %% ../../nbs/22_data/1_formats.ipynb #ac88d084
-def _parse_message(value: Any, column: str) -> Message:
+def _parse_message(value: object, column: str) -> Message:
     "One message, in OpenAI's or ShareGPT's spelling."
-    if not isinstance(value, Mapping):
+    if not is_mapping(value):
         raise RowError(
             f"a message must be an object with role and content, not {_json_type_name(value)}", field=column
         )
@@ -105,13 +105,13 @@ def _parse_message(value: Any, column: str) -> Message:
     )
 
 # %% ../../nbs/22_data/1_formats.ipynb #08336385
-def parse_messages(value: Any, column: str, role: str | None = None) -> tuple[Message, ...]:
+def parse_messages(value: object, column: str, role: str | None = None) -> tuple[Message, ...]:
     "Messages of a field: a list of them, or (given a role) a text that is one message of that role."
     if isinstance(value, str) and role:
         return (Message(role, value),)
-    if isinstance(value, Mapping) and role:
+    if is_mapping(value) and role:
         return (_parse_message(value, column),)
-    if not isinstance(value, (list, tuple)):
+    if not is_list(value):
         wanted = "text or a list of messages" if role else "a list of messages"
         raise RowError(f"must be {wanted}, not {_json_type_name(value)}", field=column)
     if not value:
@@ -121,11 +121,11 @@ def parse_messages(value: Any, column: str, role: str | None = None) -> tuple[Me
 # %% ../../nbs/22_data/1_formats.ipynb #40c4ecc9
 @dataclass(frozen=True)
 class Conversation:
-    "Messages of one row."
+    "The messages of one row, where the row stands, and the row itself with all its columns."
 
     messages: tuple[Message, ...]
     origin: str = ""
-    row: Row = field(default_factory=dict, repr=False)
+    row: Row = field(default_factory=dict[str, Any], repr=False)
 
 # %% ../../nbs/22_data/1_formats.ipynb #d01abdb8
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Preference:
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     origin: str = ""
-    row: Row = field(default_factory=dict, repr=False)
+    row: Row = field(default_factory=dict[str, Any], repr=False)
 
     def __post_init__(self) -> None:
         for name in ("chosen", "rejected"):
@@ -154,7 +154,7 @@ class Rating:
     completion: tuple[Message, ...]
     label: bool
     origin: str = ""
-    row: Row = field(default_factory=dict, repr=False)
+    row: Row = field(default_factory=dict[str, Any], repr=False)
 
     def __post_init__(self) -> None:
         if not any(message.role == "assistant" for message in self.completion):
@@ -240,7 +240,7 @@ def _read_prompt_completion(row: Row) -> tuple[Any, ...]:
 _SPEAKER_PATTERN = re.compile(r"\s*(?:^|\n\n)(Human|Assistant): ?")
 
 
-def _read_continuation(value: Any, column: str) -> tuple[Message, ...]:
+def _read_continuation(value: object, column: str) -> tuple[Message, ...]:
     "Messages of `chosen` or `rejected`; a text is an answer, or a dialogue in Anthropic's spelling."
     if not isinstance(value, str) or not re.match(r"\s*Human: ", value):
         return parse_messages(value, column, "assistant")
@@ -270,7 +270,7 @@ def _read_preference(row: Row) -> tuple[tuple[Message, ...], ...]:
     return _prepend_system(row, prompt), chosen[shared:], rejected[shared:]
 
 # %% ../../nbs/22_data/1_formats.ipynb #b479688c
-_LABEL_VALUES = {True: True, False: False, "true": True, "false": False, "True": True, "False": False}
+_LABEL_VALUES: dict[bool | int | str, bool] = {True: True, False: False, "true": True, "false": False, "True": True, "False": False}
 
 
 def _read_rating(row: Row) -> tuple[Any, ...]:
@@ -342,8 +342,10 @@ def _rename_columns(row: Row, columns: Mapping[str, str]) -> Row:
 
 def _own_field_path(path: str | None, columns: Mapping[str, str]) -> str | None:
     "A field such as `prompt[0].role` under the column's name in the data."
-    column = re.match(r"\w*", path or "")[0]  # pyright: ignore[reportOptionalSubscript]
-    return path and columns.get(column, column) + path.removeprefix(column)
+    if path is None:
+        return None
+    column = re.split(r"\W", path, maxsplit=1)[0]
+    return columns.get(column, column) + path.removeprefix(column)
 
 # %% ../../nbs/22_data/1_formats.ipynb #c565287e
 def parse_row(
@@ -363,7 +365,7 @@ def parse_row(
         raise RowError(error.reason, field=_own_field_path(error.field, columns or {})) from None
 
 
-def _check_has_answer(parsed: Any, column: str) -> None:
+def _check_has_answer(parsed: object, column: str) -> None:
     "A conversation of a dataset must have an answer in it."
     if isinstance(parsed, Conversation) and all(message.role != "assistant" for message in parsed.messages):
         raise RowError("no message has the role 'assistant'; nothing would be trained", field=column)
@@ -422,7 +424,7 @@ def parse_rows(
             columns, {name for row in (table.rows if table else rows) for name in row}, rows.reference
         )
     placed = table.rows_with_origins() if table else ((rows.origin(index), row) for index, row in enumerate(rows))
-    parsed, problems = [], []
+    parsed, problems = list[Any](), list[RowError]()
     for one in parse_each(placed, on_bad_row, kind, columns):
         (problems if isinstance(one, RowError) else parsed).append(one)
     return parsed, problems

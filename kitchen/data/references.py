@@ -24,7 +24,7 @@ import numpy as np
 
 from ..config import canonical_json
 from ..seeding import random_generator
-from ..types import InvalidValue, RowError, UnknownName, nearest
+from ..types import InvalidValue, RowError, UnknownName, is_mapping, nearest
 
 if TYPE_CHECKING:
     import pandas
@@ -43,7 +43,7 @@ _PLAIN_CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
 )
 
 
-def _to_plain_data(value: Any) -> Any:
+def _to_plain_data(value: object) -> Any:
     "A value of a row in JSON's types: dates and decimals as text, bytes in hexadecimal, NaN by name."
     for kinds, spell in _PLAIN_CONVERSIONS:
         if isinstance(value, kinds):
@@ -61,9 +61,9 @@ def _canonical_row_json(row: Row) -> str:
         return canonical_json(_to_plain_data(row))
 
 
-def _row_dict(row: Any) -> dict[str, Any]:
+def _row_dict(row: object) -> dict[str, Any]:
     "A row as a dict; anything else is refused."
-    if not isinstance(row, Mapping):
+    if not is_mapping(row):
         raise InvalidValue(
             f"a row must be a mapping of columns to values, not {type(row).__name__}: {row!r:.60}"
             " (for a pandas table use Table.from_pandas)"
@@ -191,7 +191,7 @@ DATA_FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz")
 
 @dataclass(frozen=True)
 class DatasetReference:
-    "A dataset's name, taken apart."
+    "A dataset's name in parts: `hf:org/name?split=test[:100]` is scheme hf, name org/name, split test, rows 0 to 99."
 
     scheme: str
     name: str

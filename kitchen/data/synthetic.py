@@ -345,7 +345,7 @@ def _reworded_question(rng: random.Random) -> tuple[str, str]:
 # %% ../../nbs/22_data/4_synthetic.ipynb #71662f7b
 @dataclass(frozen=True)
 class AnswerRule:
-    "A rule for answers."
+    "A system message that tells how to answer, and the function that makes a plain answer obey it."
 
     rule: str  # in words, as a system message
     apply: Callable[[str], str]
@@ -429,7 +429,7 @@ TASKS: dict[str, Task] = {
 # %% ../../nbs/22_data/4_synthetic.ipynb #7eaf82de
 _TaskRow = dict[str, Any]
 SPLITS = ("train", "test")
-MAX_FAILED_DRAWS = 5000  # draws in vain before a split counts as exhausted
+MAX_FAILED_DRAWS = 5000  # in vain before a split counts as exhausted: a last prompt that is one in 1,000 is missed with probability e^-5
 
 
 def split_of(prompt: str) -> str:
@@ -438,7 +438,7 @@ def split_of(prompt: str) -> str:
 
 
 def make_task_row(task: str, prompt: str, answer: str) -> _TaskRow:
-    "A checkable conversation."
+    "A row of one question and its answer as `messages`, with the task's name, and the answer once more to check replies against."
     question = {"role": "user", "content": prompt}
     return {
         "messages": [question, {"role": "assistant", "content": answer}],
@@ -459,7 +459,7 @@ def iter_task_rows(task: str, seed: int, split: str = "train") -> Iterator[_Task
     make = _get_task(task).make
     if split not in SPLITS:
         raise UnknownName("split", split, SPLITS)
-    rng, seen, failures = random.Random(f"{task}/{split}/{seed}"), set(), 0
+    rng, seen, failures = random.Random(f"{task}/{split}/{seed}"), set[str](), 0
     while failures < MAX_FAILED_DRAWS:
         prompt, answer = make(rng)
         failures += 1
@@ -494,7 +494,7 @@ def mixture(
     if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
         raise InvalidValue(f"weights must be positive numbers, at least one, but are {weights}")
     streams = {name: iter_task_rows(_get_task(name).name, seed, split) for name in sorted(weights)}
-    rng, drawn = random.Random(f"mixture/{split}/{seed}"), []
+    rng, drawn = random.Random(f"mixture/{split}/{seed}"), list[_TaskRow]()
     while len(drawn) < size:
         name = rng.choices(list(streams), [weights[one] for one in streams])[0]
         try:
@@ -520,8 +520,8 @@ MIXTURES: dict[str, dict[str, float]] = {
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #bd682b1b
 def rule_following_rows(size: int, seed: int, split: str = "train") -> list[_TaskRow]:
-    "Conversations under different rules."
-    rng, made = random.Random(f"obedient/{split}/{seed}"), []
+    "Rows of the task `asked`, each under a rule drawn at random, or under none; equal arguments give equal rows."
+    rng, made = random.Random(f"obedient/{split}/{seed}"), list[_TaskRow]()
     for row in generate_task_rows("asked", size, seed, split):
         manner = rng.choice([None, *ANSWER_RULES.values()])
         answer = manner.apply(row["answer"]) if manner else row["answer"]
@@ -538,7 +538,7 @@ _FOLLOW_UPS = ("And {this}?", "What about {this}?", "Now {this}.")
 def _multi_turn_messages(rng: random.Random) -> list[dict[str, str]]:
     "A question about one relation, and one to three more that do not say which."
     relation = rng.choice(_RELATIONS)
-    messages = []
+    messages: list[dict[str, str]] = []
     for this, that in rng.sample(_parse_pairs(relation.table), rng.randint(2, 4)):
         prompt = choose_wording(rng, _FOLLOW_UPS if messages else relation.wordings, this=this)
         answer = relation.reply.format(this=this, that=that)
@@ -550,25 +550,12 @@ def multi_turn_rows(size: int, seed: int, split: str = "train") -> list[_TaskRow
     "So many conversations; the answer of a row is the last one."
     if split not in SPLITS:
         raise UnknownName("split", split, SPLITS)
-    rng, made = random.Random(f"talks/{split}/{seed}"), []
+    rng, made = random.Random(f"talks/{split}/{seed}"), list[_TaskRow]()
     while len(made) < size:
         messages = _multi_turn_messages(rng)
         if split_of(" ".join(message["content"] for message in messages[::2])) == split:
             made.append({"messages": messages, "task": "talks", "answer": messages[-1]["content"]})
     return made
-
-# %% ../../nbs/22_data/4_synthetic.ipynb #969e052b
-def _is_exact_match(row: _TaskRow, text: str) -> bool:
-    "Whether a reply is the row's answer, ignoring space around it."
-    return text.strip() == row["answer"].strip()
-
-
-def _accuracy(rows: Sequence[_TaskRow], replies: Sequence[str]) -> float:
-    "The share of replies that match exactly."
-    if not rows:
-        raise InvalidValue("no rows to check: accuracy needs at least one")
-    right = [_is_exact_match(row, reply) for row, reply in zip(rows, replies, strict=True)]
-    return sum(right) / len(right)
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #c2c95604
 _OPPOSITE_ANSWERS = {"even": "odd", "odd": "even"}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['boundary_state', 'training_clients', 'is_training_client', 'state_hash', 'SnapshotPolicy', 'Snapshot', 'InputChanged',
-           'History']
+           'SnapshotFolder', 'state_files', 'object_names', 'ends_stage', 'SnapshotSchedule', 'prune_snapshots',
+           'clients_unchanged', 'History', 'restore_flow', 'fork_run']
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #2e35d5a8
 import bisect
@@ -14,8 +15,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ from kitchen.engine.workflow import (
     WorkflowPosition,
     locate_stage,
 )
+from ..ports.protocols import Future
 from ..ports.spans import ObservedPort
 from ..store.files import write_atomically
 from ..store.objects import ObjectStore, StateStore, WriteFuture, decode_value, encode_value
 from ..store.run import Run
 from ..telemetry import EVENTS, Event, MemoryLog, event, event_content
-from ..types import DamagedData, InvalidValue, UnknownName
+from ..types import DamagedData, InvalidValue, SavedState, UnknownName
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #b3d61fd3
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class SnapshotPolicy:
     every: int = 0  # optimizer steps; 0: so often that they cost at most one per cent of the time; -1: only when asked
     last: int = 3  # how many of the newest are kept
     best: str = ""  # "min train.evaluate.loss" or "max …": the best by this is kept as well
-    share: float = 0.01  # of the time
-    pause: float = 1.0  # least seconds between two
+    share: float = 0.01  # of the time; less than runs of one kind differ in speed from one another
+    pause: float = 1.0  # least seconds between two; small models would write hundreds of files a minute otherwise
 
     def __post_init__(self) -> None:
         if self.every < -1 or self.last < 1:
@@ -130,7 +132,7 @@ def _parse_best(text: str) -> tuple[int, str, str]:
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #e14c7974
 @dataclass(frozen=True)
 class Snapshot:
-    "A moment on disk."
+    "A moment on disk: position, settings, data cursors, and where each value is kept; its file is sealed by a hash."
 
     sequence: int
     head: str  # hash of the last event before it
@@ -157,14 +159,15 @@ class Snapshot:
     def read(cls, path: Path) -> "Snapshot":
         "The snapshot in a file; DamagedData if it is not what was written."
         try:
-            plain = json.loads(path.read_text("utf-8"))
+            plain: dict[str, Any] = json.loads(path.read_text("utf-8"))
             seal, version = plain.pop("seal"), plain.pop("format")
             sound = version == 1 and seal == json_digest(plain)
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise DamagedData(f"{path} is not a whole snapshot: {error}") from error
         if not sound:
             raise DamagedData(f"{path} is not what was written: its seal does not fit")
-        return cls(**{**plain, "position": WorkflowPosition.from_json(plain["position"])})
+        plain["position"] = WorkflowPosition.from_json(plain["position"])
+        return cls(**plain)
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #e3a2d6d5
 class InputChanged(DamagedData):
@@ -174,200 +177,27 @@ class InputChanged(DamagedData):
         super().__init__(message)
         self.stage = stage
 
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a002
+class SnapshotFolder:
+    "The snapshots of a run on disk: one JSON file each, named by the number of events before it, and the objects they name."
 
-_RETRY_AFTER = 5.0  # seconds without a try after a snapshot that could not be written
-
-# %% ../../nbs/50_engine/3_checkpoints.ipynb #a44b5e28
-class History:
-    "Snapshots of one run."
-
-    def __init__(self, run: Run, workflow: WorkflowPart, keeping: SnapshotPolicy = SnapshotPolicy()):
-        self.run, self.workflow, self.snapshot_policy = run, workflow, keeping
-        self.folder = run.path / "snapshots"
+    def __init__(self, run: Run):
+        self.run, self.folder = run, run.path / "snapshots"
         self.objects = ObjectStore(self.folder / "objects")
-        self.pending: WriteFuture | None = None  # gives the event to be logged by whoever drives the run
-        self._last_objects: dict[str, tuple[Any, str]] = {}  # value's name -> the value last encoded, and its object
-        self._last_states: dict[str, tuple[Any, int, str]] = {}  # client's name -> client, its changes, its saved state
-        self._due_at = time.perf_counter() + keeping.pause
-        self._retry_at = 0.0  # after a failure
-        self._last_step: int | None = None  # optimizer steps done at the last snapshot
-        self.best: float | None = None
-        self._edit_objects: set[str] = set()  # objects of edits that are still to be made
+        self.edit_objects: set[str] = set()  # objects of edits that are still to be made
 
     def store_edit_value(self, content: bytes) -> str:
         "Store a value that an edit will need; its name."
         name = hashlib.sha256(content).hexdigest()
-        self._edit_objects.add(name)  # first: a snapshot may be pruning in its thread
+        self.edit_objects.add(name)  # first: a snapshot may be pruning in its thread
         return self.objects.put(content)
 
-    # -- when ------------------------------------------------------------------------------------
+    def write(self, snapshot: Snapshot) -> Path:
+        "Write a snapshot's file, whole or not at all; all it names must be on disk."
+        text = json.dumps(snapshot.to_json(), ensure_ascii=False)
+        return write_atomically(self.folder / f"{snapshot.sequence}.json", lambda file: file.write_text(text, "utf-8"))
 
-    def due(self, now: _BoundaryState) -> bool:
-        "Whether this moment is to be kept."
-        every = self.snapshot_policy.every
-        if time.perf_counter() < self._retry_at:
-            return False
-        if every > 0 and now.step is not None and now.step % every == 0 and now.step != self._last_step:
-            return True
-        if every >= 0 and self._between_stages(now.position):
-            return True
-        return every >= 0 and time.perf_counter() >= self._due_at and self.idle
-
-    def _between_stages(self, position: WorkflowPosition) -> bool:
-        "Whether it is the end of a stage that runs once: kept always, so that no stage is run again for nothing."
-        part, path = self.workflow, position.path
-        while path:
-            if isinstance(part, Scope):
-                part = part.body
-            elif hasattr(part, "body"):
-                return False  # the end of a round of a loop
-            else:
-                part, path = part.parts[path[0]], path[1:]
-        return position.moment == "after"
-
-    @property
-    def idle(self) -> bool:
-        "Whether the last snapshot is written."
-        return self.pending is None or self.pending.done()
-
-    def update_best(self, item: Event) -> bool:
-        "Whether an event says that the state is the best so far."
-        found = self.snapshot_policy.value(item)
-        if found is None or (self.best is not None and found >= self.best):
-            return False
-        self.best = found
-        return True
-
-    # -- writing ---------------------------------------------------------------------------------
-
-    def take(self, flow: Flow, now: _BoundaryState, score: float | None = None) -> None:
-        "Keep a moment; it is copied before this returns, and written while training goes on."
-        self.finish_pending(wait=True)
-        began, self._last_step = time.perf_counter(), now.step
-        if not self.unchanged(flow, now):
-            raise InvalidValue("a model has changed since the last boundary; step to the next one first")
-        waits: list[Any] = []
-        try:
-            values = {name: self._value_entry(flow, name, now, waits) for name in flow.made if name in flow.values}
-        except OSError as error:
-            self.run.log.append(self._failure_event(now, error))
-            return
-        snapshot = Snapshot(
-            now.sequence, self._head_hash(now.sequence), now.position, now.step, encode_value(now.progress),
-            now.config.model_dump(mode="json") if now.config is not None else {}, now.cursors, values,
-            {name: list(path) for name, path in flow.made.items()},
-            {name: sorted(reads) for name, reads in flow.reads.items()}, score,
-        )  # fmt: skip
-        self.pending = WriteFuture(lambda: self._write(snapshot, waits, began), "snapshot")
-
-    def unchanged(self, flow: Flow, now: _BoundaryState) -> bool:
-        "Whether the training clients are still those of that moment."
-        return all(getattr(flow.values.get(name), "changes", -1) == count for name, count in now.changes.items())
-
-    def _value_entry(self, flow: Flow, name: str, now: _BoundaryState, waits: list[Any]) -> dict[str, Any]:
-        "How one value is kept."
-        value = flow.values[name]
-        if is_training_client(value):
-            return {"kind": "client", **self._save_client(name, value, now, waits)}
-        part, _ = locate_stage(self.workflow, flow.made[name])
-        if not part.remake and name not in now.cursors:
-            try:
-                return {"kind": "kept", "object": self._store_value(name, value)}
-            except InvalidValue as error:
-                if any(is_training_client(flow.values.get(flow.input_key(one))) for one in part.takes):
-                    raise WorkflowError(
-                        f"stage {part.name!r} gives {name!r}, which no snapshot can hold ({error}) and which cannot be made "
-                        "again, because the stage depends on a model in training; give plain data instead"
-                    ) from None
-        return {"kind": "made"}
-
-    def _store_value(self, name: str, value: Any) -> str:
-        "Store a value, unless it is the one stored last."
-        known = self._last_objects.get(name)
-        if known is None or known[0] is not value or not self.objects.path(known[1]).is_file():
-            text = json.dumps(encode_value(value, self.run.path), ensure_ascii=False)
-            self._last_objects[name] = known = (value, self.objects.put(text.encode()))
-        return known[1]
-
-    def _save_client(self, name: str, client: Any, now: _BoundaryState, waits: list[Any]) -> dict[str, Any]:
-        "Save a training client's state, unless it is the one saved last."
-        adapter, changes = getattr(client, "adapter", ""), getattr(client, "changes", -1)
-        known = self._last_states.get(name)
-        there = known is not None and (Path(known[2]).suffix != ".json" or (self.folder / known[2]).is_file())
-        if known is not None and there and known[0] is client and known[1] == changes >= 0:
-            return {"state": known[2], "adapter": adapter}
-        label = f"{name.replace('/', '.')}-{now.sequence}"
-        waits.append((name, client, changes, client.save_state(label)))
-        return {"state": label, "adapter": adapter}
-
-    def _write(self, snapshot: Snapshot, waits: list[Any], began: float) -> Event:
-        "In a thread: wait for the states, write the snapshot, remove what is no longer kept; the event that says so."
-        started = time.perf_counter()
-        try:
-            values = {name: dict(entry) for name, entry in snapshot.values.items()}
-            for name, client, changes, future in waits:
-                path = Path(future.result().path)
-                values[name]["state"] = path.name if path.parent == self.folder else str(path)
-                self._last_states[name] = (client, changes, values[name]["state"])
-            self.run.log.sync()
-            whole = Snapshot(**{**vars(snapshot), "values": values})
-            text = json.dumps(whole.to_json(), ensure_ascii=False)
-            path = write_atomically(self.folder / f"{snapshot.sequence}.json", lambda file: file.write_text(text, "utf-8"))
-            about = {"snapshot": path.stem, "digest": json_digest([values, snapshot.cursors, snapshot.progress])}
-            size = self._prune(path)
-            said = event("snapshot.save", snapshot.step, **about, bytes=size, seconds=time.perf_counter() - began)
-        except Exception as error:  # training goes on; the event says what failed
-            said = self._failure_event(snapshot, error)
-        cost = time.perf_counter() - started
-        self._due_at = time.perf_counter() + max(self.snapshot_policy.pause, cost / self.snapshot_policy.share)
-        return said
-
-    def _failure_event(self, at: _BoundaryState | Snapshot, error: Exception) -> Event:
-        "The event of a snapshot that could not be written."
-        self._retry_at = time.perf_counter() + _RETRY_AFTER
-        reason = f"not written, earlier ones are intact: {type(error).__name__}: {error}"
-        return event("snapshot.error", at.step, snapshot=str(at.sequence), reason=reason)
-
-    def finish_pending(self, wait: bool = False) -> None:
-        "Log what became of the last snapshot, if that is known."
-        pending = self.pending
-        if pending is None or not (wait or pending.done()):
-            return
-        self.pending = None
-        self.run.log.append(pending.result())
-
-    def _prune(self, newest: Path) -> int:
-        "Remove snapshots that are no longer kept, and what only they named; bytes that are left in objects."
-        found = {path: snapshot for path, snapshot in self._readable() if path == newest or self.is_current(snapshot)}
-        scored = sorted((snapshot.score, path) for path, snapshot in found.items() if snapshot.score is not None)
-        ends = [path for path, snapshot in found.items() if self._between_stages(snapshot.position)]
-        steps = [path for path in found if path not in ends]
-        wanted = {*ends, *steps[: self.snapshot_policy.last], newest, *(path for _, path in scored[:1])}
-        for path in set(self.paths()) - wanted:
-            path.unlink(missing_ok=True)
-        states = {state for path in wanted for state in found[path].locations("client", "state")}
-        for path in self.folder.glob("*-*.json"):
-            if path.name not in states:
-                path.unlink(missing_ok=True)
-        self.objects.prune(self._object_names(found[path] for path in wanted))
-        return sum(self.objects.path(name).stat().st_size for name in self.objects.names())
-
-    def _object_names(self, snapshots: Iterator[Snapshot]) -> set[str]:
-        "Objects that these snapshots, their states and the log's edits name."
-        names = self._edit_objects | {item["object"] for item in self.run.log.events if item.name == "state.edit"}
-        for snapshot in snapshots:
-            names |= snapshot.locations("kept", "object")
-            for path in self._state_files(snapshot):
-                names.update(StateStore.read_listing(path)["packs"].values())
-        return names
-
-    def _state_files(self, snapshot: Snapshot) -> list[Path]:
-        "Files of the clients' states that lie here, and not with a remote service."
-        return [self.folder / name for name in sorted(snapshot.locations("client", "state")) if (self.folder / name).is_file()]
-
-    # -- reading ---------------------------------------------------------------------------------
-
-    def _head_hash(self, sequence: int) -> str:
+    def head_hash(self, sequence: int) -> str:
         "Hash of the last of so many events."
         return self.run.log.heads[sequence - 1] if sequence else ""
 
@@ -376,7 +206,7 @@ class History:
         found = [path for path in self.folder.glob("*.json") if path.stem.isdigit()]
         return sorted(found, key=lambda path: int(path.stem), reverse=True)
 
-    def _readable(self) -> Iterator[tuple[Path, Snapshot]]:
+    def readable(self) -> Iterator[tuple[Path, Snapshot]]:
         "Snapshots that can be read, newest first."
         for path in self.paths():
             try:
@@ -387,14 +217,13 @@ class History:
     def is_current(self, snapshot: Snapshot) -> bool:
         "Whether the moment belongs to the story as it is now, and not to one that was rewound."
         log = self.run.log
-        if snapshot.sequence > len(log.events) or self._head_hash(snapshot.sequence) != snapshot.head:
+        if snapshot.sequence > len(log.events) or self.head_hash(snapshot.sequence) != snapshot.head:
             return False
         place = bisect.bisect_left(log.active_events, snapshot.sequence - 1, key=lambda item: item.sequence)
         return place < len(log.active_events) and log.active_events[place].sequence == snapshot.sequence - 1
 
     def newest(self, before: int | None = None) -> Snapshot | None:
         "The last sound snapshot that still stands, of at most so many events; damaged ones are passed over, and that is logged."
-        self.finish_pending(wait=True)
         for path in self.paths():
             if before is not None and int(path.stem) > before:
                 continue
@@ -420,7 +249,7 @@ class History:
 
     def problems(self) -> list[str]:
         "What is damaged among the snapshots; empty when all is well."
-        found = []
+        found: list[str] = []
         for path in self.paths():
             try:
                 self.verify(Snapshot.read(path))
@@ -428,100 +257,338 @@ class History:
                 found.append(f"snapshot {path.stem}: {error}")
         return found
 
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a004
+def state_files(snapshots: SnapshotFolder, snapshot: Snapshot) -> list[Path]:
+    "Files of the clients' states that lie here, and not with a remote service."
+    paths = [snapshots.folder / name for name in sorted(snapshot.locations("client", "state"))]
+    return [path for path in paths if path.is_file()]
+
+
+def object_names(snapshots: SnapshotFolder, named_by: Iterable[Snapshot]) -> set[str]:
+    "Objects that these snapshots, their states and the log's edits name."
+    edits = {item["object"] for item in snapshots.run.log.events if item.name == "state.edit"}
+    names = snapshots.edit_objects | edits
+    for snapshot in named_by:
+        names |= snapshot.locations("kept", "object")
+        for path in state_files(snapshots, snapshot):
+            names.update(StateStore.read_listing(path)["packs"].values())
+    return names
+
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a006
+def ends_stage(workflow: WorkflowPart, position: WorkflowPosition) -> bool:
+    "Whether a position is the end of a stage that runs once, and not of a round of a loop."
+    part, path = workflow, position.path
+    while path:
+        if isinstance(part, Scope):
+            part = part.body
+        elif hasattr(part, "body"):
+            return False
+        else:
+            part, path = part.parts[path[0]], path[1:]
+    return position.moment == "after"
+
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a007
+_RETRY_AFTER = 5.0  # seconds without a try after a failed one: a full disk fails every step alike, and each try stops the training
+
+
+class SnapshotSchedule:
+    "Says when the next snapshot is due, from the policy, the cost of the last one and the place in the workflow."
+
+    def __init__(self, policy: SnapshotPolicy, workflow: WorkflowPart):
+        self.policy, self.workflow = policy, workflow
+        self.last_step: int | None = None  # optimizer steps done at the last snapshot
+        self.best: float | None = None  # smallest value so far of what the policy calls best
+        self._due_at = time.perf_counter() + policy.pause
+        self._retry_at = 0.0  # after a failure
+
+    def due(self, now: _BoundaryState, idle: bool) -> bool:
+        "Whether this moment is to be kept; `idle` says that no snapshot is being written."
+        every = self.policy.every
+        if time.perf_counter() < self._retry_at:
+            return False
+        if every > 0 and now.step is not None and now.step % every == 0 and now.step != self.last_step:
+            return True
+        if every >= 0 and ends_stage(self.workflow, now.position):
+            return True
+        return every >= 0 and time.perf_counter() >= self._due_at and idle
+
+    def wait_for(self, cost: float) -> None:
+        "After a snapshot that took `cost` seconds of writing: none by the clock until it is the policy's share of the time."
+        self._due_at = time.perf_counter() + max(self.policy.pause, cost / self.policy.share)
+
+    def delay_retry(self) -> None:
+        "After one that could not be written: no try for a while."
+        self._retry_at = time.perf_counter() + _RETRY_AFTER
+
+    def update_best(self, item: Event) -> bool:
+        "Whether an event says that the state is the best so far."
+        found = self.policy.value(item)
+        if found is None or (self.best is not None and found >= self.best):
+            return False
+        self.best = found
+        return True
+
+    def recompute_best(self, events: Iterable[Event]) -> None:
+        "The best so far from these events: those that still stand after going back."
+        found = [self.policy.value(item) for item in events]
+        self.best = min((value for value in found if value is not None), default=None)
+        self.last_step = None
+
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a00a
+def prune_snapshots(snapshots: SnapshotFolder, policy: SnapshotPolicy, workflow: WorkflowPart, newest: Path) -> int:
+    "Remove snapshots that the policy does not keep, and what only they named; bytes that are left in objects."
+    found = {
+        path: snapshot for path, snapshot in snapshots.readable() if path == newest or snapshots.is_current(snapshot)
+    }
+    scored = sorted((snapshot.score, path) for path, snapshot in found.items() if snapshot.score is not None)
+    ends = [path for path, snapshot in found.items() if ends_stage(workflow, snapshot.position)]
+    steps = [path for path in found if path not in ends]
+    wanted = {*ends, *steps[: policy.last], newest, *(path for _, path in scored[:1])}
+    for path in set(snapshots.paths()) - wanted:
+        path.unlink(missing_ok=True)
+    states = {state for path in wanted for state in found[path].locations("client", "state")}
+    for path in snapshots.folder.glob("*-*.json"):
+        if path.name not in states:
+            path.unlink(missing_ok=True)
+    objects = snapshots.objects
+    objects.prune(object_names(snapshots, [found[path] for path in wanted]))
+    return sum(objects.path(name).stat().st_size for name in objects.names())
+
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a00c
+_PendingState = tuple[str, Any, int, Future[SavedState]]  # a client's name, the client, its changes, its state on the way
+
+
+class _SavedValues:
+    "How each value of a flow is kept, and what was saved of it last: what has not changed is not saved again."
+
+    def __init__(self, snapshots: SnapshotFolder, workflow: WorkflowPart):
+        self.snapshots, self.workflow = snapshots, workflow
+        self._objects: dict[str, tuple[Any, str]] = {}  # value's name -> the value last encoded, and its object
+        self._states: dict[str, tuple[Any, int, str]] = {}  # client's name -> client, its changes, its saved state
+
+    def entry(self, flow: Flow, name: str, now: _BoundaryState, waits: list[_PendingState]) -> dict[str, Any]:
+        "What a snapshot says of one value: where it is kept, or that its stage makes it again."
+        value = flow.values[name]
+        if is_training_client(value):
+            return {"kind": "client", **self._save_client(name, value, now, waits)}
+        part, _ = locate_stage(self.workflow, flow.made[name])
+        if not part.remake and name not in now.cursors:
+            try:
+                return {"kind": "kept", "object": self._store(name, value)}
+            except InvalidValue as error:
+                if any(is_training_client(flow.values.get(flow.input_key(one))) for one in part.takes):
+                    raise WorkflowError(
+                        f"stage {part.name!r} gives {name!r}, which no snapshot can hold ({error}) and which cannot be made "
+                        "again, because the stage depends on a model in training; give plain data instead"
+                    ) from None
+        return {"kind": "made"}
+
+    def _store(self, name: str, value: object) -> str:
+        "Store a value, unless it is the one stored last."
+        objects, known = self.snapshots.objects, self._objects.get(name)
+        if known is None or known[0] is not value or not objects.path(known[1]).is_file():
+            text = json.dumps(encode_value(value, self.snapshots.run.path), ensure_ascii=False)
+            self._objects[name] = known = (value, objects.put(text.encode()))
+        return known[1]
+
+    def _save_client(self, name: str, client: Any, now: _BoundaryState, waits: list[_PendingState]) -> dict[str, Any]:
+        "Save a training client's state, unless it is the one saved last."
+        adapter, changes = getattr(client, "adapter", ""), getattr(client, "changes", -1)
+        known = self._states.get(name)
+        there = known is not None and (Path(known[2]).suffix != ".json" or (self.snapshots.folder / known[2]).is_file())
+        if known is not None and there and known[0] is client and known[1] == changes >= 0:
+            return {"state": known[2], "adapter": adapter}
+        label = f"{name.replace('/', '.')}-{now.sequence}"
+        waits.append((name, client, changes, client.save_state(label)))
+        return {"state": label, "adapter": adapter}
+
+    def finish(self, values: Mapping[str, Mapping[str, Any]], waits: Sequence[_PendingState]) -> dict[str, dict[str, Any]]:
+        "Wait for the clients' states; the entries with the places where they are now."
+        entries = {name: dict(entry) for name, entry in values.items()}
+        for name, client, changes, future in waits:
+            path = Path(future.result().path)
+            entries[name]["state"] = path.name if path.parent == self.snapshots.folder else str(path)
+            self._states[name] = (client, changes, entries[name]["state"])
+        return entries
+
+    def read(self, name: str, entry: Mapping[str, Any], base: Mapping[str, Any]) -> Any:
+        "A value that was kept, or a training client opened from its state by the service that saved it."
+        if entry["kind"] == "kept":
+            value = decode_value(json.loads(self.snapshots.objects.get(entry["object"])), self.snapshots.run.path)
+            self._objects[name] = (value, entry["object"])
+            return value
+        client = _reopen_client(entry, base, self.snapshots.folder)
+        self._states[name] = (client, getattr(client, "changes", -1), entry["state"])
+        return client
+
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a00d
+def clients_unchanged(flow: Flow, now: _BoundaryState) -> bool:
+    "Whether the training clients of a flow have not changed since that boundary, by the number of calls that change them."
+    return all(getattr(flow.values.get(name), "changes", -1) == count for name, count in now.changes.items())
+
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a00f
+class History:
+    "Keeps moments of one run while it goes on, and makes flows that stand where one was kept."
+
+    def __init__(self, run: Run, workflow: WorkflowPart, keeping: SnapshotPolicy = SnapshotPolicy()):
+        self.run, self.workflow, self.snapshot_policy = run, workflow, keeping
+        self.snapshots, self.schedule = SnapshotFolder(run), SnapshotSchedule(keeping, workflow)
+        self.pending: WriteFuture | None = None  # gives the event to be logged by whoever drives the run
+        self._saved = _SavedValues(self.snapshots, workflow)
+
+    @property
+    def idle(self) -> bool:
+        "Whether the last snapshot is written."
+        return self.pending is None or self.pending.done()
+
+    def due(self, now: _BoundaryState) -> bool:
+        "Whether this moment is to be kept."
+        return self.schedule.due(now, self.idle)
+
+    def take(self, flow: Flow, now: _BoundaryState, score: float | None = None) -> None:
+        "Keep a moment; it is copied before this returns, and written while training goes on."
+        self.finish_pending(wait=True)
+        began, self.schedule.last_step = time.perf_counter(), now.step
+        if not clients_unchanged(flow, now):
+            raise InvalidValue("a model has changed since the last boundary; step to the next one first")
+        waits: list[_PendingState] = []
+        try:
+            values = {name: self._saved.entry(flow, name, now, waits) for name in flow.made if name in flow.values}
+        except OSError as error:
+            self.run.log.append(self._failure_event(now, error))
+            return
+        snapshot = Snapshot(
+            now.sequence, self.snapshots.head_hash(now.sequence), now.position, now.step, encode_value(now.progress),
+            now.config.model_dump(mode="json") if now.config is not None else {}, now.cursors, values,
+            {name: list(path) for name, path in flow.made.items()},
+            {name: sorted(reads) for name, reads in flow.reads.items()}, score,
+        )  # fmt: skip
+        self.pending = WriteFuture(lambda: self._write(snapshot, waits, began), "snapshot")
+
+    def _write(self, snapshot: Snapshot, waits: Sequence[_PendingState], began: float) -> Event:
+        "In a thread: wait for the states, write the snapshot, remove what is no longer kept; the event that says so."
+        started = time.perf_counter()
+        try:
+            values = self._saved.finish(snapshot.values, waits)
+            self.run.log.sync()
+            path = self.snapshots.write(replace(snapshot, values=values))
+            about = {"snapshot": path.stem, "digest": json_digest([values, snapshot.cursors, snapshot.progress])}
+            size = prune_snapshots(self.snapshots, self.snapshot_policy, self.workflow, path)
+            said = event("snapshot.save", snapshot.step, **about, bytes=size, seconds=time.perf_counter() - began)
+        except Exception as error:  # training goes on; the event says what failed
+            said = self._failure_event(snapshot, error)
+        self.schedule.wait_for(time.perf_counter() - started)
+        return said
+
+    def _failure_event(self, at: _BoundaryState | Snapshot, error: Exception) -> Event:
+        "The event of a snapshot that could not be written; the next try is put off."
+        self.schedule.delay_retry()
+        reason = f"not written, earlier ones are intact: {type(error).__name__}: {error}"
+        return event("snapshot.error", at.step, snapshot=str(at.sequence), reason=reason)
+
+    def finish_pending(self, wait: bool = False) -> None:
+        "Log what became of the last snapshot, if that is known."
+        pending = self.pending
+        if pending is None or not (wait or pending.done()):
+            return
+        self.pending = None
+        self.run.log.append(pending.result())
+
+    def newest(self, before: int | None = None) -> Snapshot | None:
+        "The last sound snapshot that still stands, of at most `before` events; the one being written is waited for."
+        self.finish_pending(wait=True)
+        return self.snapshots.newest(before)
+
     def restore(self, snapshot: Snapshot | None, base: Mapping[str, Any], known: Flow | None = None) -> Flow:
         "A flow that stands where the snapshot was taken; without one, at the start."
-        values = dict(base)
-        if snapshot is None:
-            return Flow(self.workflow, values, self.run.log)
-        values["config"] = type(base["config"])(**snapshot.config)
-        flow = Flow(self.workflow, values, self.run.log, snapshot.position)
-        flow.step, flow.progress = snapshot.step, decode_value(snapshot.progress)
-        flow.made = {name: tuple(path) for name, path in snapshot.made.items()}
-        flow.reads = {name: set(reads) for name, reads in snapshot.reads.items()}
-        for name, entry in snapshot.values.items():
-            if entry["kind"] == "kept":
-                content = json.loads(self.objects.get(entry["object"]))
-                values[name] = decode_value(content, self.run.path)
-                self._last_objects[name] = (values[name], entry["object"])
-            elif entry["kind"] == "client":
-                values[name] = self._reopen_client(entry, base)
-                self._last_states[name] = (values[name], getattr(values[name], "changes", -1), entry["state"])
-        again = [name for name, entry in snapshot.values.items() if entry["kind"] == "made"]
-        for name in sorted(again, key=lambda one: flow.made[one]):
-            if name not in values:
-                self._remake_stage(flow, flow.made[name], known)
-        for name, cursor in snapshot.cursors.items():
-            values[name].load_state_dict(cursor)
+        return restore_flow(snapshot, Flow(self.workflow, dict(base), self.run.log), self._saved, known)
+
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a011
+def restore_flow(snapshot: Snapshot | None, flow: Flow, saved: _SavedValues, known: Flow | None = None) -> Flow:
+    "A flow that has only its base values, brought to where the snapshot was taken; values that are not kept come from `known` or their stage."
+    if snapshot is None:
         return flow
+    values, base = flow.values, dict(flow.values)
+    values["config"] = type(base["config"])(**snapshot.config)
+    flow.position, flow.step, flow.progress = snapshot.position, snapshot.step, decode_value(snapshot.progress)
+    flow.made = {name: tuple(path) for name, path in snapshot.made.items()}
+    flow.reads = {name: set(reads) for name, reads in snapshot.reads.items()}
+    for name, entry in snapshot.values.items():
+        if entry["kind"] != "made":
+            values[name] = saved.read(name, entry, base)
+    again = [name for name, entry in snapshot.values.items() if entry["kind"] == "made"]
+    for name in sorted(again, key=lambda one: flow.made[one]):
+        if name not in values:
+            _remake_stage(flow, flow.made[name], known, saved.snapshots.run.log.active_events)
+    for name, cursor in snapshot.cursors.items():
+        values[name].load_state_dict(cursor)
+    return flow
 
-    def _reopen_client(self, entry: Mapping[str, Any], base: Mapping[str, Any]) -> Any:
-        "A training client from its saved state."
-        services = [one for one in base.values() if hasattr(one, "create_training_client_from_state")]
-        service = next((one for one in services if getattr(one, "adapter", "") == entry["adapter"]), services[0])
-        local = self.folder / entry["state"]
-        return service.create_training_client_from_state(str(local if local.exists() else entry["state"]))
 
-    def _remake_stage(self, flow: Flow, path: tuple[int, ...], known: Flow | None) -> None:
-        "Run a stage again for the values it gave; what it says must be what it said."
-        part, scopes = locate_stage(self.workflow, path)
-        names = [name for name, by in flow.made.items() if by == path]
-        if known is not None and all(known.made.get(name) == path and name in known.values for name in names):
-            flow.values.update({name: known.values[name] for name in names})
-            return
-        scratch = Flow(self.workflow, flow.values, MemoryLog())
-        scratch.path, scratch.scopes = list(path), scopes
-        events = list(part.run(scratch, START))
-        before, now = self._stage_record(events[0]["stage"]), [event_content(item) for item in events[1:-1]]
-        among_others = len(before) > len(now) and all(item in before for item in now)  # it ran beside other parts
-        if before != now and not among_others:
-            changed = next(((old, new) for old, new in zip(before, now, strict=False) if old != new), (before[-1:], now[-1:]))
-            raise InputChanged(
-                events[0]["stage"],
-                f"stage {part.name!r} gives something else than when it ran first; its input has changed since.\n"
-                f"then: {changed[0]}\nnow:  {changed[1]}\n"
-                f"put the input back, or rewind to before {part.name!r} to use the new one",
-            )
+def _reopen_client(entry: Mapping[str, Any], base: Mapping[str, Any], folder: Path) -> Any:
+    "A training client from its saved state."
+    services = [one for one in base.values() if hasattr(one, "create_training_client_from_state")]
+    service = next((one for one in services if getattr(one, "adapter", "") == entry["adapter"]), services[0])
+    local = folder / entry["state"]
+    return service.create_training_client_from_state(str(local if local.exists() else entry["state"]))
 
-    def _stage_record(self, label: str) -> list[tuple[Any, ...]]:
-        "What a stage's own events said when it ran last."
-        found: list[tuple[Any, ...]] = []
-        inside = False
-        for item in self.run.log.active_events:
-            if item.name in ("stage.start", "stage.stop") and item["stage"] == label:
-                inside = item.name == "stage.start"
-                found = [] if inside else found
-            elif inside and item.name.partition(".")[0] not in _BACKGROUND_EVENTS:
-                found.append(event_content(item))
-        return found
-
-    def recompute_best(self) -> None:
-        "The best so far, from the story as it stands."
-        found = [self.snapshot_policy.value(item) for item in self.run.log.active_events]
-        self.best = min((value for value in found if value is not None), default=None)
-        self._last_step = None
-
-    # -- leaving ---------------------------------------------------------------------------------
-
-    def fork_to(self, snapshot: Snapshot, path: Path, spec: ExperimentSpec) -> None:
-        "A new run directory that shares this run's story up to a snapshot; files are linked, not copied, where the disk can."
-        path.mkdir(parents=True, exist_ok=True)
-        if (path / "spec.json").exists():
-            raise InvalidValue(f"{path} holds a run already; choose another folder")
-        lines = self.run.log.path.read_bytes().splitlines(keepends=True)[: snapshot.sequence]
-        for item in self.run.log.active_events:
-            if item.name == "artifact.save" and item.sequence < snapshot.sequence:
-                _link_or_copy(self.run.path / item["path"], path / item["path"])
-        _link_or_copy(self.run.path / "rollouts", path / "rollouts")  # later ones are written anew, or do not count
-        for file in [*self._state_files(snapshot), self.folder / f"{snapshot.sequence}.json"]:
-            _link_or_copy(file, path / "snapshots" / file.name)
-        target = ObjectStore(path / "snapshots" / "objects")
-        for name in self._object_names(iter([snapshot])):
-            _link_or_copy(self.objects.path(name), target.path(name))
-        write_atomically(path / "events.jsonl", lambda file: file.write_bytes(b"".join(lines)))
-        Run.write_spec(path, spec)
-
-# %% ../../nbs/50_engine/3_checkpoints.ipynb #5518473a
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a013
 _BACKGROUND_EVENTS = frozenset({"port", "snapshot", "run", "log", "config", "state"})  # events that are not a stage's own
+
+
+def _remake_stage(flow: Flow, path: tuple[int, ...], known: Flow | None, told: Sequence[Event]) -> None:
+    "Run a stage again for the values it gave; its events must be those among `told`, else InputChanged."
+    part, scopes = locate_stage(flow.workflow, path)
+    names = [name for name, by in flow.made.items() if by == path]
+    if known is not None and all(known.made.get(name) == path and name in known.values for name in names):
+        flow.values.update({name: known.values[name] for name in names})
+        return
+    scratch = Flow(flow.workflow, flow.values, MemoryLog())
+    scratch.path, scratch.scopes = list(path), scopes
+    events = list(part.run(scratch, START))
+    before, now = _stage_record(told, events[0]["stage"]), [event_content(item) for item in events[1:-1]]
+    among_others = len(before) > len(now) and all(item in before for item in now)  # it ran beside other parts
+    if before != now and not among_others:
+        changed = next(((old, new) for old, new in zip(before, now, strict=False) if old != new), (before[-1:], now[-1:]))
+        raise InputChanged(
+            events[0]["stage"],
+            f"stage {part.name!r} gives something else than when it ran first; its input has changed since.\n"
+            f"then: {changed[0]}\nnow:  {changed[1]}\n"
+            f"put the input back, or rewind to before {part.name!r} to use the new one",
+        )
+
+
+def _stage_record(told: Sequence[Event], label: str) -> list[tuple[Any, ...]]:
+    "What a stage's own events said when it ran last."
+    found: list[tuple[Any, ...]] = []
+    inside = False
+    for item in told:
+        if item.name in ("stage.start", "stage.stop") and item["stage"] == label:
+            inside = item.name == "stage.start"
+            found = [] if inside else found
+        elif inside and item.name.partition(".")[0] not in _BACKGROUND_EVENTS:
+            found.append(event_content(item))
+    return found
+
+# %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a015
+def fork_run(snapshots: SnapshotFolder, snapshot: Snapshot, path: Path, spec: ExperimentSpec) -> None:
+    "A new run directory that shares a run's story up to a snapshot; files are linked, not copied, where the disk can."
+    path.mkdir(parents=True, exist_ok=True)
+    if (path / "spec.json").exists():
+        raise InvalidValue(f"{path} holds a run already; choose another folder")
+    run = snapshots.run
+    lines = run.log.path.read_bytes().splitlines(keepends=True)[: snapshot.sequence]
+    for item in run.log.active_events:
+        if item.name == "artifact.save" and item.sequence < snapshot.sequence:
+            _link_or_copy(run.path / item["path"], path / item["path"])
+    _link_or_copy(run.path / "rollouts", path / "rollouts")  # later ones are written anew, or do not count
+    for file in [*state_files(snapshots, snapshot), snapshots.folder / f"{snapshot.sequence}.json"]:
+        _link_or_copy(file, path / "snapshots" / file.name)
+    target = ObjectStore(path / "snapshots" / "objects")
+    for name in object_names(snapshots, [snapshot]):
+        _link_or_copy(snapshots.objects.path(name), target.path(name))
+    write_atomically(path / "events.jsonl", lambda file: file.write_bytes(b"".join(lines)))
+    Run.write_spec(path, spec)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -65,7 +65,7 @@ class _Prefetcher:
             self.set_and_notify(error=error)
 
     def wait(self, condition: Callable[[], bool]) -> bool:
-        "Wait until it is true."
+        "Wait until the condition is true; it is looked at again after every `set_and_notify`."
         with self.changed:
             return self.changed.wait_for(condition)
 
@@ -81,7 +81,7 @@ class _Prefetcher:
         return bool(self.ready) or self.error is not None
 
     def take(self) -> Any:
-        "The next thing, or END."
+        "The next thing, waited for; `_END` when there are no more; the generator's error is raised here."
         self.wait(lambda: self.settled)
         if self.ready:
             thing = self.ready.popleft()
@@ -197,7 +197,7 @@ class Produce(Composition):
 
     @property
     def capacity(self) -> int:
-        "Finished items that may wait."
+        "How many finished items may wait: `buffer`, or enough for all that the lag allows."
         return (self.lag + 1) * self.every if self.buffer is None else self.buffer
 
     @property
@@ -211,12 +211,12 @@ class Produce(Composition):
         return (*((self.policy,) if self.policy else ()), _hide_parameter(self.producer, "number"), self.consumer)
 
     @property
-    def needed_values(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def needed_values(self) -> tuple[str, ...]:
         "The values that say how many, and how far behind."
         return tuple(name for name in (self.items, self.lag_from) if isinstance(name, str) and name)
 
     @property
-    def about(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def about(self) -> str:
         "How many, and how far apart."
         return f" × {self.items}, policy at most {self.lag_from or self.lag} behind"
 
@@ -234,7 +234,8 @@ class Produce(Composition):
         if at.moment == "after" and not at.path:
             return
         total = flow.values[flow.input_key(self.items)] if isinstance(self.items, str) else self.items
-        first, waiting = (at.path[0], flow.progress.get("waiting", [])) if at.path else (0, [])
+        first = at.path[0] if at.path else 0
+        waiting: list[Any] = flow.progress.get("waiting", []) if at.path else []
         if at.path and self.saves_waiting_items and "waiting" not in flow.progress:
             raise WorkflowError(
                 f"{self.name!r} was left before item {first}; the items that waited then are not in progress"
@@ -318,7 +319,7 @@ class Produce(Composition):
             ahead.wait(lambda: ahead.done >= due or ahead.error is not None)
         waiting = list(ahead.ready) if self.saves_waiting_items else []
         lag = count // self.every - version // self.every
-        about = {"part": flow.label(self.name), "item": count, "version": version, "lag": lag, "waited": waited}
+        about: dict[str, Any] = {"part": flow.label(self.name), "item": count, "version": version, "lag": lag, "waited": waited}
         if due is not None and all(one[-1] is None for one in waiting):
             yield _mark_item(flow, count, {"waiting": waiting} if self.saves_waiting_items else {}, **about)
         else:  # others, or one that failed, would have to be made with a policy that is gone

@@ -247,7 +247,7 @@ def _check_part(part: WorkflowPart, scene: _CheckState) -> None:
 
 # %% ../../nbs/50_engine/1_validation.ipynb #d349e80f
 def _check_stage(part: Stage, scene: _CheckState) -> None:
-    "Problems of one stage."
+    "Note what is wrong with one stage: values that nobody gives, settings that do not exist, types that do not fit, an order that does not hold."
     declared = _type_hints(part)
     for name in part.takes:
         key = _use_value(scene, part.name, name, name not in part.needs)

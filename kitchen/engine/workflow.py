@@ -181,7 +181,7 @@ class RolledBack(Exception):
 # %% ../../nbs/50_engine/0_workflow.ipynb #6cf88610
 @dataclass(frozen=True)
 class Stage:
-    "One paragraph of a workflow."
+    "A function with names: its parameters are the values it takes, `gives` the values it adds, and a policy for when it fails."
 
     name: str
     function: Callable[..., Any]
@@ -235,113 +235,125 @@ class Stage:
         "The plain function: a stage can be used without a workflow."
         return self.function(*values, **named)
 
-    def arguments(self, flow: Flow) -> dict[str, Any]:
-        "What the function is called with; settings are watched."
-        found: dict[str, Any] = {"progress": flow.progress} if self.resumable else {}
-        for name in self.takes:
-            key = flow.input_key(name)
-            if key in flow.values:
-                value = flow.values[key]
-                watched = isinstance(value, Config)
-                found[name] = _TrackedConfig(flow, key, flow.reads[flow.label(self.name)]) if watched else value
-        return found
-
     def run(self, flow: Flow, at: WorkflowPosition = START) -> Iterator[Event]:
         "Do the work with the values that are there, log the span, and add what it gives."
-        if at.moment == "after":
-            return
-        name, started, tries = flow.label(self.name), time.perf_counter(), 0
-        flow.reads.setdefault(name, set())
-        if at.moment == "before":
-            flow.progress = {}
-            yield flow.log.append(
-                event("stage.start", stage=name)
-            )  # nothing has happened yet: still at the last boundary
-        while True:
-            try:
-                answer, tried_at = self._call(flow), time.perf_counter()
-                while isinstance(answer, Generator):  # events while it works; its answer at the end
-                    working = cast(Generator[Event, None, Any], answer)
-                    try:
-                        item = next(working)
-                    except StopIteration as end:
-                        answer = end.value
-                        break
-                    yield self._log_inner(flow, item)
-                    self._check_time(working, tried_at)
-                given = self._check_outputs(answer)
-                break
-            except Exception as error:
-                tries, reason = tries + 1, f"{type(error).__name__}: {error}"
-                if isinstance(error, RolledBack):
-                    raise
-                if self._may_retry(flow, tries, error):
-                    yield from self._prepare_retry(flow, tries, reason)
-                elif self.retry_policy.skip is not None and not isinstance(error, InvalidValue):
-                    given = dict(self.retry_policy.skip)
-                    yield flow.note(event("stage.skip", stage=name, error=reason, gives=list(given)))
-                    break
-                else:
-                    yield flow.note(
-                        event("stage.error", stage=name, error=reason, seconds=time.perf_counter() - started)
-                    )
-                    raise
-        for one, value in given.items():
-            flow.values[flow.output_key(one)] = value
-            flow.made[flow.output_key(one)] = tuple(flow.path)
+        return _run_stage(self, flow, at)
+
+# %% ../../nbs/50_engine/0_workflow.ipynb #7c50a002
+def _run_stage(stage: Stage, flow: Flow, at: WorkflowPosition) -> Iterator[Event]:
+    "Do the work with the values that are there, log the span, and add what it gives."
+    if at.moment == "after":
+        return
+    name, started, tries = flow.label(stage.name), time.perf_counter(), 0
+    flow.reads.setdefault(name, set())
+    if at.moment == "before":
         flow.progress = {}
-        seconds, reads = time.perf_counter() - started, sorted(flow.reads[name])
-        yield flow.mark(event("stage.stop", stage=name, gives=list(given), reads=reads, seconds=seconds), "after")
-
-    def _call(self, flow: Flow) -> Any:
-        "What the function answers: its values, or a generator of events that ends with them."
-        limit, arguments = self.retry_policy.timeout, self.arguments(flow)
-        if limit is None or inspect.isgeneratorfunction(self.function):
-            return self.function(**arguments)
-        return _call_stage_with_timeout(limit, lambda: self.function(**arguments), self.name)
-
-    def _log_inner(self, flow: Flow, item: Event) -> Event:
-        "Log an event of the function; after an optimizer step the run can be left and entered, if the stage can."
-        if item.name != _TRAIN_STEP:
-            return flow.note(item)
-        flow.step = item.step
-        return flow.mark(item, "inside") if self.resumable else flow.note(item)
-
-    def _check_time(self, working: Generator[Event, None, Any], started: float) -> None:
-        "End a generator that takes longer than the policy allows."
-        limit = self.retry_policy.timeout
-        if limit is not None and time.perf_counter() - started > limit:
-            working.close()
-            raise StageTimeout(f"stage {self.name!r} took longer than {limit:g} s")
-
-    def _may_retry(self, flow: Flow, tries: int, error: Exception) -> bool:
-        "Whether the policy grants another try."
-        before = flow.attempts.get(tuple(flow.path), 0) if self.retry_policy.rollback else 0
-        return before + tries <= self.retry_policy.retries and not isinstance(error, InvalidValue)
-
-    def _prepare_retry(self, flow: Flow, tries: int, reason: str) -> Iterator[Event]:
-        "Log it, and wait, or go back to the last boundary."
-        name, place = flow.label(self.name), tuple(flow.path)
-        if self.retry_policy.rollback:
-            tries += flow.attempts.get(place, 0)
-            yield flow.note(event("stage.rollback", stage=name, error=reason, attempt=tries))
-            if flow.request_rollback is None:
-                raise WorkflowError(
-                    f"stage {name!r} is to go back to its last boundary, but nothing keeps snapshots here"
+        yield flow.log.append(
+            event("stage.start", stage=name)
+        )  # nothing has happened yet: still at the last boundary
+    while True:
+        try:
+            answer, tried_at = _call_stage(stage, flow), time.perf_counter()
+            while isinstance(answer, Generator):  # events while it works; its answer at the end
+                working = cast(Generator[Event, None, Any], answer)
+                try:
+                    item = next(working)
+                except StopIteration as end:
+                    answer = end.value
+                    break
+                yield _log_stage_event(stage, flow, item)
+                _check_stage_time(stage, working, tried_at)
+            given = _stage_outputs(stage, answer)
+            break
+        except Exception as error:
+            tries, reason = tries + 1, f"{type(error).__name__}: {error}"
+            if isinstance(error, RolledBack):
+                raise
+            if _may_retry(stage, flow, tries, error):
+                yield from _prepare_retry(stage, flow, tries, reason)
+            elif stage.retry_policy.skip is not None and not isinstance(error, InvalidValue):
+                given = dict(stage.retry_policy.skip)
+                yield flow.note(event("stage.skip", stage=name, error=reason, gives=list(given)))
+                break
+            else:
+                yield flow.note(
+                    event("stage.error", stage=name, error=reason, seconds=time.perf_counter() - started)
                 )
-            flow.attempts[place] = tries
-            flow.request_rollback()
-        pause = self.retry_policy.pause * 2 ** (tries - 1)
-        yield flow.note(event("stage.retry", stage=name, error=reason, attempt=tries, pause=pause))
-        flow.stopping.wait(pause)
+                raise
+    for one, value in given.items():
+        flow.values[flow.output_key(one)] = value
+        flow.made[flow.output_key(one)] = tuple(flow.path)
+    flow.progress = {}
+    seconds, reads = time.perf_counter() - started, sorted(flow.reads[name])
+    yield flow.mark(event("stage.stop", stage=name, gives=list(given), reads=reads, seconds=seconds), "after")
 
-    def _check_outputs(self, answer: Any) -> dict[str, Any]:
-        "The answer as named values; a stage that does not give what it declared is refused."
-        answers = (answer,) if len(self.gives) == 1 else (answer or ())
-        if len(answers) != len(self.gives):
-            declared = ", ".join(self.gives) or "none"
-            raise WorkflowError(f"stage {self.name!r} gave {len(answers)} values but declares {declared}")
-        return dict(zip(self.gives, answers, strict=True))
+# %% ../../nbs/50_engine/0_workflow.ipynb #7c50a004
+def _stage_arguments(stage: Stage, flow: Flow) -> dict[str, Any]:
+    "What the function is called with; settings are watched."
+    found: dict[str, Any] = {"progress": flow.progress} if stage.resumable else {}
+    for name in stage.takes:
+        key = flow.input_key(name)
+        if key in flow.values:
+            value = flow.values[key]
+            watched = isinstance(value, Config)
+            found[name] = _TrackedConfig(flow, key, flow.reads[flow.label(stage.name)]) if watched else value
+    return found
+
+
+def _call_stage(stage: Stage, flow: Flow) -> Any:
+    "What the function answers: its values, or a generator of events that ends with them."
+    limit, arguments = stage.retry_policy.timeout, _stage_arguments(stage, flow)
+    if limit is None or inspect.isgeneratorfunction(stage.function):
+        return stage.function(**arguments)
+    return _call_stage_with_timeout(limit, lambda: stage.function(**arguments), stage.name)
+
+
+def _stage_outputs(stage: Stage, answer: Any) -> dict[str, Any]:
+    "The answer as named values; a stage that does not give what it declared is refused."
+    answers = (answer,) if len(stage.gives) == 1 else (answer or ())
+    if len(answers) != len(stage.gives):
+        declared = ", ".join(stage.gives) or "none"
+        raise WorkflowError(f"stage {stage.name!r} gave {len(answers)} values but declares {declared}")
+    return dict(zip(stage.gives, answers, strict=True))
+
+# %% ../../nbs/50_engine/0_workflow.ipynb #7c50a006
+def _log_stage_event(stage: Stage, flow: Flow, item: Event) -> Event:
+    "Log an event of the function; after an optimizer step the run can be left and entered, if the stage can."
+    if item.name != _TRAIN_STEP:
+        return flow.note(item)
+    flow.step = item.step
+    return flow.mark(item, "inside") if stage.resumable else flow.note(item)
+
+
+def _check_stage_time(stage: Stage, working: Generator[Event, None, Any], started: float) -> None:
+    "End a generator that takes longer than the policy allows."
+    limit = stage.retry_policy.timeout
+    if limit is not None and time.perf_counter() - started > limit:
+        working.close()
+        raise StageTimeout(f"stage {stage.name!r} took longer than {limit:g} s")
+
+# %% ../../nbs/50_engine/0_workflow.ipynb #7c50a007
+def _may_retry(stage: Stage, flow: Flow, tries: int, error: Exception) -> bool:
+    "Whether the policy grants another try."
+    before = flow.attempts.get(tuple(flow.path), 0) if stage.retry_policy.rollback else 0
+    return before + tries <= stage.retry_policy.retries and not isinstance(error, InvalidValue)
+
+
+def _prepare_retry(stage: Stage, flow: Flow, tries: int, reason: str) -> Iterator[Event]:
+    "Log it, and wait, or go back to the last boundary."
+    name, place = flow.label(stage.name), tuple(flow.path)
+    if stage.retry_policy.rollback:
+        tries += flow.attempts.get(place, 0)
+        yield flow.note(event("stage.rollback", stage=name, error=reason, attempt=tries))
+        if flow.request_rollback is None:
+            raise WorkflowError(
+                f"stage {name!r} is to go back to its last boundary, but nothing keeps snapshots here"
+            )
+        flow.attempts[place] = tries
+        flow.request_rollback()
+    pause = stage.retry_policy.pause * 2 ** (tries - 1)
+    yield flow.note(event("stage.retry", stage=name, error=reason, attempt=tries, pause=pause))
+    flow.stopping.wait(pause)
 
 # %% ../../nbs/50_engine/0_workflow.ipynb #db888b76
 def _call_stage_with_timeout(seconds: float, work: Callable[[], Any], name: str) -> Any:
@@ -437,7 +449,7 @@ def guaranteed_outputs(part: WorkflowPart) -> set[str]:
 # %% ../../nbs/50_engine/0_workflow.ipynb #69b0ecf0
 @dataclass(frozen=True, repr=False)
 class Chain(Composition):
-    "Parts in order."
+    "Parts that run one after another; each finds the values that those before it gave."
 
     name: str
     parts: tuple[WorkflowPart, ...]
@@ -452,7 +464,7 @@ class Chain(Composition):
 # %% ../../nbs/50_engine/0_workflow.ipynb #709edd76
 @dataclass(frozen=True, repr=False)
 class Loop(Composition):
-    "The body, several times."
+    "A part that runs several times; each round finds the values of the one before."
 
     name: str
     body: WorkflowPart

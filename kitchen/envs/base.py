@@ -66,18 +66,18 @@ def _run_calls(asked: queue.SimpleQueue[Any], told: queue.SimpleQueue[tuple[Any,
 # %% ../../nbs/25_envs/3_base.ipynb #037e1fc2
 @dataclass(frozen=True)
 class Step:
-    "What follows an action."
+    "What an environment answers to an action: messages for the policy, a reward, and whether the episode is over."
 
     messages: tuple[Message, ...] = ()  # what the policy sees next
     reward: float = 0.0
     done: bool = True
     wait: bool = False  # it is somebody else's turn; `poll` says when it is over
-    parts: Mapping[str, float] = field(default_factory=dict)  # rewards by component, and whatever is to be averaged
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])  # rewards by component, and whatever is to be averaged
 
 # %% ../../nbs/25_envs/3_base.ipynb #fe610f66
 @runtime_checkable
 class Env(Protocol):
-    "One episode."
+    "One episode: `start` gives its first messages, `step` takes what the policy said; an object is used once."
 
     def start(self) -> Sequence[Message]:
         "What the policy sees first; nothing, if somebody else begins."
@@ -158,7 +158,7 @@ def fresh_envs(problem: Problem) -> list[Env]:
 
 
 def first_messages(problem: Problem) -> list[Message]:
-    "What a policy sees first."
+    "The messages that a fresh episode of this problem begins with."
     return list(fresh_envs(problem)[0].start())
 
 # %% ../../nbs/25_envs/3_base.ipynb #6cb1cd96
@@ -176,8 +176,10 @@ class Tool:
         from pydantic import ConfigDict, create_model
 
         parameters = inspect.signature(self.function, eval_str=True).parameters.values()
-        wanted = {one.name: (one.annotation, ... if one.default is one.empty else one.default) for one in parameters}
-        return create_model(self.name, __config__=ConfigDict(extra="forbid"), **wanted)  # pyright: ignore
+        wanted: dict[str, Any] = {
+            one.name: (one.annotation, ... if one.default is one.empty else one.default) for one in parameters
+        }
+        return create_model(self.name, __config__=ConfigDict(extra="forbid"), **wanted)
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -186,13 +188,14 @@ class Tool:
         parameters = {"type": "object", "properties": shape.get("properties", {}), "required": shape.get("required", [])}
         return {"type": "function", "function": {"name": self.name, "description": self.description, "parameters": parameters}}
 
-    def call(self, arguments: Any) -> str:
+    def call(self, arguments: object) -> str:
         "The result as text; errors become text too, for the model to read."
         from pydantic import ValidationError
 
         try:
-            checked = self._arguments_model.model_validate(json.loads(arguments) if isinstance(arguments, str) else arguments)
-            return str(self.function(**{name: getattr(checked, name) for name in type(checked).model_fields}))
+            given = json.loads(arguments) if isinstance(arguments, str) else arguments
+            checked: dict[str, Any] = dict(self._arguments_model.model_validate(given))
+            return str(self.function(**checked))
         except ValidationError as error:
             first = error.errors()[0]
             return f"error: argument {'.'.join(map(str, first['loc'])) or '?'}: {first['msg']}"
@@ -293,7 +296,7 @@ class GuessNumber:
 
 # %% ../../nbs/25_envs/3_base.ipynb #b5e73849
 def guess_problems(count: int, seed: int, split: str = "train", max_number: int = 16, turns: int = 6) -> list[Problem]:
-    "So many games of guessing."
+    "`count` games of guessing a number; the secrets follow from seed and split."
     secrets = random_generator(seed, "guess", split).integers(1, max_number + 1, count)
     games = [functools.partial(GuessNumber, secret, max_number, turns) for secret in map(int, secrets)]
     return [Problem("guess", f"a number from 1 to {max_number}", functools.partial(independent_envs, game)) for game in games]

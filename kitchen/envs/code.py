@@ -28,9 +28,9 @@ from kitchen.envs.base import (
     question_messages,
     question_problems,
 )
-from .rewards import Reward, Row, gold_answer, short_repr
+from .rewards import Reward, Row, gold_answer
 from .sandbox import Sandbox, SandboxLimits, worker_count
-from ..types import InvalidValue, Message, UnknownName
+from ..types import InvalidValue, Message, UnknownName, is_list, is_mapping
 
 # %% ../../nbs/25_envs/4_code.ipynb #2e947434
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def _parse_assertion(line: str) -> tuple[str, Any]:
     match ast.parse(line.strip()).body:
         case [ast.Assert(test=ast.Compare(left=call, ops=[ast.Eq() | ast.Is()], comparators=[value]))]:
             return ast.unparse(call), ast.literal_eval(value)
-    raise ValueError(line)
+        case _:
+            raise ValueError(line)
 
 
 def _row_tests(row: Row) -> tuple[_CodeTest, ...]:
@@ -104,7 +105,7 @@ def _parse_results(stdout: str, mark: str) -> dict[int, Any]:
         index, _, text = text.partition(" ")
         if head == mark and index.isascii() and index.isdecimal() and len(index) < 9:
             said.setdefault(int(index), []).append(text)
-    values = {}
+    values: dict[int, Any] = {}
     for index, texts in said.items():
         try:
             values[index] = json.loads(texts[0]) if len(texts) == 1 else Ellipsis
@@ -113,13 +114,13 @@ def _parse_results(stdout: str, mark: str) -> dict[int, Any]:
     return {index: value for index, value in values.items() if value is not Ellipsis}
 
 # %% ../../nbs/25_envs/4_code.ipynb #eb0ff9a8
-def _json_equal(found: Any, wanted: Any) -> bool:
+def _json_equal(found: object, wanted: object) -> bool:
     "Whether two values of JSON are equal; true is not 1, and a text is no number."
     if isinstance(wanted, bool) or isinstance(found, bool):
         return found is wanted
-    if isinstance(wanted, list) and isinstance(found, list):
+    if is_list(wanted) and is_list(found):
         return len(found) == len(wanted) and all(map(_json_equal, found, wanted))
-    if isinstance(wanted, dict) and isinstance(found, dict):
+    if is_mapping(wanted) and is_mapping(found):
         return found.keys() == wanted.keys() and all(_json_equal(found[name], wanted[name]) for name in wanted)
     return found == wanted
 
@@ -134,7 +135,7 @@ class CodeGrader:
 
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        "Who runs the programs."
+        "The threads that each wait for one sandboxed process; made when first used."
         return ThreadPoolExecutor(worker_count(), thread_name_prefix="examiner")
 
     def start_tests(self, answer: str, row: Row) -> "Future[float]":
@@ -150,7 +151,7 @@ class CodeGrader:
         return known
 
     def _run_tests(self, program: str, checks: Sequence[_CodeTest]) -> float:
-        "Test a program now."
+        "Run the program in the sandbox on all calls; the share whose printed value equals the expected one, 0 to 1."
         mark = secrets.token_hex(16)
         job = json.dumps({"mark": mark, "program": program, "calls": [check.call for check in checks]})
         found = _parse_results(self.sandbox.run(_TEST_RUNNER, job).stdout, mark)
@@ -206,7 +207,7 @@ def code_problems(
 
 # %% ../../nbs/25_envs/4_code.ipynb #d3671dad
 def _env_factory(row: Row, rewards: Sequence[Reward], opening: Sequence[Message], grader: CodeGrader) -> Callable[[int], list[Any]]:
-    "Makes episodes of a row."
+    "A function that makes so many fresh episodes of a row's question."
     return functools.partial(independent_envs, lambda: CodeEnv(QuestionEnv(row, rewards, opening), grader))
 
 # %% ../../nbs/25_envs/4_code.ipynb #1722877d
@@ -424,7 +425,7 @@ def code_rows(count: int, seed: int, split: str = "train", brief: bool = False) 
     "So many rows of functions; prompts of the two splits have nothing in common, and those of `test` are all different."
     if split not in SPLITS:
         raise UnknownName("split", split, SPLITS)
-    rng, seen, rows, failures = random.Random(f"code/{split}/{seed}"), set(), [], 0
+    rng, seen, rows, failures = random.Random(f"code/{split}/{seed}"), set[str](), list[dict[str, Any]](), 0
     while len(rows) < count and failures < MAX_FAILED_DRAWS:
         row = _code_row(rng, brief)
         prompt = question_messages(row)[0].content
@@ -452,7 +453,7 @@ _OPERATOR_MISTAKES = {
 
 
 def _insert_mistake(program: str, rng: random.Random) -> str:
-    "The program with one slip."
+    "The program with one operator, drawn at random, replaced by another."
     places = [(sign, at) for sign in _OPERATOR_MISTAKES for at in [program.find(sign)] if at >= 0]
     sign, at = rng.choice(places)
     return program[:at] + _OPERATOR_MISTAKES[sign] + program[at + len(sign) :]

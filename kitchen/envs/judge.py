@@ -67,7 +67,7 @@ _GRADING_INSTRUCTION = (
 # %% ../../nbs/25_envs/6_judge.ipynb #ef600f98
 @dataclass(frozen=True)
 class Rubric:
-    "What answers are graded by."
+    "Criteria by name, each a sentence, and the largest grade a criterion can get."
 
     criteria: Mapping[str, str]  # name -> what is asked, in a sentence
     max_grade: int = 10  # of a criterion
@@ -80,7 +80,7 @@ class Rubric:
                 raise InvalidValue(f"name of a criterion {name!r}: use letters, digits, spaces and dashes")
 
     def grading_messages(self, messages: Sequence[Message], answer: str) -> list[Message]:
-        "What the judge is asked."
+        "The judge's system and user message: the criteria, then conversation and answer as JSON, so that they cannot pass for instructions."
         said = [{"role": one.role, "content": one.content} for one in messages]
         criteria = "\n".join(f"{name}: {text}" for name, text in self.criteria.items())
         graded = json.dumps({"conversation": said, "answer": answer}, ensure_ascii=False)
@@ -88,7 +88,7 @@ class Rubric:
 
     def parse_grades(self, said: str) -> dict[str, float]:
         "Grades, from 0 to 1, of those criteria that a line is about; the last such line counts."
-        found = {}
+        found: dict[str, float] = {}
         for name in self.criteria:
             line = rf"^\W*{re.escape(name)}\W*[:=]\W*(\d+)(?:\.0+)?\s*(?:/\s*{self.max_grade})?\W*$"
             lines = re.findall(line, said, re.MULTILINE | re.IGNORECASE)
@@ -106,7 +106,7 @@ class Grade:
 
     @property
     def value(self) -> float:
-        "The mean over the criteria."
+        "The mean of the criteria's scores, 0 to 1."
         return sum(self.scores.values()) / len(self.scores)
 
 # %% ../../nbs/25_envs/6_judge.ipynb #ba652b92
@@ -247,11 +247,12 @@ def judge_by_completer(completer: Completer, max_tokens: int = 8) -> PairwiseJud
 # %% ../../nbs/25_envs/6_judge.ipynb #2732935f
 def _win_rates(chances: np.ndarray) -> list[tuple[float, dict[str, float]]]:
     "For each answer the share of its games it wins, a draw being half, and the share that could not be judged."
-    found = []
+    found: list[tuple[float, dict[str, float]]] = []
     for place, row in enumerate(chances):
         games = np.delete(row, place)
         known = np.where(np.isnan(games), 0.5, games)
-        won = float(np.mean((known > 0.5) + 0.5 * (known == 0.5))) if len(games) else 0.5
+        points: np.ndarray = (known > 0.5) + 0.5 * (known == 0.5)
+        won = float(np.mean(points)) if len(games) else 0.5
         found.append((won, {"won": won, "unreadable": float(np.mean(np.isnan(games))) if len(games) else 0.0}))
     return found
 
@@ -259,4 +260,8 @@ def _win_rates(chances: np.ndarray) -> list[tuple[float, dict[str, float]]]:
 def add_tournament(problem: Problem, pairwise_judge: PairwiseJudge) -> Problem:
     "The problem with games between the answers of a group, besides what it gives itself."
     asked = first_messages(problem)
-    return replace(problem, judge=lambda answers: _win_rates(pairwise_judge(asked, answers)))
+
+    def play(answers: Sequence[str]) -> list[tuple[float, dict[str, float]]]:
+        return _win_rates(pairwise_judge(asked, answers))
+
+    return replace(problem, judge=play)

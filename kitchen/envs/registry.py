@@ -24,7 +24,6 @@ from kitchen.envs.base import (
     independent_envs,
     multiply,
     nim_problems,
-    question_messages,
     question_problems,
     tool_prompt,
 )
@@ -33,7 +32,7 @@ from .judge import Grader, PairwiseJudge, add_tournament, rubric_problems
 from .rewards import Reward, Row
 from .search import search_problems
 from ..ports.protocols import EmbeddingClient, VectorStore
-from ..types import InvalidValue, MissingCapability, UnknownName
+from ..types import InvalidValue, MissingCapability, UnknownName, is_list
 
 # %% ../../nbs/25_envs/7_registry.ipynb #3d59fc81
 def _task_problems(name: str, count: int, seed: int, split: str, rewards: Sequence[Reward]) -> list[Problem]:
@@ -73,7 +72,7 @@ def tool_rows(count: int, seed: int, split: str = "train", system: str = _TOOLS_
     "Conversations in which a tool is called, and its result is the answer; splits have no question in common."
     if split not in ("train", "test"):
         raise UnknownName("split", split, ("train", "test"))
-    rng, found = random.Random(f"tools/{split}/{seed}"), []
+    rng, found = random.Random(f"tools/{split}/{seed}"), list[dict[str, Any]]()
     while len(found) < count:
         name, arguments, asked, answer = _sum_row(rng)
         if split_of(asked) != split:
@@ -148,9 +147,10 @@ def _module_problems(name: str, count: int, seed: int, split: str, rewards: Sequ
             f"environment 'module:{name}': {error}; write module:NAME:FUNCTION, importable from here"
         ) from error
     made = make(count, seed, split, rewards)
-    if not isinstance(made, list) or not made or not all(isinstance(one, Problem) for one in made):
+    found = [one for one in made if isinstance(one, Problem)] if is_list(made) else []
+    if not found or len(found) != len(made):
         raise InvalidValue(f"environment 'module:{name}' must give a list of Problem, not {made!r:.80}")
-    return made
+    return found
 
 # %% ../../nbs/25_envs/7_registry.ipynb #9c4dc232
 def _mixed_problems(

@@ -33,12 +33,12 @@ class SandboxFailed(KitchenError):
 # %% ../../nbs/25_envs/1_sandbox.ipynb #baad930f
 @dataclass(frozen=True)
 class SandboxLimits:
-    "What one run may use."
+    "The most that one run may use; what goes beyond is stopped, and the result says by which limit."
 
-    seconds: float = 5.0  # by the clock on the wall
-    memory_bytes: int = 256 << 20  # address space of each process
-    output_bytes: int = 64 << 10  # of stdout and of stderr, each
-    processes: int = 8  # threads count, too
+    seconds: float = 5.0  # by the clock on the wall; a hundred times what an interpreter needs to start
+    memory_bytes: int = 256 << 20  # address space of each process; a bare interpreter maps 11 MiB
+    output_bytes: int = 64 << 10  # of stdout and of stderr, each: what a pipe of Linux holds
+    processes: int = 8  # threads count, too; enough for a pool, and a fork bomb ends at once
     file_bytes: int = 8 << 20  # of each file, and of the work folder as a whole
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class SandboxLimits:
 # %% ../../nbs/25_envs/1_sandbox.ipynb #38ddc19a
 @dataclass(frozen=True)
 class ProgramResult:
-    "What a program did."
+    "What a program wrote, how it ended, and how long it ran."
 
     stdout: str
     stderr: str

@@ -111,10 +111,10 @@ def search_rows(count: int, seed: int, split: str = "train", system: str = _SEAR
 def _search_row(town: _Town, fact: str, way: str, system: str) -> dict[str, Any]:
     "A question about a town, searched for and answered."
     asked, answer = way.format(name=town.name), str(getattr(town, fact))
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": asked}]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}, {"role": "user", "content": asked}]
     for words in (town.name, *([f"River {town.river}"] if fact in _TWO_HOP_QUESTIONS else [])):
         call = {"type": "function", "function": {"name": "search", "arguments": {"query": words}}}
-        messages.append({"role": "assistant", "content": "", "tool_calls": [call]})  # pyright: ignore[reportArgumentType]
+        messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
         messages.append({"role": "tool", "name": "search", "content": _default_search_tool().call({"query": words})})
     messages.append({"role": "assistant", "content": answer})
     return {"messages": messages, "question": asked, "answer": answer, "task": "search"}

@@ -136,7 +136,8 @@ def get_distill_loss(name: str, **settings: float) -> DistillLoss:
     for setting in settings:
         if setting not in ("beta", "temperature"):
             raise UnknownName("setting of a distillation loss", setting, ("beta", "temperature"))
-    return replace(DISTILL_LOSSES[name], **settings)  # pyright: ignore[reportArgumentType]
+    changes: dict[str, Any] = dict(settings)
+    return replace(DISTILL_LOSSES[name], **changes)
 
 # %% ../../nbs/30_losses/3_distillation.ipynb #c9238360
 def ranked_datums(
@@ -177,7 +178,7 @@ def distillation_loss(loss: DistillLoss, ranks: int, weight_of_step: float) -> C
 
         total = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(data), ranks):
-            learnt = torch.from_numpy(data[start].weights != 0)
+            learnt = torch.as_tensor(data[start].weights != 0)
             beside = [torch.tensor(one.loss_fn_inputs["teacher_logprobs"]) for one in data[start : start + ranks]]
             teacher = torch.stack(beside, -1)[learnt].double()
             student = torch.stack(list(logprobs[start : start + ranks]), -1)[

@@ -10,7 +10,7 @@ __all__ = ['ADVANTAGES', 'AGGREGATIONS', 'KL_ESTIMATORS', 'SHAPES', 'ObjectiveNa
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -254,37 +254,50 @@ class Objective:
     @property
     def formula(self) -> str:
         "What one token adds to the loss."
-        text = SHAPES[self.shape][1]
-        if self.ratio == "sequence":
-            text = text.replace("ρ", "ρ̄")
-        bounded = self.shape in ("clipped", "detached") and math.isfinite(self.high)
-        ratio = "ρ̄" if self.ratio == "sequence" else "ρ"
-        text += f", {ratio} in [{self.low:g}, {self.high:g}]" if bounded else ""
-        text += f", {ratio} ≤ {self.cap:g} where A < 0" if math.isfinite(self.cap) else ""
-        text += f", β = {self.beta:g}" if self.shape == "quadratic" else ""
-        if self.kl == "loss":
-            text += f" + {self.kl_coefficient:g}·{'ρ·' if self.kl_corrected else ''}{self.kl_estimator}"
-        return text
+        return _formula(self)
 
     def __repr__(self) -> str:
-        (_, first), *rest = self._facts.items()
+        (_, first), *rest = _facts(self).items()
         return "\n".join([f"{self.name}: {first}", *(f"  {name}: {text}" for name, text in rest)])
 
     def _repr_html_(self) -> str:
-        return loss_table_html(self.name, self._facts)
+        return loss_table_html(self.name, _facts(self))
 
-    @property
-    def _facts(self) -> dict[str, str]:
-        "Formula of a token, what its advantage and weight are, where it comes from, how it differs from its neighbours."
-        rows = {"token": self.formula, "A": _ADVANTAGE_FORMULAS[self.advantage], "weight": _AGGREGATION_FORMULAS[self.aggregation]}
-        if self.shape != "score":
-            rows["ρ"] = "π/q of the token" if self.ratio == "token" else "ρ̄ = exp(mean of log π/q over the answer)"
-        if self.kl in ("reward", "advantage") and self.kl_coefficient:
-            rows["distance"] = f"{self.kl_coefficient:g}·{self.kl_estimator} is taken from the {self.kl}"
-        return rows | {name: text for name, text in (("source", self.source), ("differs", self.differs)) if text}
+# %% ../../nbs/30_losses/1_policy.ipynb #7c40a002
+def _formula(objective: "Objective") -> str:
+    "What one token adds to the loss, as a line of text."
+    text = SHAPES[objective.shape][1]
+    if objective.ratio == "sequence":
+        text = text.replace("ρ", "ρ̄")
+    bounded = objective.shape in ("clipped", "detached") and math.isfinite(objective.high)
+    ratio = "ρ̄" if objective.ratio == "sequence" else "ρ"
+    text += f", {ratio} in [{objective.low:g}, {objective.high:g}]" if bounded else ""
+    text += f", {ratio} ≤ {objective.cap:g} where A < 0" if math.isfinite(objective.cap) else ""
+    text += f", β = {objective.beta:g}" if objective.shape == "quadratic" else ""
+    if objective.kl == "loss":
+        text += f" + {objective.kl_coefficient:g}·{'ρ·' if objective.kl_corrected else ''}{objective.kl_estimator}"
+    return text
+
+
+def _facts(objective: "Objective") -> dict[str, str]:
+    "Formula of a token, what its advantage and weight are, where it comes from, how it differs from its neighbours."
+    rows = {"token": _formula(objective), "A": _ADVANTAGE_FORMULAS[objective.advantage], "weight": _AGGREGATION_FORMULAS[objective.aggregation]}
+    if objective.shape != "score":
+        rows["ρ"] = "π/q of the token" if objective.ratio == "token" else "ρ̄ = exp(mean of log π/q over the answer)"
+    if objective.kl in ("reward", "advantage") and objective.kl_coefficient:
+        rows["distance"] = f"{objective.kl_coefficient:g}·{objective.kl_estimator} is taken from the {objective.kl}"
+    return rows | {name: text for name, text in (("source", objective.source), ("differs", objective.differs)) if text}
 
 # %% ../../nbs/30_losses/1_policy.ipynb #909ee481
-_PPO_CLIP = {"shape": "clipped", "low": 0.8, "high": 1.2}
+class _RatioBounds(TypedDict):
+    "The fields of an `Objective` that say how its ratio is bounded."
+
+    shape: str
+    low: float
+    high: float
+
+
+_PPO_CLIP: _RatioBounds = {"shape": "clipped", "low": 0.8, "high": 1.2}  # ε = 0.2, arXiv 1707.06347, table 3
 ObjectiveName = Literal[  # the names in OBJECTIVES
     "importance_sampling", "reinforce", "rloo", "ppo", "grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo",
     "dro",
@@ -358,7 +371,8 @@ def _native_loss(objective: Objective) -> tuple[str, dict[str, float]] | None:
     if objective.shape in ("clipped", "detached"):
         name = "ppo" if objective.shape == "clipped" else "cispo"
         return (name, bounds) if math.isfinite(objective.high) else None
-    return {"plain": ("importance_sampling", {}), "score": ("cross_entropy", {})}.get(objective.shape)
+    name = {"plain": "importance_sampling", "score": "cross_entropy"}.get(objective.shape)
+    return None if name is None else (name, {})
 
 
 def submit_objective(

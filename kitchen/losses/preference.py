@@ -262,16 +262,17 @@ def get_pair_loss(name: str, **settings: float) -> PairLoss:
     for setting in settings:
         if setting not in known:
             raise UnknownName("setting of a preference loss", setting, known)
-    return replace(PAIR_LOSSES[name], **settings)  # pyright: ignore[reportArgumentType]
+    changes: dict[str, Any] = dict(settings)
+    return replace(PAIR_LOSSES[name], **changes)
 
 # %% ../../nbs/30_losses/2_preference.ipynb #78af95c1
 def pair_logprobs(data: Sequence[Datum], logprobs: Sequence[_Tensor]) -> PairLogprobs:
     "Sums over the answers of datums that are chosen and rejected by turns."
     import torch
 
-    sums, references, lengths = [], [], []
+    sums, references, lengths = list[_Tensor](), list[float](), list[int]()
     for datum, found in zip(data, logprobs, strict=True):
-        answer = torch.from_numpy(datum.weights != 0).to(found.device)
+        answer = torch.as_tensor(datum.weights != 0).to(found.device)
         reference = datum.loss_fn_inputs.get("reference_logprobs")
         sums.append(found[answer].double().sum())
         references.append(0.0 if reference is None else float(reference[datum.weights != 0].sum(dtype="float64")))

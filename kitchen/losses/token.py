@@ -74,7 +74,7 @@ class Loss:
     term: Callable[[np.ndarray, LossInputs, LossSettings], LossTerm]
     required_inputs: tuple[str, ...]  # loss inputs each datum must bring, beside targets
     mask_input: str  # the input that is 0 where the loss does not look
-    settings: LossSettings = field(default_factory=dict)  # names, with what Tinker takes where nothing is said
+    settings: LossSettings = field(default_factory=dict[str, float])  # names, with what Tinker takes where nothing is said
 
 # %% ../../nbs/30_losses/0_token.ipynb #0ccb99a0
 _SAMPLED_INPUTS = ("logprobs", "advantages")
@@ -159,7 +159,7 @@ def as_custom_loss(term: Callable[[np.ndarray, LossInputs], LossTerm]) -> Custom
         total = torch.zeros((), dtype=torch.float64)
         for datum, found in zip(data, logprobs, strict=True):
             made = term(found.detach().cpu().numpy(), datum.loss_fn_inputs)
-            slope = torch.from_numpy(made.gradient).to(found.device)
+            slope = torch.as_tensor(made.gradient).to(found.device)
             total = total + made.value + (slope * (found - found.detach())).sum().to(total.device)
         return total, {}
 
@@ -209,7 +209,7 @@ SFT_LOSSES: dict[str, SftLoss] = {
 
 # %% ../../nbs/30_losses/0_token.ipynb #b3d76a20
 def get_sft_loss(name: str) -> SftLoss:
-    "The named loss of fine-tuning."
+    "The entry of `SFT_LOSSES`; UnknownName with the nearest name if there is none."
     if name not in SFT_LOSSES:
         raise UnknownName("loss of fine-tuning", name, SFT_LOSSES)
     return SFT_LOSSES[name]

@@ -261,6 +261,6 @@ def _edit_events(recorded: Sequence[Mapping[str, Any]], runner: Runner) -> dict[
     for one in recorded:
         about = {key: value for key, value in one.items() if key not in ("event", "milestone", "content")}
         if "content" in one:
-            about["object"] = runner.history.store_edit_value(json.dumps(one["content"], ensure_ascii=False).encode())
+            about["object"] = runner.history.snapshots.store_edit_value(json.dumps(one["content"], ensure_ascii=False).encode())
         found.setdefault(one["milestone"], []).append(event(one["event"], **about))
     return found

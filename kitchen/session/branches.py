@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..engine.checkpoints import InputChanged
+from ..engine.checkpoints import InputChanged, fork_run
 from ..engine.runner import live_settings
 from ..recipes.registry import Recipe
 from .driver import SessionDriver, checked_recipe
@@ -78,7 +78,7 @@ def fork_driver(driver: SessionDriver, run_dir: str | Path | None, changes: Mapp
     origin = {"run": parent.run_id, "step": snapshot.step, "sequence": snapshot.sequence, "head": snapshot.head}
     name = f"{parent.run_id.partition('-fork-')[0]}-fork-{secrets.token_hex(2)}"
     path = Path(run_dir).absolute() if run_dir else parent.path.parent / name
-    runner.history.fork_to(snapshot, path, parent.spec.replace(parent=origin))
+    fork_run(runner.history.snapshots, snapshot, path, parent.spec.replace(parent=origin))
     other = SessionDriver(*checked_recipe(driver.recipe, driver.adapters, parent.spec.config))
     other.attach_run(Run(path).claim())
     branch = other.connected_runner
@@ -87,7 +87,7 @@ def fork_driver(driver: SessionDriver, run_dir: str | Path | None, changes: Mapp
     later = [item for item in driver.log if item.sequence >= snapshot.sequence]
     for item in later:
         if item.name == "state.edit":
-            branch.history.store_edit_value(runner.history.objects.get(item["object"]))
+            branch.history.snapshots.store_edit_value(runner.history.snapshots.objects.get(item["object"]))
     branch.replay(later)
     checked = driver.config.replace(**changes)
     branch.ask(*(event("config.edit", setting=name, after=getattr(checked, name)) for name in changes))

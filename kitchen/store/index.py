@@ -36,7 +36,7 @@ class RunIndex:
         return database
 
     def put(self, run: Run) -> None:
-        "Add or refresh a run."
+        "Write a run's line in the index, in place of the one it had."
         created = run.log.events[0].time if run.log.events else run.path.stat().st_mtime
         row = (run.run_id, run.spec.recipe, run.status, created, json.dumps(run.settings), str(run.path))
         with closing(self._connect()) as database, database:

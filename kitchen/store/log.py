@@ -14,23 +14,30 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
 from ..telemetry import Event, event
-from ..types import DamagedData, InvalidValue, KitchenError
+from ..types import DamagedData, InvalidValue, KitchenError, is_list, is_mapping
 
 # %% ../../nbs/14_store/1_log.ipynb #e7363bcb
-def to_jsonable(value: Any) -> Any:
+@runtime_checkable
+class _Scalar(Protocol):
+    "What NumPy and torch wrap a number in."
+
+    def item(self) -> object: ...
+
+
+def to_jsonable(value: object) -> Any:
     "Numbers as JSON can say them: NumPy scalars become Python's, infinities and NaN become text."
-    if hasattr(value, "item"):
+    if isinstance(value, _Scalar):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if isinstance(value, dict):
+    if is_mapping(value):
         return {str(key): to_jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if is_list(value):
         return [to_jsonable(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
@@ -187,7 +194,7 @@ class EventLog:
         self.size += len(line)
 
     def sync(self) -> None:
-        "Push everything to disk."
+        "Have the system write to disk what it holds of the file (fsync); without it a power cut may take the last events."
         if self.file is not None:
             os.fsync(self.file)
 

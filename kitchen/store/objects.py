@@ -22,7 +22,7 @@ import numpy as np
 from ..config import canonical_json, json_digest
 from ..ports.futures import AdapterFuture
 from .files import write_atomically
-from ..types import DamagedData, InvalidValue, SavedState
+from ..types import DamagedData, InvalidValue, SavedState, is_list, is_mapping
 
 # %% ../../nbs/14_store/4_objects.ipynb #7ebe83b2
 class ObjectStore:
@@ -32,7 +32,7 @@ class ObjectStore:
         self.folder = Path(folder)
 
     def path(self, name: str) -> Path:
-        "Where the object lies."
+        "Its file: a folder named by the first two digits of the hash, so that objects are spread over 256 folders."
         return self.folder / name[:2] / name[2:]
 
     def put(self, content: bytes) -> str:
@@ -65,7 +65,9 @@ class ObjectStore:
 
 # %% ../../nbs/14_store/4_objects.ipynb #77ce9098
 _TensorT = TypeVar("_TensorT")
-_LARGE_TENSOR_BYTES = 1 << 18  # bytes from which a tensor is a pack of its own
+# From here a tensor is a pack of its own: large ones that do not change, such as frozen embeddings, are then stored once,
+# and the hundreds of small ones of an adapter still make one file.
+_LARGE_TENSOR_BYTES = 1 << 18
 
 
 def pack_tensors(
@@ -160,13 +162,15 @@ class StateStore:
 # %% ../../nbs/14_store/4_objects.ipynb #eec8f26c
 _SNAPSHOT_TYPES: dict[str, type] = {}  # dataclasses outside kitchen that may be kept
 _TYPE_KEY = "~"
+_NUMPY_TYPES: tuple[type, ...] = (np.ndarray, np.generic)
 
 
 def allow_in_snapshots(kind: type) -> type:
     "Allow a dataclass of your own in snapshots; usable as a decorator."
+    name, place = kind.__name__, f"{kind.__module__}:{kind.__qualname__}"
     if not dataclasses.is_dataclass(kind):
-        raise InvalidValue(f"only dataclasses can be kept in snapshots; {kind.__name__} is none")
-    _SNAPSHOT_TYPES[f"{kind.__module__}:{kind.__qualname__}"] = kind
+        raise InvalidValue(f"only dataclasses can be kept in snapshots; {name} is none")
+    _SNAPSHOT_TYPES[place] = kind
     return kind
 
 # %% ../../nbs/14_store/4_objects.ipynb #f11c0531
@@ -185,25 +189,25 @@ def _dataclass_by_name(name: str) -> type:
     return kind
 
 # %% ../../nbs/14_store/4_objects.ipynb #f523762b
-def encode_value(value: Any, root: Path | None = None) -> Any:
+def encode_value(value: object, root: Path | None = None) -> Any:
     "The value as JSON; InvalidValue naming the type that cannot be kept."
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if np.isfinite(value) else {_TYPE_KEY: "float", "of": str(value)}
-    if isinstance(value, list):
-        return [encode_value(item, root) for item in value]
-    if isinstance(value, tuple):
-        return {_TYPE_KEY: "tuple", "of": [encode_value(item, root) for item in value]}
-    if isinstance(value, Mapping):
+    if is_list(value):
+        items = [encode_value(item, root) for item in value]
+        return {_TYPE_KEY: "tuple", "of": items} if isinstance(value, tuple) else items
+    if is_mapping(value):
         return {
             _TYPE_KEY: "dict",
             "of": [[encode_value(key, root), encode_value(item, root)] for key, item in value.items()],
         }
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
-        array = np.ascontiguousarray(value)
-        content = base64.b64encode(array.tobytes()).decode()
-        return {_TYPE_KEY: "array", "dtype": array.dtype.str, "shape": list(np.shape(value)), "of": content}
+    if isinstance(value, _NUMPY_TYPES):
+        array = np.asarray(value)
+        if array.dtype != object:
+            content = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+            return {_TYPE_KEY: "array", "dtype": array.dtype.str, "shape": list(array.shape), "of": content}
     if isinstance(value, Path):
         inside = root is not None and value.is_relative_to(root)
         where = value.relative_to(root) if inside and root is not None else value
@@ -215,11 +219,11 @@ def encode_value(value: Any, root: Path | None = None) -> Any:
     raise InvalidValue(f"a snapshot cannot hold a value of type {type(value).__name__}")
 
 # %% ../../nbs/14_store/4_objects.ipynb #a8a5efc5
-def decode_value(content: Any, root: Path | None = None) -> Any:
+def decode_value(content: object, root: Path | None = None) -> Any:
     "The value that `encode_value` turned into JSON."
-    if isinstance(content, list):
+    if is_list(content):
         return [decode_value(item, root) for item in content]
-    if not isinstance(content, dict):
+    if not is_mapping(content):
         return content
     kind, of = content[_TYPE_KEY], content["of"]
     if kind in _DECODERS:

@@ -123,7 +123,7 @@ class Run:
 
     def verify(self) -> list[str]:
         "What does not agree with the log: altered or missing artifacts, a broken chain. Empty when all is well."
-        problems = []
+        problems: list[str] = []
         try:
             EventLog.verify(self.path / "events.jsonl")
         except DamagedData as error:

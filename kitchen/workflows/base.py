@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['MODEL_PRESETS', 'StageEvents', 'save', 'live_field', 'check_known_name', 'name_in_table', 'TrainingConfig',
            'DataConfig', 'AnswerConfig', 'Splits', 'ReadSettings', 'GradeSettings', 'read_split', 'bad_row_events',
-           'render_event', 'read_splits', 'open_model', 'open_training_client', 'adam_params', 'question_of',
-           'ask_questions', 'baseline', 'evaluate', 'save_as', 'register', 'measurements_of', 'report', 'side_by_side']
+           'render_event', 'read_splits', 'open_training', 'open_training_client', 'adam_params', 'question_of',
+           'ask_questions', 'baseline', 'evaluate', 'save_as', 'register_model', 'measurements_of', 'write_results',
+           'side_by_side']
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f1b95254
 import json
@@ -273,7 +274,7 @@ def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type
 
 # %% ../../nbs/55_workflows/0_base.ipynb #31419b1e
 @stage(gives="training", requires="cross_entropy", name="open")
-def open_model(config: TrainingConfig, service: ServiceClient) -> TrainingClient:
+def open_training(config: TrainingConfig, service: ServiceClient) -> TrainingClient:
     "Open the model for training: LoRA adapters, or all weights."
     return open_training_client(config, service, config.model)
 
@@ -360,8 +361,8 @@ def save_as(prefix: str = "") -> Stage:
 save = save_as()
 
 # %% ../../nbs/55_workflows/0_base.ipynb #00ea96dc
-@stage(gives="version")
-def register(
+@stage(gives="version", name="register")
+def register_model(
     config: TrainingConfig, registry: ModelRegistry, service: ServiceClient, run: Run, artifact: Artifact
 ) -> StageEvents[int]:
     "Record the new model version with its lineage."
@@ -397,8 +398,8 @@ def measurements_of(run: Run, name: str, **wanted: Any) -> list[dict[str, Any]]:
     return [event_content(item)[2] for item in fitting]
 
 # %% ../../nbs/55_workflows/0_base.ipynb #726175f1
-@stage()
-def report(config: GradeSettings, run: Run, before: Sequence[Answer], after: Sequence[Answer]) -> None:
+@stage(name="report")
+def write_results(config: GradeSettings, run: Run, before: Sequence[Answer], after: Sequence[Answer]) -> None:
     "Write results.json: scores before and after, held-out losses, answers side by side, rows set aside."
     held_out = measurements_of(run, "train.evaluate", split="test")
     results = {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kitchen.engine.checkpoints import History, Snapshot
+from kitchen.engine.checkpoints import Snapshot, SnapshotFolder, object_names
 from kitchen.engine.workflow import chain, stage
 from kitchen.recipes.registry import get_recipe
 from kitchen.recipes.reproduce import _RESULT_EVENTS, manifest, reproduce
@@ -364,7 +364,7 @@ def test_an_error_can_be_resumed_from_the_last_snapshot(straight):
 
 def newest_state(k):
     """Files of the newest snapshot: its manifest, its saved state, the object of the weights."""
-    history = History(Run(k.run_dir), k.driver.recipe.workflow)
+    history = SnapshotFolder(Run(k.run_dir))
     manifest_path = history.paths()[0]
     state = history.folder / Snapshot.read(manifest_path).values["training"]["state"]
     weights = next(iter(StateStore.read_listing(state)["packs"].values()))
@@ -380,7 +380,7 @@ def test_a_damaged_snapshot_is_found_and_an_earlier_one_used(straight, where, da
     found = bytearray(path.read_bytes())
     found[len(found) // 2] ^= 4
     {"flip": lambda: path.write_bytes(found), "cut": lambda: path.write_bytes(found[:-9]), "remove": path.unlink}[damage]()
-    problems = History(Run(k.run_dir), k.driver.recipe.workflow).problems()
+    problems = SnapshotFolder(Run(k.run_dir)).problems()
     assert bool(problems) is ((where, damage) != ("manifest", "remove"))
     again = Kitchen.open(k.run_dir)
     said = [item["reason"] for item in again.run_record.log.events if item.name == "snapshot.error"]
@@ -453,13 +453,13 @@ def test_the_newest_the_best_and_the_ends_of_stages_are_kept(runs):
     k = Kitchen("sft", **settings).run(until=4).set(learning_rate=0.9)  # from here on it gets worse
     k.run(until=12)
     k.close()
-    history = History(Run(k.run_dir), k.driver.recipe.workflow)
+    history = SnapshotFolder(Run(k.run_dir))
     kept = [Snapshot.read(path) for path in history.paths()]
     held_out = {item.step: item["loss"] for item in k.log if item.name == "train.evaluate"}
     inside = [one.step for one in kept if one.position.moment == "inside"]
     assert inside[:2] == [12, 11] and inside[2:] == [min(held_out, key=lambda step: held_out[step])] and inside[2] < 10
     assert len([one for one in kept if one.position.moment == "after"]) == 5, "load, render, batch, open, baseline"
-    assert history.objects.names() == history._object_names(iter(kept)), "and nothing else is left"
+    assert history.objects.names() == object_names(history, kept), "and nothing else is left"
     best = Kitchen.open(k.run_dir).rewind(step=inside[2])
     assert best.driver.last_step.step == inside[2]
 
@@ -467,7 +467,7 @@ def test_the_newest_the_best_and_the_ends_of_stages_are_kept(runs):
 def test_equal_tensors_are_stored_once(runs):
     k = Kitchen("sft", **SMALL, method="full").run()
     k.close()
-    history = History(Run(k.run_dir), k.driver.recipe.workflow)
+    history = SnapshotFolder(Run(k.run_dir))
     states = {one.values["training"]["state"] for one in map(Snapshot.read, history.paths()) if "training" in one.values}
     assert len(history.paths()) == 10 and len(states) == 2, "before and after training; evaluate, save … change nothing"
 

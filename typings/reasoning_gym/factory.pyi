@@ -1,0 +1,5 @@
+"""The names of reasoning-gym's tasks."""
+
+from . import ProceduralDataset
+
+DATASETS: dict[str, tuple[type[ProceduralDataset], type]]

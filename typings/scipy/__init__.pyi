@@ -1,0 +1,1 @@
+"""What kitchen uses of SciPy."""
