@@ -24,6 +24,7 @@ from .displays import profile_next_step as profile_next_step
 from .displays import regrade_answers as regrade_answers
 from .displays import show_next_batch as show_next_batch
 from .displays import show_run_rollouts as show_run_rollouts
+from .driver import RecipeConfig as RecipeConfig
 from .driver import STEP_CONDITIONS as STEP_CONDITIONS
 from .driver import SessionDriver as SessionDriver
 from .driver import SessionState as SessionState

@@ -7,9 +7,12 @@ __all__ = ['Kitchen']
 
 # %% ../../nbs/66_session/5_kitchen.ipynb #9e70f5be
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..config import config_fields
 from ..engine.runner import Breakpoint, before_stage, outside_bounds
@@ -21,6 +24,7 @@ from .branches import fork_driver, open_driver
 from .card import session_card
 from .completion import register_completions
 from kitchen.session.driver import (
+    RecipeConfig,
     SessionDriver,
     SessionState,
     StepUnit,
@@ -33,20 +37,81 @@ from kitchen.session.driver import (
 )
 from ..store.run import Run
 from ..telemetry import Event, events_to_dataframe
-from ..types import InvalidValue, UnknownName
+from ..types import InvalidValue, UnknownName, nearest
 
 if TYPE_CHECKING:
     import pandas
 
     from kitchen.display.svg import Picture
+    from kitchen.envs.base import Env, Problem
+    from kitchen.evaluation import Answer, Question
     from kitchen.inspection.chat import Chat
     from kitchen.inspection.lr_finder import LRRangeTest
     from kitchen.inspection.play import PlaySession
     from kitchen.inspection.profile import Profile
     from kitchen.inspection.regrade import Measure, RegradeResult
     from kitchen.inspection.rows import TopLosses
+    from kitchen.ports.protocols import TrainingClient
+    from kitchen.rendering.base import Renderer
     from kitchen.widgets.dashboard import Dashboard
     from kitchen.widgets.samples import SampleRound
+    from kitchen.workflows.base import Splits
+
+# %% ../../nbs/66_session/5_kitchen.ipynb #d891fe3f
+def _path(path: str) -> tuple[str, Callable[[Any], Any]]:
+    "Today's spelling of a value under attributes of a session, and the function that reads it."
+    return f"k.{path}", attrgetter(path)
+
+
+def _show_samples(session: Any) -> Callable[..., View]:
+    "The answers of a session on the way, as the method of the last version showed them."
+    from kitchen.widgets.samples import show_samples
+
+    return partial(show_samples, session.log)
+
+# %% ../../nbs/66_session/5_kitchen.ipynb #2856aa71
+_OLD_NAMES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "adapters": _path("driver.adapters"),
+    "beside": _path("driver.throwaway_runner"),
+    "busy": _path("driver.busy"),
+    "events": ("kitchen.telemetry.events_to_dataframe(k.log)", lambda session: events_to_dataframe(session.log)),
+    "first_config": _path("driver.initial_config"),
+    "forks": _path("driver.forks"),
+    "found": _path("state.find"),
+    "go_on": _path("resume"),
+    "last_step": _path("driver.last_step"),
+    "listeners": _path("driver.listeners"),
+    "place": _path("driver.position_text"),
+    "position": _path("stage_status"),
+    "ready": _path("driver.connected_runner"),
+    "recipe": _path("driver.recipe"),
+    "run_id": _path("run_record.run_id"),
+    "run_opened": _path("driver.opened_run"),
+    "runner": _path("driver.runner"),
+    "show_samples": ("kitchen.widgets.show_samples(k.log)", _show_samples),
+    "stage_names": ("list(k.stage_status)", lambda session: list(session.stage_status)),
+    "stop": _path("close"),
+    "thread": _path("driver.thread"),
+    "validate": (
+        "k.driver.recipe.check(k.driver.adapters)",
+        lambda session: partial(session.driver.recipe.check, session.driver.adapters),
+    ),
+    "values": _path("driver.values"),
+}
+
+# %% ../../nbs/66_session/5_kitchen.ipynb #705cc849
+def _value_of_old_name(session: Any, name: str) -> Any:
+    "What a session called so in the last version, with a warning; AttributeError with the nearest name for any other."
+    if hasattr(type(session), name):  # a property that raised AttributeError itself: that error is the one to read
+        return object.__getattribute__(session, name)
+    if name not in _OLD_NAMES:
+        known = [one for one in dir(session) if not one.startswith("_")]
+        close = "" if name.startswith("_") else nearest(name, known)
+        hint = f"; did you mean {close!r}?" if close else ""
+        raise AttributeError(f"a session has no {name!r}{hint}", name=name, obj=session)
+    spelling, value = _OLD_NAMES[name]
+    warnings.warn(f"k.{name} is {spelling} now; the old name goes with the next minor release", FutureWarning, stacklevel=3)
+    return value(session)
 
 # %% ../../nbs/66_session/5_kitchen.ipynb #ee89bad8
 class Kitchen:
@@ -233,8 +298,8 @@ class Kitchen:
     # -- where it stands -------------------------------------------------------------------------
 
     @property
-    def config(self) -> Any:  # the recipe's own class of settings
-        """The settings as they are now.
+    def config(self) -> RecipeConfig:
+        """The settings as they are now: of the recipe's own class.
 
         Example: `k.config.learning_rate`"""
         return self.driver.config
@@ -303,6 +368,25 @@ class Kitchen:
         return plan(self.driver.recipe, config, self.driver.adapters, snapshot_policy(config), measure)
 
     # -- looking ---------------------------------------------------------------------------------
+
+    @overload
+    def peek(self, name: Literal["batch"] = "batch") -> View: ...
+    @overload
+    def peek(self, name: Literal["conversations", "data", "pairs", "problems"]) -> "Splits": ...
+    @overload
+    def peek(self, name: Literal["questions"]) -> "list[Question]": ...
+    @overload
+    def peek(self, name: Literal["before", "after", "teacher_answers"]) -> "list[Answer]": ...
+    @overload
+    def peek(self, name: Literal["training"]) -> "TrainingClient": ...
+    @overload
+    def peek(self, name: Literal["renderer"]) -> "Renderer": ...
+    @overload
+    def peek(self, name: Literal["config"]) -> RecipeConfig: ...
+    @overload
+    def peek(self, name: Literal["steps"]) -> int: ...
+    @overload
+    def peek(self, name: str) -> Any: ...
 
     def peek(self, name: str = "batch") -> Any:  # whatever the workflow keeps under that name
         """Look at a value of the workflow without disturbing it; 'batch' is the next batch, its tokens coloured.
@@ -386,7 +470,7 @@ class Kitchen:
 
         return open_chat(self.state, lambda: self.driver.position_text, system, max_tokens, temperature)
 
-    def play(self, what: Any = None, **options: Any) -> "PlaySession":
+    def play(self, what: "str | Problem | Env | Sequence[Problem] | None" = None, **options: Any) -> "PlaySession":
         """Take the policy's place in this run's held-out problems, in a world by name, a problem, or an environment.
 
         Example: `k.play("task:parity")`"""
@@ -417,6 +501,11 @@ class Kitchen:
         from kitchen.session.displays import profile_next_step
 
         return profile_next_step(self.driver, self.state, count)
+
+    if not TYPE_CHECKING:  # a type checker that saw it would take any name for right
+
+        def __getattr__(self, name: str) -> Any:
+            return _value_of_old_name(self, name)
 
     def _card(self) -> View:
         "This session at a glance."
