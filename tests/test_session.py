@@ -173,5 +173,5 @@ def test_names_of_the_last_version_still_work_and_say_what_they_are_called_now()
 def test_a_name_that_a_session_never_had_is_refused_with_the_nearest():
     k = Kitchen("sft", **SMALL)
     with pytest.raises(AttributeError, match="did you mean 'metrics'"):
-        k.metrisc
+        k.metrisc  # noqa: B018
     assert not hasattr(k, "_repr_png_") and getattr(k, "nothing_of_the_kind", 7) == 7
