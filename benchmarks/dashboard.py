@@ -41,7 +41,7 @@ for turn in range(turns):
     for shown in ((False, True), (True, False))[turn % 2]:  # so that a machine that grows warm favours neither
         view = kitchen.dashboard(k, live=True) if shown else None
         if view:
-            view.canvas.ready = True
+            view.curves.canvas.ready = True
             paint = view.paint
             def timed(whole=False):
                 began = time.thread_time()

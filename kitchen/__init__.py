@@ -11,7 +11,7 @@
 
 Where things live:
 
-    kitchen.session    `Kitchen`, and what it shows
+    kitchen.session    `Kitchen`, the run one holds; kitchen.inspection, what one asks of a run and its model
     kitchen.recipes    what can be cooked: workflows with their settings
     kitchen.workflows  the stages of the recipes; kitchen.engine runs, keeps and restores them
     kitchen.train      the training loops on one page each; kitchen.losses, what they minimise

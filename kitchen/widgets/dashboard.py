@@ -152,6 +152,174 @@ class _Painter:
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #fcb2f806
 _PAINTER = _Painter()
 
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #577fc900
+def _close_widget(widget: Any) -> None:
+    "Close a widget with all that belongs to it; otherwise its parts stay in memory."
+    for one in getattr(widget, "children", ()):
+        _close_widget(one)
+    for name in ("layout", "style"):
+        part = getattr(widget, name, None)
+        if part is not None and hasattr(part, "comm"):
+            part.close()
+    widget.close()
+
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #6fa969e0
+def _alarm_texts(seat: _SessionView) -> list[str]:
+    "What looks wrong, and why the run failed."
+    error = getattr(seat.session.driver.runner, "error", None)
+    failed = [f"The run failed: {type(error).__name__}: {error}. play tries again from the last snapshot."] if error else []
+    return [*failed, *seat.monitor.diagnostics.warning_texts()]
+
+
+def _head_html(seat: _SessionView) -> str:
+    "Recipe and run, how it stands, and the settings that matter most."
+    chip = f"background:{STATUS_SIGNS[seat.state].color};color:#fff;border-radius:9px;padding:1px 9px;font-size:12px"
+    about = [getattr(seat.session.config, name, None) for name in MAIN_SETTINGS]
+    words = html.escape(visible_text(" · ".join(str(one) for one in about if one), 200))
+    recipe, name = visible_text(seat.session.driver.recipe.name, 60), visible_text(seat.name, 80)
+    title = f"<b>{html.escape(recipe)}</b> <span>{html.escape(name)}</span>"
+    state = f'<span style="{chip}">{seat.state}</span> <small style="opacity:.7">{words}</small>'
+    return f'<div style="line-height:1.6">{title} {state}</div>'
+
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #ad588086
+class _AnswersTab:
+    "The tab in which the model is asked, now or every so many steps, and all that it said can be leafed through."
+
+    def __init__(self, seat: Callable[[], _SessionView]):
+        import ipywidgets as widgets
+
+        self._seat = seat  # the session that is steered
+        self._offered_rounds: tuple[int, int] | None = None  # which seat's rounds the slider offers, and how many
+        self.ask_button = widgets.Button(
+            description="ask now", icon="comment", tooltip="ask the model as it is, without disturbing training"
+        )
+        self.ask_button.on_click(lambda _: self._seat().command_queue.submit_command("sample"))
+        self.interval_field = widgets.BoundedIntText(
+            0, min=0, max=10**9, layout=widgets.Layout(width="80px"), tooltip="0: only when asked"
+        )
+        self.interval_field.observe(lambda change: self.set_interval(change["new"]), names="value")
+        self.round_choice: Any = widgets.SelectionSlider(
+            options=[("nothing yet", -1)], continuous_update=True, layout=widgets.Layout(width="50%")
+        )
+        self.round_choice.observe(lambda _: self._show_answers(), names="value")
+        self.answers = widgets.HTML()
+        parts = [self.ask_button, widgets.Label("and every"), self.interval_field, widgets.Label("steps"), self.round_choice]
+        self.box = widgets.VBox([widgets.HBox(parts), self.answers])
+
+    def set_interval(self, steps: int) -> None:
+        "Ask the model every so many steps; 0: only when the button is pressed."
+        self._seat().command_queue.sample_every = steps
+
+    def show_session(self) -> None:
+        "Another session is steered now: take over its interval, and offer its rounds at the next repaint."
+        self.interval_field.value, self._offered_rounds = self._seat().command_queue.sample_every, None
+
+    def paint(self) -> None:
+        "Offer the rounds that there are; the newest is shown, unless a person looks at another."
+        seat = self._seat()
+        found = seat.monitor.rounds
+        if self._offered_rounds == (id(seat), len(found)) or not found:
+            return
+        newest = self.round_choice.value == self.round_choice.options[-1][1]
+        before = self.round_choice.value
+        self.round_choice.options = [(one.name, place) for place, one in enumerate(found)]
+        self.round_choice.value = len(found) - 1 if newest or before >= len(found) else before
+        self._offered_rounds = (id(seat), len(found))
+        self._show_answers()
+
+    def _show_answers(self) -> None:
+        "Show the chosen round."
+        found = self._seat().monitor.rounds
+        if 0 <= self.round_choice.value < len(found):
+            self.answers.value = found[self.round_choice.value]._repr_html_()
+
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #32e13862
+class _EventsTab:
+    "The tab with the last events that hold the words in its field."
+
+    def __init__(self, seat: Callable[[], _SessionView]):
+        import ipywidgets as widgets
+
+        self._seat = seat
+        self.search_field = widgets.Text(
+            placeholder="words that must stand in an event, such as train.step", layout=widgets.Layout(width="420px")
+        )
+        self.search_field.observe(lambda _: self.paint(), names="value")
+        self.events = widgets.HTML()
+        self.box = widgets.VBox([self.search_field, self.events])
+
+    def paint(self) -> None:
+        "Search the log of the session that is steered."
+        opened = self._seat().session.driver.opened_run
+        self.events.value = events_html(search_events(opened.log.events if opened else [], self.search_field.value))
+
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #a7fa6066
+class _CurvesPanel:
+    "The live figure of several sessions, with the choice of a board and of a training above it."
+
+    def __init__(self, seats: Sequence[_SessionView]):
+        import ipywidgets as widgets
+
+        self._seats = seats  # the dashboard's own list, which grows by forks
+        wrapped = widgets.Layout(flex_flow="row wrap", align_items="center")
+        self.board: Any = widgets.ToggleButtons(options=["loss"], layout=wrapped, style={"button_width": "auto"})
+        self.board.observe(self._on_board_chosen, names="value")
+        self.phase: Any = widgets.Dropdown(
+            options=[("", -1)], layout=widgets.Layout(width="auto"), tooltip="which training"
+        )
+        self._board_chosen = False  # whether a person chose the board
+        self.canvas, self._figure_sent_at = self._new_canvas(BOARDS["loss"]), time.monotonic()
+        self.frame = widgets.Box(
+            [self.canvas.figure], layout=widgets.Layout(flex="1 1 0%", min_width="480px", display="block")
+        )
+
+    def _on_board_chosen(self, change: Mapping[str, Any]) -> None:
+        "A person chose a board."
+        self._board_chosen = True
+
+    def redraw(self) -> None:
+        "Put another figure, with a line for each session, in the place of the one that is there."
+        old, self.canvas, self._figure_sent_at = self.canvas, self._new_canvas(self.canvas.board), time.monotonic()
+        self.frame.children = (self.canvas.figure,)
+        _close_widget(old.figure)
+
+    def _new_canvas(self, board: Board) -> Canvas:
+        "A figure with all that there is to see."
+        phases = [self._shown_phase(seat) for seat in self._seats]
+        return Canvas([seat.short_name for seat in self._seats], board, phases)
+
+    def _shown_phase(self, seat: _SessionView) -> TrainingPhase | None:
+        "The training of a seat that is looked at: the chosen one, or the last."
+        phases = seat.monitor.curves.phases
+        if not phases:
+            return None
+        return phases[self.phase.value] if -1 <= self.phase.value < len(phases) else phases[-1]
+
+    def paint(self, whole: bool, selected: int) -> int:
+        "Send what is new of the curves, and offer what can be chosen; how many traces were sent."
+        phases = [self._shown_phase(seat) for seat in self._seats]
+        first = phases[selected]
+        self._update_choices(self._seats[selected].monitor.curves.phases, first)
+        if not whole and not self.canvas.ready and time.monotonic() - self._figure_sent_at < _DRAW_TIMEOUT:
+            return 0
+        self.canvas.show_board(BOARDS[self.board.value], first.name if first else "")
+        return self.canvas.paint(phases, whole, selected)
+
+    def _update_choices(self, phases: Sequence[TrainingPhase], shown: TrainingPhase | None) -> None:
+        "Boards and trainings that there are; the board that suits, until a person has chosen."
+        boards = tuple(shown.boards) if shown else ("loss",)
+        if self.board.options != boards:
+            before, by_hand = self.board.value, self._board_chosen
+            self.board.options = boards
+            self.board.value = before if by_hand and before in boards else boards[0]
+            self._board_chosen = by_hand
+        named = [("last training", -1), *((f"{place + 1}: {one.name}", place) for place, one in enumerate(phases))]
+        if len(phases) > 1 and list(self.phase.options) != named:
+            before = self.phase.value
+            self.phase.options, self.phase.value = named, before
+        self.phase.layout.display = None if len(phases) > 1 else "none"
+        self.board.layout.display = None if len(boards) > 1 else "none"
+
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #f62b54e4
 _TABS = ("answers", "settings", "events")
 _DRAW_TIMEOUT = 20.0  # seconds for a page to say that it has drawn the figure: it cannot while a cell runs
@@ -168,7 +336,6 @@ class Dashboard:
         self.session_views = [_SessionView(session) for session in sessions]
         self.sessions = list(sessions)
         self.selected_session = 0  # which of them the buttons steer
-        self._offered_rounds: tuple[int, int] | None = None  # session and rounds that the answers' slider offers
         self.count, self.error, self.closed = 0, "", False  # repaints, and why there are no more
         self.lock = threading.RLock()  # of painting and closing
         self.handle: Any = None  # of the output that shows it
@@ -196,22 +363,15 @@ class Dashboard:
         self.session_choice.observe(lambda change: self.select_session(change["new"]), names="value")
         self.buttons = CommandButtons(lambda: self.session_views[self.selected_session].command_queue)
         self.bar = widgets.FloatProgress(0, min=0, max=1, layout=widgets.Layout(width="240px"))
-        self.board: Any = widgets.ToggleButtons(options=["loss"], layout=wrapped(), style={"button_width": "auto"})
-        self.board.observe(self._on_board_chosen, names="value")
-        self.phase: Any = widgets.Dropdown(
-            options=[("", -1)], layout=widgets.Layout(width="auto"), tooltip="which training"
-        )
-        self._board_chosen = False  # whether a person chose the board
-        self.canvas, self._figure_sent_at = self._new_canvas(BOARDS["loss"]), time.monotonic()
+        self.curves = _CurvesPanel(self.session_views)
         self.tree = widgets.HTML(
             layout=widgets.Layout(max_height="460px", overflow="auto", flex="0 0 auto", padding="8px 0 0 8px")
         )
-        self.frame = widgets.Box(
-            [self.canvas.figure], layout=widgets.Layout(flex="1 1 0%", min_width="480px", display="block")
-        )
         self.form = widgets.VBox()
+        self.answers_tab = _AnswersTab(lambda: self.session_view)
+        self.events_tab = _EventsTab(lambda: self.session_view)
         self.tabs = widgets.Tab(
-            [self._answers_tab(), self.form, self._events_tab()], titles=_TABS, layout=widgets.Layout(width="100%")
+            [self.answers_tab.box, self.form, self.events_tab.box], titles=_TABS, layout=widgets.Layout(width="100%")
         )
         rows = [
             self.head,
@@ -220,43 +380,12 @@ class Dashboard:
             widgets.HBox([self.bar, self.progress_line], layout=wrapped()),
             self.message_line,
             self.alarms,
-            widgets.HBox([self.board, self.phase], layout=wrapped()),
-            widgets.HBox([self.frame, self.tree], layout=widgets.Layout(width="100%", align_items="flex-start")),
+            widgets.HBox([self.curves.board, self.curves.phase], layout=wrapped()),
+            widgets.HBox([self.curves.frame, self.tree], layout=widgets.Layout(width="100%", align_items="flex-start")),
             self.tabs,
         ]
         self.box = widgets.VBox(rows, layout=widgets.Layout(width="100%", max_width="1500px"))
         self.select_session(0)
-
-    def _answers_tab(self) -> Any:
-        "Ask now, or every so many steps; leaf through all that was said."
-        import ipywidgets as widgets
-
-        self.ask_button = widgets.Button(
-            description="ask now", icon="comment", tooltip="ask the model as it is, without disturbing training"
-        )
-        self.ask_button.on_click(lambda _: self.session_views[self.selected_session].command_queue.submit_command("sample"))
-        self.interval_field = widgets.BoundedIntText(
-            0, min=0, max=10**9, layout=widgets.Layout(width="80px"), tooltip="0: only when asked"
-        )
-        self.interval_field.observe(lambda change: self._set_sample_interval(change["new"]), names="value")
-        self.round_choice: Any = widgets.SelectionSlider(
-            options=[("nothing yet", -1)], continuous_update=True, layout=widgets.Layout(width="50%")
-        )
-        self.round_choice.observe(lambda _: self._show_answers(), names="value")
-        self.answers = widgets.HTML()
-        line = widgets.HBox([self.ask_button, widgets.Label("and every"), self.interval_field, widgets.Label("steps"), self.round_choice])
-        return widgets.VBox([line, self.answers])
-
-    def _events_tab(self) -> Any:
-        "The last events that hold some words."
-        import ipywidgets as widgets
-
-        self.search_field = widgets.Text(
-            placeholder="words that must stand in an event, such as train.step", layout=widgets.Layout(width="420px")
-        )
-        self.search_field.observe(lambda _: self._show_events(), names="value")
-        self.events = widgets.HTML()
-        return widgets.VBox([self.search_field, self.events])
 
     # -- what people do ----------------------------------------------------------------------------
 
@@ -277,16 +406,8 @@ class Dashboard:
             if place not in self.forms:
                 self.forms[place] = SettingsForm(self.session_view.session.config, lambda: self.session_views[place].command_queue)
             self.form.children = (self.forms[place].box,)
-            self.interval_field.value = self.session_view.command_queue.sample_every
-            self.buttons.shown_state, self._offered_rounds = "", None
-
-    def _on_board_chosen(self, change: Mapping[str, Any]) -> None:
-        "A person chose a board."
-        self._board_chosen = True
-
-    def _set_sample_interval(self, steps: int) -> None:
-        "Ask the model every so many steps."
-        self.session_view.command_queue.sample_every = steps
+            self.answers_tab.show_session()
+            self.buttons.shown_state = ""
 
     # -- painting ----------------------------------------------------------------------------------
 
@@ -298,7 +419,7 @@ class Dashboard:
             self._add_forks()
             for seat in self.session_views:
                 seat.process_events()
-            sent, self.count = self._paint_curves(whole), self.count + 1
+            sent, self.count = self.curves.paint(whole, self.selected_session), self.count + 1
             self.buttons.show(self.session_view.state)
             if whole or self.count % 4 == 0:  # words need not change more often than they are read
                 self._paint_text()
@@ -313,57 +434,14 @@ class Dashboard:
             self.session_views.append(_SessionView(session))
             self.sessions.append(session)
             _OPEN_DASHBOARDS[id(session)] = self
-            self._redraw_figure()
+            self.curves.redraw()
             self.session_choice.options = self.names
             self.session_choice.layout.display = None
-
-    def _redraw_figure(self) -> None:
-        "Another figure in the place of the one that is there."
-        old, self.canvas, self._figure_sent_at = self.canvas, self._new_canvas(self.canvas.board), time.monotonic()
-        self.frame.children = (self.canvas.figure,)
-        _close_widget(old.figure)
-
-    def _new_canvas(self, board: Board) -> Canvas:
-        "A figure with all that there is to see."
-        phases = [self._shown_phase(seat) for seat in self.session_views]
-        return Canvas([seat.short_name for seat in self.session_views], board, phases)
-
-    def _shown_phase(self, seat: _SessionView) -> TrainingPhase | None:
-        "The training of a seat that is looked at: the chosen one, or the last."
-        phases = seat.monitor.curves.phases
-        if not phases:
-            return None
-        return phases[self.phase.value] if -1 <= self.phase.value < len(phases) else phases[-1]
-
-    def _paint_curves(self, whole: bool) -> int:
-        "The figure, and what can be chosen there."
-        phases = [self._shown_phase(seat) for seat in self.session_views]
-        first = phases[self.selected_session]
-        self._update_choices(self.session_view.monitor.curves.phases, first)
-        if not whole and not self.canvas.ready and time.monotonic() - self._figure_sent_at < _DRAW_TIMEOUT:
-            return 0
-        self.canvas.show_board(BOARDS[self.board.value], first.name if first else "")
-        return self.canvas.paint(phases, whole, self.selected_session)
-
-    def _update_choices(self, phases: Sequence[TrainingPhase], shown: TrainingPhase | None) -> None:
-        "Boards and trainings that there are; the board that suits, until a person has chosen."
-        boards = tuple(shown.boards) if shown else ("loss",)
-        if self.board.options != boards:
-            before, by_hand = self.board.value, self._board_chosen
-            self.board.options = boards
-            self.board.value = before if by_hand and before in boards else boards[0]
-            self._board_chosen = by_hand
-        named = [("last training", -1), *((f"{place + 1}: {one.name}", place) for place, one in enumerate(phases))]
-        if len(phases) > 1 and list(self.phase.options) != named:
-            before = self.phase.value
-            self.phase.options, self.phase.value = named, before
-        self.phase.layout.display = None if len(phases) > 1 else "none"
-        self.board.layout.display = None if len(boards) > 1 else "none"
 
     def _paint_text(self) -> None:
         "Head, progress, what the last command said."
         seat, state = self.session_view, self.session_view.state
-        self.head.value = self._head_html()
+        self.head.value = _head_html(seat)
         place = seat.monitor.run_progress
         self.bar.value = place.step / place.total if place.total else 0.0
         standing = "running" if state == "paused" else state
@@ -375,60 +453,16 @@ class Dashboard:
 
     def _paint_panels(self) -> None:
         "Alarms, the workflow, the open tab."
-        self.alarms.value = alarms_html(self._alarm_texts())
+        self.alarms.value = alarms_html(_alarm_texts(self.session_view))
         self.alarms.layout.display = None if self.alarms.value else "none"
         self.tree.value = tree_html(self.session_view.session.driver.recipe.workflow, self.session_view.monitor.stage_status)
-        show: Sequence[Callable[[], None]] = (self._update_rounds, self._fill_form, self._show_events)
+        show: Sequence[Callable[[], None]] = (self.answers_tab.paint, self._fill_form, self.events_tab.paint)
         if self.tabs.selected_index is not None:
             show[self.tabs.selected_index]()
-
-    def _alarm_texts(self) -> list[str]:
-        "What looks wrong, and why the run failed."
-        error = getattr(self.session_view.session.driver.runner, "error", None)
-        failed = (
-            [f"The run failed: {type(error).__name__}: {error}. play tries again from the last snapshot."]
-            if error
-            else []
-        )
-        return [*failed, *self.session_view.monitor.diagnostics.warning_texts()]
-
-    def _head_html(self) -> str:
-        "What is steered, and how it stands."
-        seat = self.session_view
-        chip = f"background:{STATUS_SIGNS[seat.state].color};color:#fff;border-radius:9px;padding:1px 9px;font-size:12px"
-        config = seat.session.config
-        about = [getattr(config, name, None) for name in MAIN_SETTINGS]
-        words = html.escape(visible_text(" · ".join(str(one) for one in about if one), 200))
-        title = f"<b>{html.escape(visible_text(seat.session.driver.recipe.name, 60))}</b> <span>{html.escape(visible_text(seat.name, 80))}</span>"
-        state = f'<span style="{chip}">{seat.state}</span> <small style="opacity:.7">{words}</small>'
-        return f'<div style="line-height:1.6">{title} {state}</div>'
-
-    def _update_rounds(self) -> None:
-        "The rounds that can be looked at; the newest, unless a person looks at another."
-        found = self.session_view.monitor.rounds
-        if self._offered_rounds == (self.selected_session, len(found)) or not found:
-            return
-        newest = self.round_choice.value == self.round_choice.options[-1][1]
-        before = self.round_choice.value
-        self.round_choice.options = [(one.name, place) for place, one in enumerate(found)]
-        self.round_choice.value = len(found) - 1 if newest or before >= len(found) else before
-        self._offered_rounds = (self.selected_session, len(found))
-        self._show_answers()
-
-    def _show_answers(self) -> None:
-        "The chosen round."
-        found = self.session_view.monitor.rounds
-        if 0 <= self.round_choice.value < len(found):
-            self.answers.value = found[self.round_choice.value]._repr_html_()
 
     def _fill_form(self) -> None:
         "Fields follow what holds."
         self.forms[self.selected_session].fill(self.session_view.session.config)
-
-    def _show_events(self) -> None:
-        "The last events that hold the words."
-        opened = self.session_view.session.driver.opened_run
-        self.events.value = events_html(search_events(opened.log.events if opened else [], self.search_field.value))
 
     def fail(self, error: Exception) -> None:
         "Say why this view is not painted any more."
@@ -474,17 +508,6 @@ class Dashboard:
 
     def __exit__(self, *error: Any) -> None:
         self.close()
-
-# %% ../../nbs/62_widgets/6_dashboard.ipynb #577fc900
-def _close_widget(widget: Any) -> None:
-    "Close a widget with all that belongs to it; otherwise its parts stay in memory."
-    for one in getattr(widget, "children", ()):
-        _close_widget(one)
-    for name in ("layout", "style"):
-        part = getattr(widget, name, None)
-        if part is not None and hasattr(part, "comm"):
-            part.close()
-    widget.close()
 
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #bd358209
 def _sessions_picture(seats: Sequence[_SessionView]) -> Picture:

@@ -148,3 +148,30 @@ def test_a_batch_larger_than_the_data_is_refused_before_training(chats):
     with pytest.raises(KitchenError, match="use at most 9"):
         k.run()
     assert k.stage_status["open"] == "waiting"
+
+
+def test_names_of_the_last_version_still_work_and_say_what_they_are_called_now():
+    k = Kitchen("sft", **SMALL).run(until=2)
+    today = {
+        "values": k.driver.values, "position": k.stage_status, "last_step": k.driver.last_step, "run_id": k.run_record.run_id,
+        "listeners": k.driver.listeners, "runner": k.driver.runner, "recipe": k.driver.recipe, "run_opened": k.run_record,
+    }  # fmt: skip
+    for name, value in today.items():
+        with pytest.warns(FutureWarning, match=rf"k\.{name} is k\.\w+(\.\w+)? now"):
+            assert getattr(k, name) == value
+    with pytest.warns(FutureWarning, match="events_to_dataframe"):
+        assert len(k.events) == len(k.log)
+    with pytest.warns(FutureWarning, match=r"show_samples\(k\.log\)"):
+        assert "k.sample()" in k.show_samples(2).text
+    with pytest.warns(FutureWarning):
+        assert k.validate() is None
+    with pytest.warns(FutureWarning, match=r"k\.close now"):
+        k.stop()
+    assert k.status == "stopped" and not today.keys() & set(dir(k))
+
+
+def test_a_name_that_a_session_never_had_is_refused_with_the_nearest():
+    k = Kitchen("sft", **SMALL)
+    with pytest.raises(AttributeError, match="did you mean 'metrics'"):
+        k.metrisc  # noqa: B018
+    assert not hasattr(k, "_repr_png_") and getattr(k, "nothing_of_the_kind", 7) == 7

@@ -93,7 +93,7 @@ def test_a_fork_gets_a_seat_and_leaves_it(k):
             k,
             other,
         ] and view.session_choice.layout.display is None
-        assert list(view.canvas._trace(1, 0, 0).x) == [4, 5, 6, 7, 8]
+        assert list(view.curves.canvas._trace(1, 0, 0).x) == [4, 5, 6, 7, 8]
         view.select_session(1)
         view.session_view.command_queue.submit_command("pause")
         assert view.session_view.command_queue.wait_until_idle().last_message == "It stands already."
@@ -108,7 +108,7 @@ def test_a_watched_run_ends_as_one_that_nobody_watches(k):
     with Kitchen("sft", **SMALL) as alone:
         end = alone.run().digest()
     with kitchen.dashboard(k, live=True) as view:
-        view._set_sample_interval(3)
+        view.answers_tab.set_interval(3)
         view.session_view.command_queue.submit_command("play")
         view.session_view.command_queue.wait_until_idle()
         k.wait()
@@ -165,7 +165,7 @@ def test_a_failed_run_is_said_and_can_be_played_again(k, monkeypatch):
 
 def test_a_view_that_cannot_be_painted_says_so_once(k, monkeypatch):
     view = kitchen.dashboard(k, live=True)
-    monkeypatch.setattr(view, "_paint_curves", lambda whole: 1 / 0)
+    monkeypatch.setattr(view.curves, "paint", lambda whole, selected: 1 / 0)
     deadline = time.monotonic() + 10
     while not view.error and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -258,10 +258,10 @@ def test_several_phases_are_offered_and_the_last_is_shown():
         k.run()
         with kitchen.dashboard(k, live=True) as view:
             view.paint(whole=True)
-            assert len(view.phase.options) == 4 and view.board.value == "policy" and view.phase.layout.display is None
-            view.phase.value = 1
+            assert len(view.curves.phase.options) == 4 and view.curves.board.value == "policy" and view.curves.phase.layout.display is None
+            view.curves.phase.value = 1
             view.paint(whole=True)
-            assert view.board.value == "pairs" and len(view.canvas._trace(0, 0, 0).x)
+            assert view.curves.board.value == "pairs" and len(view.curves.canvas._trace(0, 0, 0).x)
 
 
 def _small_rlhf():
@@ -318,7 +318,7 @@ def test_text_of_others_stays_text(bad, k):
         view.session_view.monitor.diagnostics.alarms[bad] = bad
         view.session_view.monitor.answers = log.events[1:]
         view.paint(whole=True)
-        view._update_rounds()
-        for part in (view.head, view.progress_line, view.alarms, view.message_line, view.answers, view.tree):
+        view.answers_tab.paint()
+        for part in (view.head, view.progress_line, view.alarms, view.message_line, view.answers_tab.answers, view.tree):
             harmless(part.value)
     assert Splits([], []) and len(sample_rounds(log.events)) == 1

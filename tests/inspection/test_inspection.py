@@ -18,17 +18,17 @@ from kitchen.display.figures import Span, TimeShare, time_shares
 from kitchen.display.tokens import show_datum, show_trajectory
 from kitchen.evaluation import Answer, Question
 from kitchen.formatting import PLOTLY_MIME, visible_text
+from kitchen.inspection.chat import chat
+from kitchen.inspection.lr_finder import LRRangeTest, lr_find
+from kitchen.inspection.profile import Profile
+from kitchen.inspection.rows import show_batch, show_results, top_losses
 from kitchen.ports.registry import create_adapter
 from kitchen.rendering.base import get_renderer, to_datum
 from kitchen.reports.build import show_settings, show_timeline
 from kitchen.reports.compare import RunSummary, compare
 from kitchen.reports.runs_table import RunRow, _read_run_row, _select_runs
 from kitchen.reports.scores import Score, scores_table
-from kitchen.session.chat import chat
-from kitchen.session.inspection import show_batch, show_results, top_losses
 from kitchen.session.kitchen import Kitchen
-from kitchen.session.lr_finder import LRRangeTest, lr_find
-from kitchen.session.profile import Profile
 from kitchen.store.index import RunIndex
 from kitchen.store.log import EventLog
 from kitchen.store.run import Run

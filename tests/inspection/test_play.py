@@ -9,8 +9,8 @@ from kitchen.envs.judge import add_tournament, judge_by_scores
 from kitchen.envs.registry import get_problems
 from kitchen.envs.rewards import get_rewards
 from kitchen.envs.sandbox import containment_problem
+from kitchen.inspection.play import _PlayWidget, play
 from kitchen.session.kitchen import Kitchen
-from kitchen.session.play import _PlayWidget, play
 from kitchen.types import InvalidValue, Message
 from kitchen.widgets.dashboard import has_frontend
 

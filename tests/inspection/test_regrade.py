@@ -4,8 +4,8 @@ import pytest
 from small_settings import SMALL_SETTINGS
 
 from kitchen.evaluation import token_f1
+from kitchen.inspection.regrade import read_answers, regrade, regrade_rollouts
 from kitchen.session.kitchen import Kitchen
-from kitchen.session.regrade import read_answers, regrade, regrade_rollouts
 from kitchen.types import InvalidValue, UnknownName
 from kitchen.workflows.rl import load_rollouts
 
