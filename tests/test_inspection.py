@@ -21,7 +21,8 @@ from kitchen.display.tokens import show_datum, show_trajectory
 from kitchen.evaluation import Answer, Question
 from kitchen.formatting import PLOTLY_MIME, visible_text
 from kitchen.ports.protocols import create_adapter
-from kitchen.rendering.base import get_renderer, to_datum
+from kitchen.rendering.base import to_datum
+from kitchen.rendering.registry import get_renderer
 from kitchen.reports.build import show_settings, show_timeline
 from kitchen.reports.compare import RunSummary, compare
 from kitchen.reports.runs_table import RunRow, _read_run_row, _select_runs

@@ -30,7 +30,8 @@ from kitchen.ports.protocols import (
     TrainingClient,
     adapter_names,
 )
-from ..rendering.base import RENDERERS, TRAIN_ON, Renderer, RendererName, TrainOn
+from ..rendering.base import TRAIN_ON, Renderer, TrainOn
+from ..rendering.registry import RENDERERS, RendererName
 from ..store.run import Artifact, Run
 from ..telemetry import Event, event, event_content
 from ..train.schedules import SCHEDULES, ScheduleName
