@@ -89,7 +89,7 @@ def _watch_progress(run_dir: Path, quiet: bool) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(timeout=10)  # it ends within one look at the log; a hanging terminal must not keep us
+        thread.join(timeout=10)  # seconds; a daemon thread, so that one that hangs does not keep the process
         view.close()
 
 # %% ../../nbs/68_cli/4_cook.ipynb #024e3dc7

@@ -136,7 +136,7 @@ def _check_hub() -> Iterator[_DoctorFinding]:
         yield _DoctorFinding("hub", False, "HF_HUB_OFFLINE is set", essential=False)
         return
     try:
-        with urlopen(address, timeout=5) as answer:  # seconds; a hub that is slower is of no use for models
+        with urlopen(address, timeout=5) as answer:  # seconds, so that the command ends without a network
             yield _DoctorFinding("hub", True, f"{address} answers {answer.status}", essential=False)
     except (URLError, OSError, ValueError) as error:
         yield _DoctorFinding("hub", False, f"{address}: {getattr(error, 'reason', error)}", essential=False)

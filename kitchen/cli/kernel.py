@@ -70,7 +70,7 @@ def _forward_interrupts(manager: Any, retry_seconds: float = 5.0) -> Iterator[No
     def interrupt() -> None:
         while not over.is_set():
             manager.interrupt_kernel()
-            over.wait(retry_seconds)  # a kernel that has not begun to run its cell yet misses an interrupt
+            over.wait(retry_seconds)  # then once more, until the notebook has ended
 
     def press(number: int, stack: Any) -> None:
         if pressed.is_set():
@@ -123,7 +123,7 @@ def execute_notebook(what: CookRequest, run_dir: Path, resume: bool = False) -> 
             execute_notebook(
                 document, str(run_dir / UNFINISHED_NAME), dict(what.values), km=manager, kernel_name="python3",
                 progress_bar=False, log_output=False, store_widget_state=False,
-                start_timeout=300,  # seconds: the first import of torch from a slow disk takes minutes
+                start_timeout=300,  # seconds for the kernel to answer; papermill's own 60 can be few on a busy machine
             )  # fmt: skip
         except PapermillExecutionError as error:
             if error.ename == "KeyboardInterrupt":
