@@ -4,6 +4,7 @@ Everything is read from the sources with `ast`, so that an older checkout can be
 names under `dir(k)` imports the package, in a process of its own.
 """
 
+import argparse
 import ast
 import collections
 import json
@@ -94,5 +95,7 @@ def figures(root: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for what, figure in figures(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[1]).resolve()).items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parents[1], help="a checkout; default: this one")
+    for what, figure in figures(parser.parse_args().folder.resolve()).items():
         print(f"{what:<46} {figure}")

@@ -1,3 +1,10 @@
 # made from the modules' __all__ by `make prepare`
+from . import cook as cook
+from . import doctor as doctor
+from . import errors as errors
+from . import kernel as kernel
 from . import lab as lab
 from . import main as main
+from . import parameters as parameters
+from . import recipes as recipes
+from . import runs as runs

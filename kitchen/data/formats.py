@@ -16,7 +16,7 @@ from typing import Any
 
 from .references import PlacedRow, Row, Stream, Table
 from ..ports.protocols import Rows
-from ..rendering.base import split_reasoning
+from ..rendering.tools import split_reasoning
 from ..types import ROLES, Message, RowError, UnknownName, is_list, is_mapping, nearest
 
 # %% ../../nbs/22_data/1_formats.ipynb #f78d1963

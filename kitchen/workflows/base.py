@@ -25,7 +25,8 @@ from ..engine.workflow import Stage, stage
 from ..evaluation import METRICS, Answer, MetricName, Question, ask, summarize
 from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, TrainingClient
 from ..ports.registry import adapter_names
-from ..rendering.base import RENDERERS, TRAIN_ON, Renderer, RendererName, TrainOn
+from ..rendering.base import TRAIN_ON, Renderer, TrainOn
+from ..rendering.registry import RENDERERS, RendererName
 from ..store.run import Artifact, Run
 from ..telemetry import Event, event, event_content
 from ..train.schedules import SCHEDULES, ScheduleName

@@ -25,7 +25,8 @@ from ..engine.workflow import chain, stage
 from ..evaluation import Answer, ask, summarize
 from ..losses.distillation import DISTILL_LOSSES, DistillLossName, get_distill_loss
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
-from ..rendering.base import Renderer, render_conversations
+from ..rendering.base import Renderer
+from ..rendering.registry import render_conversations
 from ..store.run import Run
 from ..telemetry import Event, event
 from kitchen.train.distillation import (

@@ -41,7 +41,8 @@ from kitchen.drift import (
 from ..engine.workflow import chain, stage, when
 from ..evaluation import Answer, Question, ask, get_metric, summarize, wilson_interval
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
-from ..rendering.base import Renderer, get_renderer
+from ..rendering.base import Renderer
+from ..rendering.registry import get_renderer
 from ..seeding import derive_seed
 from ..store.files import file_hash
 from ..store.run import Run

@@ -25,7 +25,8 @@ from ..evaluation import Question
 from ..losses.preference import PAIR_LOSSES, PairLoss, PairLossName, get_pair_loss
 from ..losses.value import ScalarHead
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
-from ..rendering.base import Renderer, get_renderer
+from ..rendering.base import Renderer
+from ..rendering.registry import get_renderer
 from ..seeding import derive_seed
 from ..store.run import Run
 from ..telemetry import Event, event

@@ -44,7 +44,8 @@ from kitchen.ports.protocols import (
     TrainingClient,
     VectorStore,
 )
-from ..rendering.base import Renderer, get_renderer
+from ..rendering.base import Renderer
+from ..rendering.registry import get_renderer
 from ..seeding import derive_seed, random_generator
 from ..store.files import write_atomically
 from ..store.objects import decode_value, encode_value

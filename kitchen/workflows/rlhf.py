@@ -22,7 +22,8 @@ from ..envs.registry import get_problems
 from ..evaluation import Answer, wilson_interval
 from ..losses.policy import ObjectiveName
 from ..ports.protocols import ServiceClient
-from ..rendering.base import Renderer, RendererName, get_renderer
+from ..rendering.base import Renderer
+from ..rendering.registry import RendererName, get_renderer
 from ..store.run import Artifact
 from ..telemetry import event
 from ..train.preference import RewardModel

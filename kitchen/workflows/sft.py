@@ -19,7 +19,8 @@ from ..engine.workflow import chain, stage
 from ..evaluation import Question
 from ..losses.token import SFT_LOSSES, SftLossName
 from ..ports.protocols import DatasetStore, ServiceClient, TrainingClient
-from ..rendering.base import Renderer, get_renderer, render_conversations
+from ..rendering.base import Renderer
+from ..rendering.registry import get_renderer, render_conversations
 from ..store.run import Run
 from ..telemetry import Event
 from ..train.sft import adam_schedule, held_out_loss, train_sft

@@ -14,7 +14,8 @@ from kitchen.losses.policy import OBJECTIVES, ObjectiveName
 from kitchen.losses.preference import PAIR_LOSSES, PairLossName
 from kitchen.losses.token import SFT_LOSSES, SftLossName
 from kitchen.recipes.registry import _ADAPTERS, RECIPES, get_recipe
-from kitchen.rendering.base import RENDERERS, TRAIN_ON, RendererName, TrainOn
+from kitchen.rendering.base import TRAIN_ON, TrainOn
+from kitchen.rendering.registry import RENDERERS, RendererName
 from kitchen.session.kitchen import Kitchen
 from kitchen.train.schedules import SCHEDULES, ScheduleName
 from kitchen.types import Capabilities, MissingCapability

@@ -9,7 +9,8 @@ from kitchen.data.batches import Batches
 from kitchen.data.synthetic import generate_task_rows
 from kitchen.envs.judge import _win_rates, judge_by_scores
 from kitchen.losses.value import ScalarHead
-from kitchen.rendering.base import get_renderer, to_datum
+from kitchen.rendering.base import to_datum
+from kitchen.rendering.registry import get_renderer
 from kitchen.session.kitchen import Kitchen
 from kitchen.train.preference import RewardModel
 from kitchen.train.sft import adam_schedule, train_sft

@@ -23,7 +23,8 @@ from kitchen.inspection.lr_finder import LRRangeTest, lr_find
 from kitchen.inspection.profile import Profile
 from kitchen.inspection.rows import show_batch, show_results, top_losses
 from kitchen.ports.registry import create_adapter
-from kitchen.rendering.base import get_renderer, to_datum
+from kitchen.rendering.base import to_datum
+from kitchen.rendering.registry import get_renderer
 from kitchen.reports.build import show_settings, show_timeline
 from kitchen.reports.compare import RunSummary, compare
 from kitchen.reports.runs_table import RunRow, _read_run_row, _select_runs

@@ -5,7 +5,8 @@ import numpy as np
 from kitchen.adapters.toy.client import ToyService
 from kitchen.data.batches import Batches
 from kitchen.envs.base import question_problems
-from kitchen.rendering.base import get_renderer, to_datum
+from kitchen.rendering.base import to_datum
+from kitchen.rendering.registry import get_renderer
 from kitchen.session.kitchen import Kitchen
 from kitchen.train.distillation import instruction_view, train_on_policy
 from kitchen.train.sft import adam_schedule, train_sft

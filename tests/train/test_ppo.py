@@ -8,7 +8,7 @@ from kitchen.envs.base import guess_problems, question_problems
 from kitchen.envs.rewards import Reward
 from kitchen.losses.policy import OBJECTIVES, get_objective
 from kitchen.losses.value import ScalarHead
-from kitchen.rendering.base import get_renderer
+from kitchen.rendering.registry import get_renderer
 from kitchen.session.kitchen import Kitchen
 from kitchen.train.ppo import Critic, _policy_and_critic_data, learn_with_critic
 from kitchen.train.rl import PolicyUpdateSettings

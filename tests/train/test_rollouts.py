@@ -11,7 +11,7 @@ from kitchen.adapters.toy.client import ToyService
 from kitchen.data.batches import Batches
 from kitchen.envs.base import nim_problems
 from kitchen.losses.policy import get_objective
-from kitchen.rendering.base import get_renderer
+from kitchen.rendering.registry import get_renderer
 from kitchen.session.kitchen import Kitchen
 from kitchen.train.rl import PolicyUpdateSettings, train_rl
 from kitchen.train.rollouts import Policy, play_groups
