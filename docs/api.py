@@ -32,7 +32,8 @@ def module_page(name: str, page: str = "") -> str:
     parts = [underlined(name), f".. automodule:: {name}\n"]
     parts += [f"Written and explained in :doc:`/{page}`.\n"] if page else []
     parts += [entry(module, item, value) for item, value in exported(module).items()]
-    parts += [toctree(children(name))] if children(name) else []
+    # what lies in the package itself stands in the table of the index already
+    parts += [toctree(children(name))] if children(name) and name != NAME else []
     return "\n".join(parts)
 
 

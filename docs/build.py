@@ -19,7 +19,7 @@ from api import index_page, module_page
 from execute import ENVIRONMENT, ROOT, Job, PageError, code_digest, run_all
 from glossary import glossary
 from library import modules, public
-from pages import Page, Section, by_stem, notebooks, page, sections, shown
+from pages import TEXTS, Page, Section, by_stem, linked_pages, notebooks, page, sections, shown
 
 DOCS = Path(__file__).resolve().parent
 TUTORIAL = {"backend": "toy", "dataset": "builtin:sort[:3200]"}
@@ -116,6 +116,7 @@ def landing(overview: Sequence[Page]) -> str:
         "api/index": "API",
         "glossary": "Glossary",
         "contributing": "Contributing",
+        "changelog": "What changed",
     }
     fixed = [Section(title, address) for address, title in titles.items()]
     return f"{(DOCS / 'index.md').read_text(encoding='utf-8').strip()}\n\n{contents([*overview, *fixed])}\n"
@@ -155,10 +156,13 @@ def write_sources(source: Path, root: Path, small: bool, reports: Path | None, p
         f"{section.address}.md": listing(section.title.capitalize(), "", section.pages) for section in shelves
     }
     texts |= {
+        f"{address}.md": linked_pages((root / name).read_text(encoding="utf-8"), addresses)
+        for name, address in TEXTS.items()
+    }
+    texts |= {
         "index.md": landing(overview),
         "api/index.rst": index_page(),
         "glossary.md": glossary(),
-        "contributing.md": (root / "CONTRIBUTING.md").read_text(encoding="utf-8"),
         "guides/index.md": listing("How-to", "One task a page, executed when the site was built.", guides),
         "recipes/index.md": listing(
             "Recipes", "Each is a notebook, and its report when it has run: `kitchen cook NAME`.", recipes

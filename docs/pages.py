@@ -27,6 +27,7 @@ TAGS = {  # directive -> the tag by which myst-nb knows the same
 OURS = "application/vnd.kitchen."  # values inside a report, for programs
 LANGUAGE = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
 CODE = re.compile(r"```.*?```|(?<![`\w\[])`(?P<name>[A-Za-z_]\w*)(?:\(\))?`(?![`\]])", re.DOTALL)
+TEXTS = {"CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}  # of the repository, and their pages
 NOTEBOOK_LINK = re.compile(r"\]\((?!\w+:)(?:[^()#]*/)?(?P<stem>[\w.-]+)\.(?:ipynb|html)(?P<rest>#[^)]*)?\)")
 
 
@@ -138,13 +139,16 @@ def linked_names(words: str, module: str) -> str:
 
 
 def linked_pages(words: str, addresses: Mapping[str, str]) -> str:
-    """Markdown whose links to notebooks, and to the guide for contributors, lead to their pages."""
+    """Markdown whose links to notebooks, and to texts of the repository that the site holds, lead to their pages."""
 
     def link(found: re.Match[str]) -> str:
         address = addresses.get(plain(found["stem"]).rpartition(".")[2])
         return f"](/{address}.ipynb{found['rest'] or ''})" if address else found[0]
 
-    return NOTEBOOK_LINK.sub(link, words).replace("](CONTRIBUTING.md)", "](/contributing.md)")
+    linked = NOTEBOOK_LINK.sub(link, words)
+    for name, address in TEXTS.items():
+        linked = linked.replace(f"]({name})", f"](/{address}.md)")
+    return linked
 
 
 def by_stem(pages: Iterable[Page]) -> dict[str, str]:
