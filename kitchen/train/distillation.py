@@ -19,7 +19,7 @@ from ..data.batches import Batches
 from ..envs.base import Problem
 from ..losses.distillation import DistillLoss, distillation_loss, ranked_datums, renormalize_ranks
 from ..losses.policy import OBJECTIVES
-from ..ports.protocols import SamplingClient, TrainingClient
+from ..ports.protocols import Future, SamplingClient, TrainingClient
 from ..rendering.base import Renderer
 from ..telemetry import Event, event
 from .rl import PolicyUpdateSettings, take_steps
@@ -30,11 +30,12 @@ from kitchen.train.rollouts import (
     rollout_events,
     trajectory_to_datums,
 )
-from .sft import split_micro_batches, step_measurements
+from .sft import split_micro_batches, step_measurements, train_start_event
 from .trajectories import DEFAULT_LIMITS, EpisodeLimits, TrajectoryGroup
 from kitchen.types import (
     AdamParams,
     Datum,
+    ForwardBackwardOutput,
     InvalidValue,
     Message,
     SamplingParams,
@@ -82,12 +83,12 @@ def on_policy_data(
     "Datums of the student's answers with the teacher's verdict as advantages; every request is sent before the first is read."
     asked: list[tuple[Datum, Any, int]] = []
     for group in groups:
-        teacher, dressed = (
+        teacher, view = (
             _teacher_for_tag(group.tag, teachers),
             teacher_view.for_gold(group.gold) if isinstance(teacher_view, InstructionView) else teacher_view,
         )
         for one in group.trajectories:
-            for datum, seen in zip(_turn_datums(one, group), _teacher_prompts(one, renderer, dressed), strict=True):
+            for datum, seen in zip(_turn_datums(one, group), _teacher_prompts(one, renderer, view), strict=True):
                 answer = datum.targets[datum.weights != 0].tolist()
                 asked.append((datum, teacher.compute_logprobs([*seen, *answer]), len(answer)))
     return [_add_teacher_advantages(datum, future.result()[-count:], coefficient) for datum, future, count in asked]
@@ -159,8 +160,7 @@ def train_on_policy(
     began, done = time.perf_counter(), {} if progress is None else progress
     if not done:
         done.update(step=0, tokens=0)
-        about = {"epochs": problems.epochs, "datums": len(problems.rows)}
-        yield event("train.start", 0, loss="on_policy_distillation", steps=len(problems), **about)
+        yield train_start_event("on_policy_distillation", len(problems), problems.epochs, len(problems.rows))
     for chosen in problems:
         step = done["step"]
         policy = Policy(training.create_sampling_client(), renderer, params)
@@ -225,8 +225,7 @@ def train_off_policy(
     began, total, done = time.perf_counter(), len(batches), {} if progress is None else progress
     if not done:
         done.update(step=0, tokens=0, evaluated=-1)
-        about = {"epochs": batches.epochs, "datums": len(batches.rows)}
-        yield event("train.start", 0, loss=loss.name, steps=total, **about)
+        yield train_start_event(loss.name, total, batches.epochs, len(batches.rows))
     for batch in batches:
         step = done["step"]
         if evaluate and done["evaluated"] != step and (step == 0 or due(step)):
@@ -252,14 +251,14 @@ def distillation_step(
     weight = float(sum(ranks[0].weights.sum(dtype=np.float64) for ranks in batch))
     if not weight > 0:
         raise InvalidValue("no token of this batch is trained: all weights are 0")
-    forwards = []
-    for part in split_micro_batches(batch, accumulate):  # pyright: ignore[reportArgumentType]
+    forwards: list[Future[ForwardBackwardOutput]] = []
+    for part in split_micro_batches(batch, accumulate):
         if loss.name == "top_k":
-            data = [datum for ranks in part for datum in renormalize_ranks(ranks)]  # pyright: ignore
+            data = [datum for ranks in part for datum in renormalize_ranks(ranks)]
             data = [datum.replace(weights=datum.weights / weight) for datum in data]
             forwards.append(training.forward_backward(data, "cross_entropy"))
         else:
-            data = [datum for ranks in part for datum in ranks]  # pyright: ignore
+            data = [datum for ranks in part for datum in ranks]
             forwards.append(training.forward_backward_custom(data, distillation_loss(loss, len(batch[0]), weight)))
     update = training.optim_step(adam)
     return sum(forward.result().loss_sum for forward in forwards), update.result().metrics

@@ -20,11 +20,11 @@ import numpy as np
 from ..data.batches import Batches
 from ..data.formats import Preference
 from ..losses.preference import PairLoss, pair_logprobs, pair_metrics, pairwise_loss
-from ..losses.value import ScalarHead, bradley_terry, last_trained_position, reward_model_loss
+from ..losses.value import ScalarHead, reward_model_loss
 from ..ports.protocols import CustomLoss, SamplingClient, TrainingClient
 from ..rendering.base import Renderer, to_datum
 from ..telemetry import Event, event
-from .sft import TrainingDiverged, split_micro_batches, step_measurements
+from .sft import TrainingDiverged, split_micro_batches, step_measurements, train_start_event
 from ..types import AdamParams, Datum, InvalidValue, Message, RowError
 
 # %% ../../nbs/35_train/2_preference.ipynb #ace3542a
@@ -43,7 +43,7 @@ def interleave_pairs(pairs: Sequence[Pair]) -> list[Datum]:
 # %% ../../nbs/35_train/2_preference.ipynb #eb5d5408
 def preference_to_pair(renderer: Renderer, row: Preference, max_length: int) -> Pair:
     "Datums of a row; RowError where there is nothing to learn, or too much of it."
-    both = []
+    both: list[Datum] = []
     for name, continuation in (("chosen", row.chosen), ("rejected", row.rejected)):
         messages = [replace(message, trainable=False) for message in row.prompt]
         messages += [replace(message, trainable=message.role == "assistant") for message in continuation]
@@ -134,7 +134,7 @@ def train_pairs(
     began, total, done = time.perf_counter(), len(batches), {} if progress is None else progress
     if not done:
         done.update(step=0, tokens=0, evaluated=-1)
-        yield event("train.start", 0, loss=name, steps=total, epochs=batches.epochs, datums=2 * len(batches.rows))
+        yield train_start_event(name, total, batches.epochs, 2 * len(batches.rows))
     for batch in batches:
         yield from _evaluate_if_due(done, evaluate, due)
         adam = adam_at(done["step"])
@@ -162,7 +162,7 @@ def preference_step(
 ) -> Iterator[Event]:
     "One optimizer step; what it measured."
     started = time.perf_counter()
-    parts: Any = split_micro_batches(batch, accumulate)  # pyright: ignore[reportArgumentType]
+    parts = split_micro_batches(batch, accumulate)
     forwards = [training.forward_backward_custom(interleave_pairs(part), loss) for part in parts]
     update = training.optim_step(adam)
     outputs = [forward.result() for forward in forwards]
@@ -202,7 +202,7 @@ def held_out_pair_loss(
     chunks = [interleave_pairs(pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
     futures = [training.forward(chunk, "cross_entropy") for chunk in chunks]
     found = [
-        evaluator(chunk, [torch.from_numpy(np.nan_to_num(one["logprobs"])) for one in future.result().loss_fn_outputs])
+        evaluator(chunk, [torch.as_tensor(np.nan_to_num(one["logprobs"])) for one in future.result().loss_fn_outputs])
         for chunk, future in zip(chunks, futures, strict=True)
     ]
     loss = sum(value for value, _ in found) / len(pairs)

@@ -9,7 +9,7 @@ __all__ = ['PolicyUpdateSettings', 'add_group_reference_logprobs', 'learn_from_r
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from kitchen.train.rollouts import (
     rollout_events,
     trajectory_to_datums,
 )
-from .sft import TrainingDiverged, split_micro_batches, step_measurements
+from .sft import TrainingDiverged, split_micro_batches, step_measurements, train_start_event
 from .trajectories import DEFAULT_LIMITS, EpisodeLimits, TrajectoryGroup
 from ..types import AdamParams, Datum, InvalidValue, SamplingParams
 
@@ -145,9 +145,9 @@ def take_steps(
         part = _weight_datums(
             data[number :: update_settings.substeps], update_settings.objective, update_settings.max_answer_tokens
         )
-        found = (
-            _optimizer_step(training, part, update_settings, adam, losses) if part else {"loss": 0.0, "logprobs": []}
-        )
+        found: dict[str, Any] = {"loss": 0.0, "logprobs": []}
+        if part:
+            found = _optimizer_step(training, part, update_settings, adam, losses)
         if part:
             yield from _policy_events(training, part, found["logprobs"], update_settings, step + number + 1, lag)
         told = step_measurements(part, found, started)
@@ -231,8 +231,8 @@ def train_rl(
     began, done = time.perf_counter(), {} if progress is None else progress
     if not done:
         done.update(batches=0, tokens=0)
-        about = {"epochs": problems.epochs, "datums": len(problems.rows)}
-        yield event("train.start", 0, loss=update_settings.objective.name, steps=len(problems) * update_settings.substeps, **about)
+        steps = len(problems) * update_settings.substeps
+        yield train_start_event(update_settings.objective.name, steps, problems.epochs, len(problems.rows))
     for chosen in problems:
         step = done["batches"] * update_settings.substeps
         policy = Policy(training.create_sampling_client(), renderer, params)

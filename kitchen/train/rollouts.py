@@ -29,7 +29,7 @@ from kitchen.train.trajectories import (
     call_for_problem,
     is_finite_number,
 )
-from ..types import Datum, SamplingParams, Trajectory, Transition
+from ..types import Datum, SamplingParams, Trajectory
 
 # %% ../../nbs/35_train/4_rollouts.ipynb #e271c5c8
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def judge_answers(problem: Problem, answers: Sequence[str], timeout_worker: Time
     judge = problem.judge
     assert judge is not None, "asked only where there is one"
     given = call_for_problem(problem, "the judge", timeout_worker, lambda: list(judge(answers)))
-    found = [one if isinstance(one, tuple) else (one, {}) for one in given]
+    found: list[tuple[float, Mapping[str, float]]] = [one if isinstance(one, tuple) else (one, {}) for one in given]
     numbers_only = all(is_finite_number(value) for reward, parts in found for value in (reward, *parts.values()))
     if len(found) != len(answers) or not numbers_only:
         place = f"{problem.tag}, {problem.text[:60]!r}"
@@ -252,7 +252,7 @@ def _rewards_by_component(groups: Sequence[TrajectoryGroup]) -> Iterator[tuple[s
 # %% ../../nbs/35_train/4_rollouts.ipynb #2a921e68
 def regrade_group(group: TrajectoryGroup, grade: Callable[[str], tuple[float, Mapping[str, float]]]) -> TrajectoryGroup:
     "The same episodes with other rewards, given to their last message; nothing is sampled again."
-    made = []
+    made: list[Trajectory] = []
     for one in group.trajectories:
         reward, parts = grade(one.metadata["messages"][-1].get("content", ""))
         turns = tuple(replace(turn, reward=0.0) for turn in one.transitions)

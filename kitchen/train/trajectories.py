@@ -12,7 +12,7 @@ import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -84,6 +84,21 @@ class TrajectoryGroup:
         "Whether all rewards are equal: nothing is learnt from such a group."
         return not self.trajectories or bool(np.ptp(self.rewards) < 1e-12)
 
+# %% ../../nbs/35_train/3_trajectories.ipynb #91ab0c3e
+@runtime_checkable
+class _WaitingEnv(Env, Protocol):
+    "An environment whose steps may wait for another player: `poll` tells whether that one has moved."
+
+    def poll(self) -> Step: ...
+
+
+def _poll_env(env: Env) -> Step:
+    "The step that follows a wait; an environment that waits without a `poll` is refused."
+    if not isinstance(env, _WaitingEnv):
+        raise InvalidValue(f"{type(env).__name__} gave a step with wait=True, but has no poll() that says when the wait is over")
+    return env.poll()
+
+
 # %% ../../nbs/35_train/3_trajectories.ipynb #3005ab17
 @dataclass
 class Episode:
@@ -92,14 +107,14 @@ class Episode:
     env: Env
     problem: Problem
     member: int
-    messages: list[Message] = field(default_factory=list)
-    transitions: list[Transition] = field(default_factory=list)
-    parts: dict[str, float] = field(default_factory=dict)
+    messages: list[Message] = field(default_factory=list[Message])
+    transitions: list[Transition] = field(default_factory=list[Transition])
+    parts: dict[str, float] = field(default_factory=dict[str, float])
     timeout_worker: TimeoutWorker = field(default_factory=lambda: TimeoutWorker(math.inf))
     stop: str = ""  # one of STOPS
     error: str = ""
     tool_call_count: int = 0  # of tools
-    failed_attempts: list[Trajectory] = field(default_factory=list)  # tries that failed
+    failed_attempts: list[Trajectory] = field(default_factory=list[Trajectory])  # tries that failed
     waiting: bool = False
     final_reward: float = 0.0  # a reward that came after the last action, or without any
     started_at: float = field(default_factory=time.perf_counter)
@@ -129,7 +144,7 @@ class Episode:
 
     def poll(self) -> None:
         "See whether the others have moved."
-        step = call_for_episode(self, lambda: _check_step(self.env.poll()))  # pyright: ignore[reportAttributeAccessIssue]
+        step = call_for_episode(self, lambda: _check_step(_poll_env(self.env)))
         self.final_reward += step.reward
         self._apply_step(step)
 
@@ -149,7 +164,10 @@ class Episode:
         return Trajectory(tuple(self.transitions), self.final_reward + group_reward, about)
 
 # %% ../../nbs/35_train/3_trajectories.ipynb #8c2359de
-def call_for_episode(episode: Episode, work: Callable[[], Any]) -> Any:
+_ResultT = TypeVar("_ResultT")
+
+
+def call_for_episode(episode: Episode, work: Callable[[], _ResultT]) -> _ResultT:
     "What work of the environment gives; an error says in which rollout it happened."
     return call_for_problem(
         episode.problem,
@@ -159,7 +177,9 @@ def call_for_episode(episode: Episode, work: Callable[[], Any]) -> Any:
     )
 
 
-def call_for_problem(problem: Problem, where: str, timeout_worker: TimeoutWorker, work: Callable[[], Any]) -> Any:
+def call_for_problem(
+    problem: Problem, where: str, timeout_worker: TimeoutWorker, work: Callable[[], _ResultT]
+) -> _ResultT:
     "The work's value; an error says at which problem it happened, and where."
     try:
         return timeout_worker(work)
@@ -169,9 +189,12 @@ def call_for_problem(problem: Problem, where: str, timeout_worker: TimeoutWorker
         ) from error
 
 # %% ../../nbs/35_train/3_trajectories.ipynb #b5367152
+_MESSAGE_SEQUENCES: tuple[type[Any], ...] = (list, tuple)
+
+
 def _check_messages(messages: Any, what: str) -> Sequence[Message]:
     "The messages, if they are."
-    if not isinstance(messages, (list, tuple)) or not all(isinstance(one, Message) for one in messages):
+    if not isinstance(messages, _MESSAGE_SEQUENCES) or not all(isinstance(one, Message) for one in messages):
         raise InvalidValue(f"{what} must give a list of messages, not {messages!r}")
     return messages
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['on_policy_distillation', 'off_policy_distillation', 'TeacherConfig', 'OnPolicyDistillationConfig',
            'OffPolicyDistillationConfig', 'PromptDistillationConfig', 'prepare_teacher', 'open_teacher',
-           'open_teachers', 'evaluate_teacher', 'open_student', 'start_distillation', 'learn_from_teacher',
+           'open_teachers', 'evaluate_teacher', 'open_student', 'start_distillation', 'distill_round',
            'DistillationExample', 'sample_teacher', 'make_soft_targets', 'evaluate_teacher_answers', 'train_student']
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #a10a7e29
@@ -39,7 +39,7 @@ from kitchen.train.distillation import (
     train_off_policy,
 )
 from ..train.rollouts import RolloutRound
-from ..train.sft import adam_schedule, held_out_loss, train_sft
+from ..train.sft import adam_schedule, held_out_loss, train_sft, train_start_event
 from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, SamplingParams, UnknownName
 from . import rl
 from kitchen.workflows.base import (
@@ -50,10 +50,10 @@ from kitchen.workflows.base import (
     TrainingConfig,
     adam_params,
     baseline,
+    conversation_to_question,
     evaluate,
     name_in_table,
     open_training_client,
-    question_of,
     read_split,
     register_model,
     save,
@@ -202,11 +202,11 @@ class _TeacherRenderer:
     "A renderer for a policy that sees more than is said."
 
     inner: Renderer
-    dress: TeacherView
+    teacher_view: TeacherView
 
     def generation_prompt(self, messages: Sequence[Message]) -> list[int]:
         "The prompt, with what else is seen."
-        return self.inner.generation_prompt(list(self.dress(list(messages))))
+        return self.inner.generation_prompt(list(self.teacher_view(list(messages))))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -234,13 +234,13 @@ def evaluate_teacher(
     config: OnPolicyDistillationConfig, teacher_samplers: dict[str, SamplingClient], renderer: Renderer, problems: Splits
 ) -> StageEvents[list[Answer]]:
     "Let each teacher, with its instruction, answer the held-out problems of its kind: what there is to be reached."
-    started, dress, found = time.perf_counter(), _teacher_context(config), dict[int, Answer]()
-    hinted = isinstance(dress, InstructionView) and "{gold}" in dress.text
+    started, teacher_view, found = time.perf_counter(), _teacher_context(config), dict[int, Answer]()
+    hinted = isinstance(teacher_view, InstructionView) and "{gold}" in teacher_view.text
     alike: dict[tuple[str, str], list[int]] = {}
     for place, one in enumerate(problems.test):
         alike.setdefault((one.tag if one.tag in teacher_samplers else "", one.gold if hinted else ""), []).append(place)
     for (tag, gold), places in alike.items():
-        seeing: Any = _TeacherRenderer(renderer, dress.for_gold(gold) if isinstance(dress, InstructionView) else dress)
+        seeing: Any = _TeacherRenderer(renderer, teacher_view.for_gold(gold) if isinstance(teacher_view, InstructionView) else teacher_view)
         some = [problems.test[place] for place in places]
         found |= dict(zip(places, answer_problems(some, teacher_samplers[tag], seeing, config), strict=True))
     answers = [found[place] for place in range(len(problems.test))]
@@ -257,11 +257,11 @@ def open_student(config: TeacherConfig, service: ServiceClient, teacher: str | P
 @stage()
 def start_distillation(config: OnPolicyDistillationConfig, rounds: int, problems: Splits) -> StageEvents[None]:
     "Say what is about to be learnt."
-    yield event("train.start", 0, loss="on_policy_distillation", steps=rounds, epochs=config.epochs, datums=len(problems.train))
+    yield train_start_event("on_policy_distillation", rounds, config.epochs, len(problems.train))
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #60f26ad0
 @stage(gives="rounds_played")
-def learn_from_teacher(
+def distill_round(
     config: OnPolicyDistillationConfig, service: ServiceClient, training: TrainingClient, teacher_samplers: dict[str, SamplingClient],
     renderer: Renderer, rollout_round: RolloutRound, rounds: int, run: Run,
 ) -> StageEvents[int]:  # fmt: skip
@@ -295,7 +295,7 @@ on_policy_distillation = chain(
     produce(
         "play and learn",
         play_round,
-        learn_from_teacher,
+        distill_round,
         "rollout_round",
         "rounds",
         policy=create_sampler,
@@ -339,10 +339,10 @@ def _sample_answers(
     renderer: Renderer,
     rows: Sequence[Conversation],
     params: SamplingParams,
-    dress: TeacherView = student_view,
+    teacher_view: TeacherView = student_view,
 ) -> list[DistillationExample]:
     "Prompts with the teacher's answers, those answers trained."
-    seeing = _TeacherRenderer(renderer, dress)
+    seeing = _TeacherRenderer(renderer, teacher_view)
     prompts = [
         (renderer.generation_prompt(before), seeing.generation_prompt(before)) for before in map(_prompt_messages, rows)
     ]
@@ -387,7 +387,7 @@ def evaluate_teacher_answers(
 ) -> StageEvents[list[Answer]]:
     "Let the teacher, with its instruction, answer the held-out questions: what there is to be reached."
     started, seeing = time.perf_counter(), _TeacherRenderer(renderer, _teacher_context(config))
-    asked = [question_of(seeing, one) for one in conversations.test[: config.graded]]  # pyright: ignore[reportArgumentType]
+    asked = [conversation_to_question(seeing, one) for one in conversations.test[: config.graded]]  # pyright: ignore[reportArgumentType]
     questions = [one for one in asked if one is not None]
     params = SamplingParams(config.max_tokens, temperature=0.0, stop=tuple(renderer.stop_sequences()))
     answers = ask(

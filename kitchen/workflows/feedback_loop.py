@@ -53,9 +53,9 @@ from kitchen.workflows.base import (
     Splits,
     StageEvents,
     bad_row_events,
+    conversation_to_question,
     measurements_of,
     open_training,
-    question_of,
     read_split,
     register_model,
     save,
@@ -384,7 +384,7 @@ def make_reference_questions(
 ) -> list[Question]:
     "Questions of the reference period."
     found = [
-        question_of(renderer, _corrected_conversation(one, config.liked)) for one in held_out_interactions.reference
+        conversation_to_question(renderer, _corrected_conversation(one, config.liked)) for one in held_out_interactions.reference
     ]
     return [one for one in found if one is not None]
 

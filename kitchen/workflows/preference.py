@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['preference_optimization', 'reward_modeling', 'PairConfig', 'PreferenceConfig', 'RewardModelConfig', 'load_pairs',
-           'render_pairs', 'make_questions', 'add_reference_logprobs', 'batch_pairs', 'loss_of', 'train_preference',
-           'measure_distance', 'ScoredPairs', 'ask_for_scores', 'batch_scored', 'train_scores', 'report_scores']
+           'render_pairs', 'make_questions', 'add_reference_logprobs', 'batch_pairs', 'pair_loss_from_config',
+           'train_preference', 'measure_distance', 'ScoredPairs', 'ask_for_scores', 'batch_scored', 'train_scores',
+           'report_scores']
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #27e0cdc5
 import json
@@ -211,7 +212,7 @@ def _train_on_pairs(
     return total
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #754a0520
-def loss_of(config: PreferenceConfig) -> PairLoss:
+def pair_loss_from_config(config: PreferenceConfig) -> PairLoss:
     "The loss with the settings as they are now."
     return get_pair_loss(config.preference_loss, **config.loss_settings)
 
@@ -225,13 +226,13 @@ def train_preference(
         reference = service.create_sampling_client(config.reference or config.model)
 
         def minimise(batch: Sequence[Pair]) -> Any:
-            return kto_loss_factory(loss_of(config), training, reference)(batch)
+            return kto_loss_factory(pair_loss_from_config(config), training, reference)(batch)
     else:
 
         def minimise(batch: Sequence[Pair]) -> Any:
-            return preference_loss_factory(loss_of(config))(batch)
+            return preference_loss_factory(pair_loss_from_config(config))(batch)
 
-    judge = preference_evaluator(loss_of(config))
+    judge = preference_evaluator(pair_loss_from_config(config))
     return (yield from _train_on_pairs(config, training, batches, minimise, judge, pairs.test, progress, config.preference_loss))
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #69fe0cae

@@ -6,7 +6,7 @@
 __all__ = ['play_and_learn', 'rl', 'RolloutConfig', 'RlConfig', 'make_problems', 'updates_behind', 'load_reward_model',
            'rollout_sampling_params', 'episode_limits', 'create_sampler', 'play_round', 'open_reference', 'open_critic',
            'learn_from_round', 'adam_at', 'save_rollouts', 'load_rollouts', 'count_steps', 'answer_problems',
-           'answer_of_group', 'play_baseline', 'play_evaluation', 'start_rl']
+           'group_to_answer', 'play_baseline', 'play_evaluation', 'start_rl']
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #7495f115
 import json
@@ -50,13 +50,12 @@ from ..seeding import derive_seed, random_generator
 from ..store.files import write_atomically
 from ..store.objects import decode_value, encode_value
 from ..store.run import Run
-from ..telemetry import event
 from ..train.ppo import Critic, learn_with_critic
 from ..train.preference import RewardModel
 from ..train.rl import PolicyUpdateSettings, learn_from_rollouts
 from ..train.rollouts import Policy, RolloutRound, collect_rollouts, play_groups
 from ..train.schedules import ScheduleName
-from ..train.sft import adam_schedule
+from ..train.sft import adam_schedule, train_start_event
 from ..train.trajectories import EpisodeLimits, TrajectoryGroup
 from ..types import AdamParams, InvalidValue, SamplingParams
 from kitchen.workflows.base import (
@@ -285,7 +284,7 @@ def learn_from_round(
     if config.baseline == "group":
         yield from learn_from_rollouts(training, rollout_round, settings, adam, losses, reference, lag)
     else:
-        judge = _critic_of(config, critic, critic_base, value_head)
+        judge = _make_critic(config, critic, critic_base, value_head)
         yield from learn_with_critic(
             training, rollout_round, settings, judge, adam, _critic_adam(config, adam), losses, reference, lag
         )
@@ -300,7 +299,7 @@ def _update_settings(config: Any) -> PolicyUpdateSettings:
     )  # fmt: skip
 
 
-def _critic_of(
+def _make_critic(
     config: Any, training: TrainingClient | None, base: TrainingClient | None, head: ScalarHead | None
 ) -> Critic:
     "The critic that the workflow has opened."
@@ -361,10 +360,10 @@ def answer_problems(
     policy = Policy(sampler, renderer, rollout_sampling_params(config, renderer, 0.0))
     sides = 2 if "nim" in config.env.split("+") else 1
     groups = play_groups(policy, list(problems), sides, derive_seed(config.seed, "contest"), episode_limits(config))
-    return [answer_of_group(group) for group in groups]
+    return [group_to_answer(group) for group in groups]
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #69ed7f06
-def answer_of_group(group: TrajectoryGroup) -> Answer:
+def group_to_answer(group: TrajectoryGroup) -> Answer:
     "The first episode of a group as an answer; one that failed is worth nothing."
     if not group.trajectories:
         said = group.discarded[0].metadata["error"] if group.discarded else ""
@@ -395,8 +394,7 @@ def play_evaluation(
 @stage()
 def start_rl(config: RlConfig, rounds: int, problems: Splits) -> StageEvents[None]:
     "Say what is about to be learnt."
-    steps = rounds * config.substeps
-    yield event("train.start", 0, loss=config.objective, steps=steps, epochs=config.epochs, datums=len(problems.train))
+    yield train_start_event(config.objective, rounds * config.substeps, config.epochs, len(problems.train))
 
 
 play_and_learn = produce(
