@@ -47,7 +47,7 @@ def stage_rows(part: WorkflowPart, adapters: Mapping[str, str], depth: int = 0) 
 # %% ../../nbs/57_recipes/2_plan.ipynb #6410d46c
 @dataclass(frozen=True)
 class Plan:
-    "What a run would do."
+    "What a run would do: its stages as rows of a table, and what was counted and measured without training, by name."
 
     recipe: str
     stages: tuple[tuple[str, ...], ...]

@@ -50,7 +50,7 @@ TeacherView = Callable[[Messages], Messages]  # the student's conversation as th
 
 
 def student_view(messages: Messages) -> Messages:
-    "The teacher sees what the student sees."
+    "The messages as they are: teacher and student see the same conversation."
     return messages
 
 # %% ../../nbs/35_train/7_distillation.ipynb #fcb2acc0
@@ -64,7 +64,7 @@ class InstructionView:
         return [Message("system", self.text), *(one for one in messages if one.role != "system")]
 
     def for_gold(self, gold: str) -> "InstructionView":
-        "The same, about a problem."
+        "The view for one problem: `{gold}` in the text is its right answer."
         return InstructionView(self.text.replace("{gold}", gold))
 
 # %% ../../nbs/35_train/7_distillation.ipynb #d0e9457b
@@ -95,14 +95,14 @@ def on_policy_data(
 
 # %% ../../nbs/35_train/7_distillation.ipynb #10f08c62
 def _teacher_for_tag(tag: str, teachers: Mapping[str, SamplingClient]) -> SamplingClient:
-    "Who teaches this kind of problem."
+    "The teacher of a tag, else the one under '', which has all others; UnknownName if there is neither."
     if tag not in teachers and "" not in teachers:
         raise UnknownName("kind of problem with a teacher", tag, teachers)
     return teachers.get(tag, teachers.get("", next(iter(teachers.values()))))
 
 
 def _turn_datums(trajectory: Trajectory, group: TrajectoryGroup) -> list[Datum]:
-    "One datum for each turn."
+    "A datum for each turn: the prompt, and the answer with weight 1 on its tokens; advantages are still 0."
     origin = f"{group.tag}: {group.text[:40]}"
     return [
         datum for turn in trajectory.transitions for datum in trajectory_to_datums(Trajectory((turn,)), 0.0, origin)
@@ -110,7 +110,7 @@ def _turn_datums(trajectory: Trajectory, group: TrajectoryGroup) -> list[Datum]:
 
 # %% ../../nbs/35_train/7_distillation.ipynb #0595d617
 def _teacher_prompts(trajectory: Trajectory, renderer: Renderer, teacher_view: TeacherView) -> Iterator[list[int]]:
-    "What the teacher sees before each turn, as tokens."
+    "Tokens of the teacher's prompt for each assistant message: what came before it, through the view."
     messages = [Message(**said) for said in trajectory.metadata["messages"]]
     for place, message in enumerate(messages):
         if message.role == "assistant":
@@ -118,7 +118,7 @@ def _teacher_prompts(trajectory: Trajectory, renderer: Renderer, teacher_view: T
 
 
 def _add_teacher_advantages(datum: Datum, teacher: Sequence[float | None], coefficient: float) -> Datum:
-    "The datum with the teacher's log-probabilities beside the student's, and the advantages that follow."
+    "The datum with the teacher's log-probabilities as reference, and advantages −coefficient · (log q − log p_teacher), in nats."
     beside = np.zeros(len(datum), dtype=np.float32)
     beside[datum.weights != 0] = np.array(teacher, dtype=np.float32)
     apart = datum.weights * (datum.loss_fn_inputs["logprobs"] - beside)
@@ -176,7 +176,7 @@ def train_on_policy(
 
 # %% ../../nbs/35_train/7_distillation.ipynb #946322ef
 def on_policy_settings(max_answer_tokens: int) -> PolicyUpdateSettings:
-    "How it is learnt: importance sampling, a mean over the tokens of each step."
+    "Settings of the update: importance sampling, a mean over the tokens of each step."
     return PolicyUpdateSettings(replace(OBJECTIVES["importance_sampling"], aggregation="tokens"), max_answer_tokens)
 
 # %% ../../nbs/35_train/7_distillation.ipynb #d4dd35f9
@@ -247,7 +247,7 @@ def train_off_policy(
 def distillation_step(
     training: TrainingClient, batch: Sequence[list[Datum]], loss: DistillLoss, adam: AdamParams, accumulate: int
 ) -> tuple[float, Mapping[str, float]]:
-    "One optimizer step; the mean loss of a trained token, and the optimizer's metrics."
+    "One optimizer step on soft targets: the loss (nats per trained token) and the optimizer's metrics; InvalidValue if nothing is trained."
     weight = float(sum(ranks[0].weights.sum(dtype=np.float64) for ranks in batch))
     if not weight > 0:
         raise InvalidValue("no token of this batch is trained: all weights are 0")

@@ -79,7 +79,7 @@ PairLossFactory = Callable[[Sequence[Pair]], CustomLoss]
 
 
 def preference_loss_factory(loss: PairLoss) -> PairLossFactory:
-    "A loss over pairs that needs nothing else."
+    "Makes the loss of each batch from its pairs alone: `pairwise_loss`, a mean over as many pairs as there are."
     return lambda pairs: pairwise_loss(loss, len(pairs))
 
 
@@ -160,7 +160,7 @@ def _evaluate_if_due(
 def preference_step(
     training: TrainingClient, batch: Sequence[Pair], loss: CustomLoss, adam: AdamParams, accumulate: int, step: int
 ) -> Iterator[Event]:
-    "One optimizer step; what it measured."
+    "One optimizer step on pairs; yields `train.pairs` and `train.step`, then raises TrainingDiverged if the loss is no number."
     started = time.perf_counter()
     parts = split_micro_batches(batch, accumulate)
     forwards = [training.forward_backward_custom(interleave_pairs(part), loss) for part in parts]
@@ -211,7 +211,7 @@ def held_out_pair_loss(
 
 # %% ../../nbs/35_train/2_preference.ipynb #0b93f759
 def preference_evaluator(loss: PairLoss) -> PairEvaluator:
-    "Sum of the loss, and sums of what people read."
+    "Evaluates a preference loss: it and its metrics (accuracy, margin, rewards), each summed over the pairs."
 
     def judge(data: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[float, dict[str, float]]:
         found = pair_logprobs(data, logprobs)
@@ -221,7 +221,7 @@ def preference_evaluator(loss: PairLoss) -> PairEvaluator:
 
 
 def score_evaluator(head: ScalarHead) -> PairEvaluator:
-    "The same of a reward model."
+    "Evaluates a reward model: the Bradley–Terry loss and its metrics, each summed over the pairs."
 
     def judge(data: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[float, dict[str, float]]:
         value, metrics = reward_model_loss(head, 1)(data, logprobs)
@@ -245,7 +245,7 @@ def score_sequences(sampler: SamplingClient, head: ScalarHead, texts: Sequence[S
 # %% ../../nbs/35_train/2_preference.ipynb #54133d6c
 @dataclass(frozen=True)
 class RewardModel:
-    "A reward model at work."
+    "A trained reward model to call: scores (log-odds of the head's token) of answers to a conversation."
 
     sampler: SamplingClient
     renderer: Renderer

@@ -34,7 +34,7 @@ from ..types import Datum, SamplingParams, Trajectory
 # %% ../../nbs/35_train/4_rollouts.ipynb #e271c5c8
 @dataclass(frozen=True)
 class Policy:
-    "Who plays."
+    "Who plays: a sampler, the renderer that makes its prompts, and how answers are sampled."
 
     sampler: SamplingClient
     renderer: Renderer
@@ -48,7 +48,7 @@ def play_groups(
     seed: int,  # of this batch: derive it from the run's seed and the step
     limits: EpisodeLimits = DEFAULT_LIMITS,
 ) -> list[TrajectoryGroup]:
-    "Play every problem `group_size` times. A group for each problem; one left with fewer than `limits.least` episodes is empty."
+    "Play every problem `group_size` times. A group for each problem; one left with fewer than `limits.smallest_group` episodes is empty."
     patience = TimeoutWorker(limits.patience)
     try:
         episodes = [_make_episodes(problem, group_size, patience) for problem in problems]
@@ -68,7 +68,7 @@ def play_groups(
 
 # %% ../../nbs/35_train/4_rollouts.ipynb #b844855b
 def _make_episodes(problem: Problem, count: int, timeout_worker: TimeoutWorker) -> list[Episode]:
-    "So many episodes of a problem, not begun."
+    "`count` episodes of a problem, not started; RolloutFailed if it makes another number of environments."
     envs = call_for_problem(problem, "at the start", timeout_worker, lambda: list(problem.make(count)))
     if len(envs) != count:
         raise RolloutFailed(f"{problem.tag}, {problem.text[:60]!r}: asked for {count} episodes, it made {len(envs)}")
@@ -110,7 +110,7 @@ def _sample_actions(
 
 # %% ../../nbs/35_train/4_rollouts.ipynb #8ca6a0d8
 def _run_guarded(episode: Episode, limits: EpisodeLimits, work: Callable[[], None]) -> None:
-    "Do something with an episode; a failure is treated as the limits say."
+    "Call `work`; a RolloutFailed in it is raised (`on_failure` stop), noted (drop), or answered with a fresh episode (retry)."
     try:
         work()
     except RolloutFailed as error:

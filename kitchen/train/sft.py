@@ -100,7 +100,7 @@ def train_sft(
 def sft_step(
     training: TrainingClient, batch: Sequence[Datum], adam_params: AdamParams, accumulate: int, loss: str = "cross_entropy"
 ) -> dict[str, Any]:
-    "One optimizer step; what it measured."
+    "One optimizer step: micro-batches, then the update, all submitted before a result is read; the loss (nats per trained token) and its account."
     started, chosen = time.perf_counter(), get_sft_loss(loss)
     parts = split_micro_batches(normalize_weights(batch), accumulate)
     forwards: list[Future[ForwardBackwardOutput]] = []

@@ -256,7 +256,7 @@ def render_event(data: Sequence[Datum], split: str, renderer: str, train_on: str
 
 # %% ../../nbs/55_workflows/0_base.ipynb #016963e7
 def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type[Any]) -> StageEvents[Splits]:
-    "Both splits; the held-out one is the dataset's own, or a share of it. A generator, like `read`."
+    "Both splits; the held-out one is the dataset's own, or a share of it. A generator, like `read_split`."
     train = yield from read_split(datasets, config, config.dataset, "train", kind)
     if config.test_dataset:
         test = yield from read_split(datasets, config, config.test_dataset, "test", kind)
