@@ -76,13 +76,13 @@ class _Prefetcher:
             self.changed.notify_all()
 
     @property
-    def settled(self) -> bool:
+    def can_take(self) -> bool:
         "Whether take() would answer at once."
         return bool(self.ready) or self.error is not None
 
     def take(self) -> Any:
         "The next thing, waited for; `_END` when there are no more; the generator's error is raised here."
-        self.wait(lambda: self.settled)
+        self.wait(lambda: self.can_take)
         if self.ready:
             thing = self.ready.popleft()
             self.set_and_notify()

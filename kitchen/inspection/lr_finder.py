@@ -35,7 +35,7 @@ from ..train.preference import preference_step as pair_step
 from ..train.sft import sft_step
 from ..types import AdamParams, Datum, InvalidValue
 from ..workflows.base import adam_params
-from ..workflows.preference import loss_of
+from ..workflows.preference import pair_loss_from_config
 
 # %% ../../nbs/65_inspection/4_lr_finder.ipynb #31bf16e5
 @dataclass(frozen=True, eq=False)
@@ -188,9 +188,9 @@ def _train_step_for(row: Any, values: Mapping[str, Any]) -> tuple[TrainStep, str
             lambda training: reward_loss_factory(values["scored_pairs"].head, config.margin, config.centre)
         ), "nats/pair"
     if config.preference_loss != "kto":
-        return _pair_train_step(lambda training: preference_loss_factory(loss_of(config))), "nats/pair"
+        return _pair_train_step(lambda training: preference_loss_factory(pair_loss_from_config(config))), "nats/pair"
     reference = values["service"].create_sampling_client(config.reference or config.model)
-    return _pair_train_step(lambda training: kto_loss_factory(loss_of(config), training, reference)), "nats/pair"
+    return _pair_train_step(lambda training: kto_loss_factory(pair_loss_from_config(config), training, reference)), "nats/pair"
 
 # %% ../../nbs/65_inspection/4_lr_finder.ipynb #63fc6045
 def next_batches(batches: Batches[Any] | StreamBatches[Any], count: int) -> list[Any]:

@@ -44,6 +44,7 @@ from .token import check_batch as check_batch
 from .token import check_logprob_grads as check_logprob_grads
 from .token import check_topk_count as check_topk_count
 from .token import cispo as cispo
+from .token import clipped_gain as clipped_gain
 from .token import cross_entropy as cross_entropy
 from .token import dft as dft
 from .token import get_loss as get_loss

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from .token import LossTerm, as_custom_loss, loss_table_html
+from .token import LossTerm, as_custom_loss, clipped_gain, loss_table_html
 from ..ports.protocols import Future, TrainingClient
 from ..types import Datum, ForwardBackwardOutput, InvalidValue, UnknownName
 
@@ -150,11 +150,8 @@ def _plain_shape(objective: "Objective", logprobs: np.ndarray, log_ratio: np.nda
 
 def _clipped_shape(objective: "Objective", logprobs: np.ndarray, log_ratio: np.ndarray, advantages: np.ndarray) -> _ShapeTerms:
     r"$-\min(\rho A, \mathrm{clip}(\rho, lo, hi) A)$, and with a cap $\delta$ on $\rho$ in the first place (dual clip)."
-    ratio = np.exp(log_ratio)
-    free = np.minimum(ratio, objective.cap) * advantages
-    kept = np.clip(ratio, objective.low, objective.high) * advantages
-    moves = (free <= kept) & (ratio <= objective.cap)
-    return -np.minimum(free, kept), np.where(moves, -free, 0.0), np.zeros_like(free)
+    gain, slope = clipped_gain(np.exp(log_ratio), advantages, objective.low, objective.high, objective.cap)
+    return -gain, slope, np.zeros_like(gain)
 
 # %% ../../nbs/30_losses/1_policy.ipynb #d30f6bd2
 def _detached_shape(objective: "Objective", logprobs: np.ndarray, log_ratio: np.ndarray, advantages: np.ndarray) -> _ShapeTerms:

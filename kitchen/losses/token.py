@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LossInputs', 'LossSettings', 'LOSSES', 'SftLossName', 'SFT_LOSSES', 'LossTerm', 'cross_entropy',
-           'importance_sampling', 'ppo', 'cispo', 'Loss', 'get_loss', 'resolve_loss_settings', 'check_batch',
-           'loss_mask', 'check_topk_count', 'check_logprob_grads', 'dft', 'as_custom_loss', 'SftLoss',
+           'importance_sampling', 'clipped_gain', 'ppo', 'cispo', 'Loss', 'get_loss', 'resolve_loss_settings',
+           'check_batch', 'loss_mask', 'check_topk_count', 'check_logprob_grads', 'dft', 'as_custom_loss', 'SftLoss',
            'loss_table_html', 'get_sft_loss', 'normalize_weights', 'mean_nll', 'perplexity', 'bits_per_byte']
 
 # %% ../../nbs/30_losses/0_token.ipynb #a45da3bd
@@ -51,12 +51,25 @@ def importance_sampling(logprobs: np.ndarray, inputs: LossInputs, settings: Loss
     return LossTerm(float(-weighted.sum()), -weighted)
 
 
+def clipped_gain(
+    ratio: np.ndarray,  # float64 [T]: ρ, of the policy's probability of a token to the sampler's
+    advantages: np.ndarray,  # float64 [T]
+    low: float,  # bounds of the ratio, as absolute numbers
+    high: float,
+    cap: float = math.inf,  # dual clip (arXiv 1912.09729): the most a ratio may count
+) -> tuple[np.ndarray, np.ndarray]:
+    r"$\min(\rho A, \mathrm{clip}(\rho) A)$ of each token, and the derivative of its **negative** by $\log\rho$: 0 where the bound holds; [T] each."
+    free = np.minimum(ratio, cap) * advantages
+    kept = np.clip(ratio, low, high) * advantages
+    moves = (free <= kept) & (ratio <= cap)
+    return np.minimum(free, kept), np.where(moves, -free, 0.0)
+
+
 def ppo(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> LossTerm:
     r"$-\sum_t \min(\rho_t A_t, \mathrm{clip}(\rho_t) A_t)$ (arXiv 1707.06347; Tinker's `ppo`, whose bounds are absolute)."
     advantages, ratio = inputs["advantages"].astype(np.float64), np.exp(_log_ratio(logprobs, inputs))
-    kept = np.clip(ratio, settings["clip_low_threshold"], settings["clip_high_threshold"]) * advantages
-    free = ratio * advantages
-    return LossTerm(float(-np.minimum(free, kept).sum()), np.where(free <= kept, -free, 0.0))
+    gain, slope = clipped_gain(ratio, advantages, settings["clip_low_threshold"], settings["clip_high_threshold"])
+    return LossTerm(float(-gain.sum()), slope)
 
 # %% ../../nbs/30_losses/0_token.ipynb #4d001250
 def cispo(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> LossTerm:

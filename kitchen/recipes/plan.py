@@ -9,10 +9,13 @@ __all__ = ['stage_rows', 'Plan', 'plan']
 import html
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..config import Config, ExperimentSpec
 from ..engine.checkpoints import SnapshotPolicy
@@ -23,7 +26,7 @@ from .registry import Recipe
 from .reproduce import initial_values
 from ..store.run import Run
 from ..train.preference import Pair, interleave_pairs
-from ..types import AdamParams, Datum
+from ..types import AdamParams, Datum, InvalidValue, TopK
 
 # %% ../../nbs/57_recipes/2_plan.ipynb #347c156a
 def stage_rows(part: WorkflowPart, adapters: Mapping[str, str], depth: int = 0) -> list[list[str]]:
@@ -44,7 +47,7 @@ def stage_rows(part: WorkflowPart, adapters: Mapping[str, str], depth: int = 0) 
 # %% ../../nbs/57_recipes/2_plan.ipynb #6410d46c
 @dataclass(frozen=True)
 class Plan:
-    "What a run would do."
+    "What a run would do: its stages as rows of a table, and what was counted and measured without training, by name."
 
     recipe: str
     stages: tuple[tuple[str, ...], ...]
@@ -79,7 +82,9 @@ def plan(
             ExperimentSpec(recipe=recipe.name, config=config.model_dump(), parent=None), Path(folder) / "run"
         )
         try:
-            flow = Flow(recipe.workflow, initial_values(recipe, adapters, config, run), run.log)
+            values = initial_values(recipe, adapters, config, run)
+            values["service"] = _PlanPort(values["service"])
+            flow = Flow(recipe.workflow, values, run.log)
             seconds = _dry_run(flow, measure)
         finally:
             run.close()
@@ -87,17 +92,62 @@ def plan(
     live = {"editable while it runs": ", ".join(live_settings(type(config)))}
     return Plan(recipe.name, rows, _plan_facts(flow.values, snapshot_policy, seconds) | live)
 
+# %% ../../nbs/57_recipes/2_plan.ipynb #5c1e7a90
+class _ModelNeeded(InvalidValue):  # of this family, because no retry policy tries it again or skips it
+    "Raised in a dry run by a stage that would let a model answer or learn."
+
+
+@dataclass(frozen=True)
+class _PlanPort:
+    "The service of a dry run, or one of its clients: passes calls on, but refuses to sample and to train, and invents log-probabilities."
+
+    wrapped: Any
+
+    def __getattr__(self, verb: str) -> Any:
+        if verb in ("sample", "forward_backward", "forward_backward_custom", "optim_step"):
+            raise _ModelNeeded(f"{verb} is not done in a dry run")
+        if verb in _STAND_INS:
+            return _STAND_INS[verb]
+        attribute = getattr(self.wrapped, verb)
+        if verb.startswith(("create_training", "create_sampling")):
+            return lambda *values, **named: _PlanPort(attribute(*values, **named))
+        return attribute
+
+
+def _finished_future(value: Any) -> Future[Any]:
+    "A future that holds its value already."
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+def _stand_in_logprobs(tokens: Sequence[int]) -> Future[Any]:
+    "-1 nat for each token, None for the first, which nothing precedes."
+    return _finished_future([None, *[-1.0] * (len(tokens) - 1)])
+
+
+def _stand_in_topk(tokens: Sequence[int], count: int) -> Future[Any]:
+    "Token 0 at -1 nat in each of `count` ranks, for each token."
+    return _finished_future(TopK(np.zeros((len(tokens), count), dtype=np.int64), np.full((len(tokens), count), -1.0, dtype=np.float32)))
+
+
+_STAND_INS: dict[str, Callable[..., Future[Any]]] = {"compute_logprobs": _stand_in_logprobs, "compute_topk": _stand_in_topk}
+
+
 # %% ../../nbs/57_recipes/2_plan.ipynb #d8b214c2
 def _dry_run(flow: Flow, measure: bool) -> dict[str, float]:
     "Run the stages that make data; with `measure`, time a step and a held-out pass of a throw-away model."
     made = flow.values
-    for item in flow:
-        if item.name == "stage.stop" and "batches" in made and (not measure or "training" in made):
-            break
-        if item.name == "stage.start" and "training" in made and "batches" not in made:
-            return {}  # the data is made by the model in training
-        if item.name == "stage.start" and "/" in str(item["stage"]):
-            return {}  # a workflow within this one would be trained for real, and its data is its own
+    try:
+        for item in flow:
+            if item.name == "stage.stop" and "batches" in made and (not measure or "training" in made):
+                break
+            if item.name == "stage.start" and "training" in made and "batches" not in made:
+                return {}  # the data is made by the model in training
+            if item.name == "stage.start" and "/" in str(item["stage"]):
+                return {}  # a workflow within this one would be trained for real, and its data is its own
+    except _ModelNeeded:  # a teacher would be trained, or the model's answers are the data
+        return {}
     # only datums have a loss that needs no more than themselves: pairs and soft targets are counted, not timed
     timed = measure and {"batches", "training"} <= made.keys() and isinstance(made["batches"].peek()[0], Datum)
     return _time_step(made) if timed else {}
@@ -110,7 +160,7 @@ def _as_datums(rows: Sequence[Any]) -> list[Datum]:
 # %% ../../nbs/57_recipes/2_plan.ipynb #78661ae7
 def _time_step(values: Mapping[str, Any]) -> dict[str, float]:
     "Seconds of one optimizer step and of one held-out pass; the first step, which warms up, does not count."
-    training, batch, data = values["training"], values["batches"].peek(), values["data"].test
+    training, batch, data = values["training"].wrapped, values["batches"].peek(), values["data"].test
     for _ in range(2):
         started = time.perf_counter()
         training.forward_backward(normalize_weights(batch), "cross_entropy").result()

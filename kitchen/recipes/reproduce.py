@@ -127,7 +127,7 @@ def manifest(run: Run) -> dict[str, Any]:
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #9f397c51
 @dataclass(frozen=True)
 class Comparison:
-    "One line of the table."
+    "One line of the table: a data set, a curve or a hash of both runs, and whether they agree."
 
     name: str
     expected: str

@@ -19,7 +19,7 @@ from ..data.batches import Batches
 from ..envs.base import Problem
 from ..losses.distillation import DistillLoss, distillation_loss, ranked_datums, renormalize_ranks
 from ..losses.policy import OBJECTIVES
-from ..ports.protocols import SamplingClient, TrainingClient
+from ..ports.protocols import Future, SamplingClient, TrainingClient
 from ..rendering.base import Renderer
 from ..telemetry import Event, event
 from .rl import PolicyUpdateSettings, take_steps
@@ -30,11 +30,12 @@ from kitchen.train.rollouts import (
     rollout_events,
     trajectory_to_datums,
 )
-from .sft import split_micro_batches, step_measurements
+from .sft import split_micro_batches, step_measurements, train_start_event
 from .trajectories import DEFAULT_LIMITS, EpisodeLimits, TrajectoryGroup
 from kitchen.types import (
     AdamParams,
     Datum,
+    ForwardBackwardOutput,
     InvalidValue,
     Message,
     SamplingParams,
@@ -49,7 +50,7 @@ TeacherView = Callable[[Messages], Messages]  # the student's conversation as th
 
 
 def student_view(messages: Messages) -> Messages:
-    "The teacher sees what the student sees."
+    "The messages as they are: teacher and student see the same conversation."
     return messages
 
 # %% ../../nbs/35_train/7_distillation.ipynb #fcb2acc0
@@ -63,7 +64,7 @@ class InstructionView:
         return [Message("system", self.text), *(one for one in messages if one.role != "system")]
 
     def for_gold(self, gold: str) -> "InstructionView":
-        "The same, about a problem."
+        "The view for one problem: `{gold}` in the text is its right answer."
         return InstructionView(self.text.replace("{gold}", gold))
 
 # %% ../../nbs/35_train/7_distillation.ipynb #d0e9457b
@@ -82,26 +83,26 @@ def on_policy_data(
     "Datums of the student's answers with the teacher's verdict as advantages; every request is sent before the first is read."
     asked: list[tuple[Datum, Any, int]] = []
     for group in groups:
-        teacher, dressed = (
+        teacher, view = (
             _teacher_for_tag(group.tag, teachers),
             teacher_view.for_gold(group.gold) if isinstance(teacher_view, InstructionView) else teacher_view,
         )
         for one in group.trajectories:
-            for datum, seen in zip(_turn_datums(one, group), _teacher_prompts(one, renderer, dressed), strict=True):
+            for datum, seen in zip(_turn_datums(one, group), _teacher_prompts(one, renderer, view), strict=True):
                 answer = datum.targets[datum.weights != 0].tolist()
                 asked.append((datum, teacher.compute_logprobs([*seen, *answer]), len(answer)))
     return [_add_teacher_advantages(datum, future.result()[-count:], coefficient) for datum, future, count in asked]
 
 # %% ../../nbs/35_train/7_distillation.ipynb #10f08c62
 def _teacher_for_tag(tag: str, teachers: Mapping[str, SamplingClient]) -> SamplingClient:
-    "Who teaches this kind of problem."
+    "The teacher of a tag, else the one under '', which has all others; UnknownName if there is neither."
     if tag not in teachers and "" not in teachers:
         raise UnknownName("kind of problem with a teacher", tag, teachers)
     return teachers.get(tag, teachers.get("", next(iter(teachers.values()))))
 
 
 def _turn_datums(trajectory: Trajectory, group: TrajectoryGroup) -> list[Datum]:
-    "One datum for each turn."
+    "A datum for each turn: the prompt, and the answer with weight 1 on its tokens; advantages are still 0."
     origin = f"{group.tag}: {group.text[:40]}"
     return [
         datum for turn in trajectory.transitions for datum in trajectory_to_datums(Trajectory((turn,)), 0.0, origin)
@@ -109,7 +110,7 @@ def _turn_datums(trajectory: Trajectory, group: TrajectoryGroup) -> list[Datum]:
 
 # %% ../../nbs/35_train/7_distillation.ipynb #0595d617
 def _teacher_prompts(trajectory: Trajectory, renderer: Renderer, teacher_view: TeacherView) -> Iterator[list[int]]:
-    "What the teacher sees before each turn, as tokens."
+    "Tokens of the teacher's prompt for each assistant message: what came before it, through the view."
     messages = [Message(**said) for said in trajectory.metadata["messages"]]
     for place, message in enumerate(messages):
         if message.role == "assistant":
@@ -117,7 +118,7 @@ def _teacher_prompts(trajectory: Trajectory, renderer: Renderer, teacher_view: T
 
 
 def _add_teacher_advantages(datum: Datum, teacher: Sequence[float | None], coefficient: float) -> Datum:
-    "The datum with the teacher's log-probabilities beside the student's, and the advantages that follow."
+    "The datum with the teacher's log-probabilities as reference, and advantages −coefficient · (log q − log p_teacher), in nats."
     beside = np.zeros(len(datum), dtype=np.float32)
     beside[datum.weights != 0] = np.array(teacher, dtype=np.float32)
     apart = datum.weights * (datum.loss_fn_inputs["logprobs"] - beside)
@@ -159,8 +160,7 @@ def train_on_policy(
     began, done = time.perf_counter(), {} if progress is None else progress
     if not done:
         done.update(step=0, tokens=0)
-        about = {"epochs": problems.epochs, "datums": len(problems.rows)}
-        yield event("train.start", 0, loss="on_policy_distillation", steps=len(problems), **about)
+        yield train_start_event("on_policy_distillation", len(problems), problems.epochs, len(problems.rows))
     for chosen in problems:
         step = done["step"]
         policy = Policy(training.create_sampling_client(), renderer, params)
@@ -176,7 +176,7 @@ def train_on_policy(
 
 # %% ../../nbs/35_train/7_distillation.ipynb #946322ef
 def on_policy_settings(max_answer_tokens: int) -> PolicyUpdateSettings:
-    "How it is learnt: importance sampling, a mean over the tokens of each step."
+    "Settings of the update: importance sampling, a mean over the tokens of each step."
     return PolicyUpdateSettings(replace(OBJECTIVES["importance_sampling"], aggregation="tokens"), max_answer_tokens)
 
 # %% ../../nbs/35_train/7_distillation.ipynb #d4dd35f9
@@ -225,8 +225,7 @@ def train_off_policy(
     began, total, done = time.perf_counter(), len(batches), {} if progress is None else progress
     if not done:
         done.update(step=0, tokens=0, evaluated=-1)
-        about = {"epochs": batches.epochs, "datums": len(batches.rows)}
-        yield event("train.start", 0, loss=loss.name, steps=total, **about)
+        yield train_start_event(loss.name, total, batches.epochs, len(batches.rows))
     for batch in batches:
         step = done["step"]
         if evaluate and done["evaluated"] != step and (step == 0 or due(step)):
@@ -248,18 +247,18 @@ def train_off_policy(
 def distillation_step(
     training: TrainingClient, batch: Sequence[list[Datum]], loss: DistillLoss, adam: AdamParams, accumulate: int
 ) -> tuple[float, Mapping[str, float]]:
-    "One optimizer step; the mean loss of a trained token, and the optimizer's metrics."
+    "One optimizer step on soft targets: the loss (nats per trained token) and the optimizer's metrics; InvalidValue if nothing is trained."
     weight = float(sum(ranks[0].weights.sum(dtype=np.float64) for ranks in batch))
     if not weight > 0:
         raise InvalidValue("no token of this batch is trained: all weights are 0")
-    forwards = []
-    for part in split_micro_batches(batch, accumulate):  # pyright: ignore[reportArgumentType]
+    forwards: list[Future[ForwardBackwardOutput]] = []
+    for part in split_micro_batches(batch, accumulate):
         if loss.name == "top_k":
-            data = [datum for ranks in part for datum in renormalize_ranks(ranks)]  # pyright: ignore
+            data = [datum for ranks in part for datum in renormalize_ranks(ranks)]
             data = [datum.replace(weights=datum.weights / weight) for datum in data]
             forwards.append(training.forward_backward(data, "cross_entropy"))
         else:
-            data = [datum for ranks in part for datum in ranks]  # pyright: ignore
+            data = [datum for ranks in part for datum in ranks]
             forwards.append(training.forward_backward_custom(data, distillation_loss(loss, len(batch[0]), weight)))
     update = training.optim_step(adam)
     return sum(forward.result().loss_sum for forward in forwards), update.result().metrics

@@ -27,7 +27,7 @@ from ..types import AdamParams, Datum, ForwardBackwardOutput, InvalidValue, Traj
 # %% ../../nbs/35_train/6_ppo.ipynb #c818950d
 @dataclass(frozen=True)
 class Critic:
-    "A second model that learns what states are worth."
+    "The value model of PPO: a second training client whose head is read as the return expected before each token."
 
     training: TrainingClient
     head: ScalarHead
@@ -65,7 +65,7 @@ def _episode_tokens(trajectory: Trajectory, data: Sequence[Datum]) -> _EpisodeTo
 
 # %% ../../nbs/35_train/6_ppo.ipynb #1bd7323f
 def _value_query(datum: Datum, head: ScalarHead) -> Datum:
-    "What the critic is asked: the value before each token that the policy chose, and after the last."
+    "The critic's input: the datum's tokens, with the head's token asked for before each one the policy chose, and after the last."
     acted = np.flatnonzero(datum.weights)
     whole = [*datum.tokens.tolist(), int(datum.targets[-1])]
     return head.query_datum(whole, [*acted.tolist(), int(acted[-1]) + 1], datum.origin)
@@ -80,14 +80,14 @@ def _read_values(training: TrainingClient, head: ScalarHead, states: Sequence[Da
 
 
 def _estimate_values(critic: Critic, states: Sequence[Datum]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    "Values [N + 1] for each datum, and what was taken off to have them."
+    "float64 [N + 1] for each datum: readings of the critic less those of `critic.base`, and these offsets (0 without a base)."
     read = _read_values(critic.training, critic.head, states)
     offsets = [np.zeros_like(one) for one in read] if critic.base is None else _read_values(critic.base, critic.head, states)
     return [one - other for one, other in zip(read, offsets, strict=True)], offsets
 
 # %% ../../nbs/35_train/6_ppo.ipynb #dcc4aaa0
 def _episode_advantages(episode: _EpisodeTokens, values: Sequence[np.ndarray], critic: Critic) -> tuple[np.ndarray, np.ndarray]:
-    "Advantages and returns over the tokens of an episode, [N] each (generalised advantage estimation)."
+    "Advantages and returns over the tokens of an episode, [N] each (generalised advantage estimation, arXiv 1506.02438)."
     before = np.concatenate([one[:-1] for one in values])
     bootstrap = float(values[-1][-1]) if episode.truncated else 0.0
     return gae(episode.rewards, before, critic.gamma, critic.lam, bootstrap)
@@ -129,6 +129,7 @@ def _policy_and_critic_data(
     advantages, returns = (np.concatenate([np.zeros(0), *(pair[place] for pair in found)]) for place in (0, 1))
     before = np.concatenate([np.zeros(0), *(row[:-1] for rows in own for row in rows)])
     if critic.whiten and len(advantages) > 1:
+        # 1e-8 keeps the division finite where all are equal
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     policy, lessons, place = list[Datum](), list[Datum](), 0
     for datum, off in zip((datum for one in episodes for datum in one.data), offsets, strict=True):
@@ -139,14 +140,14 @@ def _policy_and_critic_data(
 
 # %% ../../nbs/35_train/6_ppo.ipynb #6200bf3f
 def _subtract_kl(episode: _EpisodeTokens, coefficient: float) -> _EpisodeTokens:
-    "Each token pays for its distance from the reference (k1)."
+    "The episode with coefficient · (log q − log p_ref) taken from the reward of each token (k1; arXiv 2203.02155)."
     inputs = [(one.loss_fn_inputs, one.weights != 0) for one in episode.data]
     apart = [(one["logprobs"] - one["reference_logprobs"])[acted] for one, acted in inputs]
     return _EpisodeTokens(episode.data, episode.rewards - coefficient * np.concatenate(apart), episode.truncated)
 
 
 def _critic_datum(datum: Datum, head: ScalarHead, returns: np.ndarray, values: np.ndarray, offsets: np.ndarray) -> Datum:
-    "What the critic learns from: its own values at the time, and what came of them."
+    "A datum for `value_loss`: the returns to learn, the values then (which `clip` measures from) and their offsets; 0 elsewhere."
     rows = {"returns": returns, "values": values, "offsets": offsets}
     asked = {"targets": np.full(len(datum), head.token), "weights": datum.weights}
     return Datum(datum.tokens, asked | {name: _scatter_to_actions(datum, row) for name, row in rows.items()}, datum.origin)
@@ -157,7 +158,7 @@ def _value_metrics(returns: np.ndarray, values: np.ndarray) -> dict[str, float]:
     if not len(returns):
         return {"value": 0.0, "returns": 0.0, "explained": 0.0}
     spread_of = float(np.var(returns))
-    explained = 1 - float(np.var(returns - values)) / spread_of if spread_of > 1e-12 else 0.0
+    explained = 1 - float(np.var(returns - values)) / spread_of if spread_of > 1e-12 else 0.0  # equal returns: nothing to explain
     return {"value": float(values.mean()), "returns": float(returns.mean()), "explained": explained}
 
 # %% ../../nbs/35_train/6_ppo.ipynb #b8819cff

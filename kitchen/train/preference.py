@@ -20,11 +20,11 @@ import numpy as np
 from ..data.batches import Batches
 from ..data.formats import Preference
 from ..losses.preference import PairLoss, pair_logprobs, pair_metrics, pairwise_loss
-from ..losses.value import ScalarHead, bradley_terry, last_trained_position, reward_model_loss
+from ..losses.value import ScalarHead, reward_model_loss
 from ..ports.protocols import CustomLoss, SamplingClient, TrainingClient
 from ..rendering.base import Renderer, to_datum
 from ..telemetry import Event, event
-from .sft import TrainingDiverged, split_micro_batches, step_measurements
+from .sft import TrainingDiverged, split_micro_batches, step_measurements, train_start_event
 from ..types import AdamParams, Datum, InvalidValue, Message, RowError
 
 # %% ../../nbs/35_train/2_preference.ipynb #ace3542a
@@ -43,7 +43,7 @@ def interleave_pairs(pairs: Sequence[Pair]) -> list[Datum]:
 # %% ../../nbs/35_train/2_preference.ipynb #eb5d5408
 def preference_to_pair(renderer: Renderer, row: Preference, max_length: int) -> Pair:
     "Datums of a row; RowError where there is nothing to learn, or too much of it."
-    both = []
+    both: list[Datum] = []
     for name, continuation in (("chosen", row.chosen), ("rejected", row.rejected)):
         messages = [replace(message, trainable=False) for message in row.prompt]
         messages += [replace(message, trainable=message.role == "assistant") for message in continuation]
@@ -79,7 +79,7 @@ PairLossFactory = Callable[[Sequence[Pair]], CustomLoss]
 
 
 def preference_loss_factory(loss: PairLoss) -> PairLossFactory:
-    "A loss over pairs that needs nothing else."
+    "Makes the loss of each batch from its pairs alone: `pairwise_loss`, a mean over as many pairs as there are."
     return lambda pairs: pairwise_loss(loss, len(pairs))
 
 
@@ -134,7 +134,7 @@ def train_pairs(
     began, total, done = time.perf_counter(), len(batches), {} if progress is None else progress
     if not done:
         done.update(step=0, tokens=0, evaluated=-1)
-        yield event("train.start", 0, loss=name, steps=total, epochs=batches.epochs, datums=2 * len(batches.rows))
+        yield train_start_event(name, total, batches.epochs, 2 * len(batches.rows))
     for batch in batches:
         yield from _evaluate_if_due(done, evaluate, due)
         adam = adam_at(done["step"])
@@ -160,9 +160,9 @@ def _evaluate_if_due(
 def preference_step(
     training: TrainingClient, batch: Sequence[Pair], loss: CustomLoss, adam: AdamParams, accumulate: int, step: int
 ) -> Iterator[Event]:
-    "One optimizer step; what it measured."
+    "One optimizer step on pairs; yields `train.pairs` and `train.step`, then raises TrainingDiverged if the loss is no number."
     started = time.perf_counter()
-    parts: Any = split_micro_batches(batch, accumulate)  # pyright: ignore[reportArgumentType]
+    parts = split_micro_batches(batch, accumulate)
     forwards = [training.forward_backward_custom(interleave_pairs(part), loss) for part in parts]
     update = training.optim_step(adam)
     outputs = [forward.result() for forward in forwards]
@@ -202,7 +202,7 @@ def held_out_pair_loss(
     chunks = [interleave_pairs(pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
     futures = [training.forward(chunk, "cross_entropy") for chunk in chunks]
     found = [
-        evaluator(chunk, [torch.from_numpy(np.nan_to_num(one["logprobs"])) for one in future.result().loss_fn_outputs])
+        evaluator(chunk, [torch.as_tensor(np.nan_to_num(one["logprobs"])) for one in future.result().loss_fn_outputs])
         for chunk, future in zip(chunks, futures, strict=True)
     ]
     loss = sum(value for value, _ in found) / len(pairs)
@@ -211,7 +211,7 @@ def held_out_pair_loss(
 
 # %% ../../nbs/35_train/2_preference.ipynb #0b93f759
 def preference_evaluator(loss: PairLoss) -> PairEvaluator:
-    "Sum of the loss, and sums of what people read."
+    "Evaluates a preference loss: it and its metrics (accuracy, margin, rewards), each summed over the pairs."
 
     def judge(data: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[float, dict[str, float]]:
         found = pair_logprobs(data, logprobs)
@@ -221,7 +221,7 @@ def preference_evaluator(loss: PairLoss) -> PairEvaluator:
 
 
 def score_evaluator(head: ScalarHead) -> PairEvaluator:
-    "The same of a reward model."
+    "Evaluates a reward model: the Bradley–Terry loss and its metrics, each summed over the pairs."
 
     def judge(data: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[float, dict[str, float]]:
         value, metrics = reward_model_loss(head, 1)(data, logprobs)
@@ -245,7 +245,7 @@ def score_sequences(sampler: SamplingClient, head: ScalarHead, texts: Sequence[S
 # %% ../../nbs/35_train/2_preference.ipynb #54133d6c
 @dataclass(frozen=True)
 class RewardModel:
-    "A reward model at work."
+    "A trained reward model to call: scores (log-odds of the head's token) of answers to a conversation."
 
     sampler: SamplingClient
     renderer: Renderer

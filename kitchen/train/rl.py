@@ -9,7 +9,7 @@ __all__ = ['PolicyUpdateSettings', 'add_group_reference_logprobs', 'learn_from_r
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,14 +35,14 @@ from kitchen.train.rollouts import (
     rollout_events,
     trajectory_to_datums,
 )
-from .sft import TrainingDiverged, split_micro_batches, step_measurements
+from .sft import TrainingDiverged, split_micro_batches, step_measurements, train_start_event
 from .trajectories import DEFAULT_LIMITS, EpisodeLimits, TrajectoryGroup
 from ..types import AdamParams, Datum, InvalidValue, SamplingParams
 
 # %% ../../nbs/35_train/5_rl.ipynb #29e30b87
 @dataclass(frozen=True)
 class PolicyUpdateSettings:
-    "What is made of a batch of rollouts."
+    "How a batch of rollouts becomes optimizer steps: what is minimised, in how many steps and parts, and what is reported."
 
     objective: Objective
     max_answer_tokens: int  # tokens an answer may have; what `fixed_length` divides by
@@ -92,7 +92,7 @@ def add_group_reference_logprobs(made: Sequence[Sequence[Sequence[Datum]]], refe
 
 
 def _kl_to_reference(data: Sequence[Datum], objective: Objective) -> float:
-    "The estimated distance of one episode from the reference, summed over its tokens."
+    "Nats: the estimate (k1, k2 or k3) of log q against the reference, summed over the tokens one episode sampled."
     estimate = KL_ESTIMATORS[objective.kl_estimator]
     inputs = [datum.loss_fn_inputs for datum in data]
     return float(sum((one["weights"] * estimate(one["logprobs"], one["reference_logprobs"])[0]).sum() for one in inputs))
@@ -145,9 +145,9 @@ def take_steps(
         part = _weight_datums(
             data[number :: update_settings.substeps], update_settings.objective, update_settings.max_answer_tokens
         )
-        found = (
-            _optimizer_step(training, part, update_settings, adam, losses) if part else {"loss": 0.0, "logprobs": []}
-        )
+        found: dict[str, Any] = {"loss": 0.0, "logprobs": []}
+        if part:
+            found = _optimizer_step(training, part, update_settings, adam, losses)
         if part:
             yield from _policy_events(training, part, found["logprobs"], update_settings, step + number + 1, lag)
         told = step_measurements(part, found, started)
@@ -158,7 +158,7 @@ def take_steps(
 
 # %% ../../nbs/35_train/5_rl.ipynb #5114eb09
 def _weight_datums(data: Sequence[Datum], objective: Objective, max_answer_tokens: int) -> list[Datum]:
-    "Datums with the weights of the aggregation, over all of them."
+    "Datums with the weights of the aggregation, counted over the whole step, and advantages of 0 where nothing was sampled."
     weights = AGGREGATIONS[objective.aggregation]([datum.weights for datum in data], max_answer_tokens)
     advantages = [np.where(datum.weights != 0, datum.loss_fn_inputs["advantages"], 0.0) for datum in data]
     return [
@@ -190,7 +190,7 @@ def _policy_events(
     step: int,
     lag: int,
 ) -> Iterator[Event]:
-    "How far the policy is from the one that sampled, before the update and after it."
+    "`train.policy`: nats per token from sampler to trainer, before and after the update; `train.alarm` where they disagree too far."
     masks, sampled = [datum.weights for datum in data], [datum.loss_fn_inputs["logprobs"] for datum in data]
     found = kl_metrics(sampled, before, masks)
     if update_settings.kl_sample_size:
@@ -231,8 +231,8 @@ def train_rl(
     began, done = time.perf_counter(), {} if progress is None else progress
     if not done:
         done.update(batches=0, tokens=0)
-        about = {"epochs": problems.epochs, "datums": len(problems.rows)}
-        yield event("train.start", 0, loss=update_settings.objective.name, steps=len(problems) * update_settings.substeps, **about)
+        steps = len(problems) * update_settings.substeps
+        yield train_start_event(update_settings.objective.name, steps, problems.epochs, len(problems.rows))
     for chosen in problems:
         step = done["batches"] * update_settings.substeps
         policy = Policy(training.create_sampling_client(), renderer, params)

@@ -29,12 +29,12 @@ from kitchen.train.trajectories import (
     call_for_problem,
     is_finite_number,
 )
-from ..types import Datum, SamplingParams, Trajectory, Transition
+from ..types import Datum, SamplingParams, Trajectory
 
 # %% ../../nbs/35_train/4_rollouts.ipynb #e271c5c8
 @dataclass(frozen=True)
 class Policy:
-    "Who plays."
+    "Who plays: a sampler, the renderer that makes its prompts, and how answers are sampled."
 
     sampler: SamplingClient
     renderer: Renderer
@@ -48,7 +48,7 @@ def play_groups(
     seed: int,  # of this batch: derive it from the run's seed and the step
     limits: EpisodeLimits = DEFAULT_LIMITS,
 ) -> list[TrajectoryGroup]:
-    "Play every problem `group_size` times. A group for each problem; one left with fewer than `limits.least` episodes is empty."
+    "Play every problem `group_size` times. A group for each problem; one left with fewer than `limits.smallest_group` episodes is empty."
     patience = TimeoutWorker(limits.patience)
     try:
         episodes = [_make_episodes(problem, group_size, patience) for problem in problems]
@@ -68,7 +68,7 @@ def play_groups(
 
 # %% ../../nbs/35_train/4_rollouts.ipynb #b844855b
 def _make_episodes(problem: Problem, count: int, timeout_worker: TimeoutWorker) -> list[Episode]:
-    "So many episodes of a problem, not begun."
+    "`count` episodes of a problem, not started; RolloutFailed if it makes another number of environments."
     envs = call_for_problem(problem, "at the start", timeout_worker, lambda: list(problem.make(count)))
     if len(envs) != count:
         raise RolloutFailed(f"{problem.tag}, {problem.text[:60]!r}: asked for {count} episodes, it made {len(envs)}")
@@ -110,7 +110,7 @@ def _sample_actions(
 
 # %% ../../nbs/35_train/4_rollouts.ipynb #8ca6a0d8
 def _run_guarded(episode: Episode, limits: EpisodeLimits, work: Callable[[], None]) -> None:
-    "Do something with an episode; a failure is treated as the limits say."
+    "Call `work`; a RolloutFailed in it is raised (`on_failure` stop), noted (drop), or answered with a fresh episode (retry)."
     try:
         work()
     except RolloutFailed as error:
@@ -153,7 +153,7 @@ def judge_answers(problem: Problem, answers: Sequence[str], timeout_worker: Time
     judge = problem.judge
     assert judge is not None, "asked only where there is one"
     given = call_for_problem(problem, "the judge", timeout_worker, lambda: list(judge(answers)))
-    found = [one if isinstance(one, tuple) else (one, {}) for one in given]
+    found: list[tuple[float, Mapping[str, float]]] = [one if isinstance(one, tuple) else (one, {}) for one in given]
     numbers_only = all(is_finite_number(value) for reward, parts in found for value in (reward, *parts.values()))
     if len(found) != len(answers) or not numbers_only:
         place = f"{problem.tag}, {problem.text[:60]!r}"
@@ -252,7 +252,7 @@ def _rewards_by_component(groups: Sequence[TrajectoryGroup]) -> Iterator[tuple[s
 # %% ../../nbs/35_train/4_rollouts.ipynb #2a921e68
 def regrade_group(group: TrajectoryGroup, grade: Callable[[str], tuple[float, Mapping[str, float]]]) -> TrajectoryGroup:
     "The same episodes with other rewards, given to their last message; nothing is sampled again."
-    made = []
+    made: list[Trajectory] = []
     for one in group.trajectories:
         reward, parts = grade(one.metadata["messages"][-1].get("content", ""))
         turns = tuple(replace(turn, reward=0.0) for turn in one.transitions)

@@ -18,7 +18,7 @@ from ..seeding import derive_seed
 from ..telemetry import Event, event
 from ..train.rollouts import Policy, play_groups
 from ..types import InvalidValue
-from ..workflows.rl import answer_of_group, episode_limits, rollout_sampling_params
+from ..workflows.rl import episode_limits, group_to_answer, rollout_sampling_params
 
 # %% ../../nbs/62_widgets/2_samples.ipynb #0c606b94
 _ValueLookup = Callable[[str], Any]  # a value of the workflow by name; None if there is none
@@ -40,7 +40,7 @@ def sample_answers(value: _ValueLookup, count: int = 4) -> list[Answer]:
     sides = 2 if config.env.partition(":")[0] == "nim" else 1  # a game needs both
     policy, some = Policy(sampler, renderer, params), list(problems.test)[:count]
     groups = play_groups(policy, some, sides, derive_seed(config.seed, "samples"), episode_limits(config))
-    return [answer_of_group(group) for group in groups]
+    return [group_to_answer(group) for group in groups]
 
 # %% ../../nbs/62_widgets/2_samples.ipynb #d5c26812
 def sample_events(answers: Sequence[Answer], step: int) -> list[Event]:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODEL_PRESETS', 'StageEvents', 'save', 'live_field', 'check_known_name', 'name_in_table', 'TrainingConfig',
            'DataConfig', 'AnswerConfig', 'Splits', 'ReadSettings', 'GradeSettings', 'read_split', 'bad_row_events',
-           'render_event', 'read_splits', 'open_training', 'open_training_client', 'adam_params', 'question_of',
-           'ask_questions', 'baseline', 'evaluate', 'save_as', 'register_model', 'measurements_of', 'write_results',
-           'side_by_side']
+           'render_event', 'read_splits', 'open_training', 'open_training_client', 'adam_params',
+           'conversation_to_question', 'ask_questions', 'baseline', 'evaluate', 'save_as', 'register_model',
+           'measurements_of', 'write_results', 'side_by_side']
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f1b95254
 import json
@@ -256,7 +256,7 @@ def render_event(data: Sequence[Datum], split: str, renderer: str, train_on: str
 
 # %% ../../nbs/55_workflows/0_base.ipynb #016963e7
 def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type[Any]) -> StageEvents[Splits]:
-    "Both splits; the held-out one is the dataset's own, or a share of it. A generator, like `read`."
+    "Both splits; the held-out one is the dataset's own, or a share of it. A generator, like `read_split`."
     train = yield from read_split(datasets, config, config.dataset, "train", kind)
     if config.test_dataset:
         test = yield from read_split(datasets, config, config.test_dataset, "test", kind)
@@ -302,7 +302,7 @@ def adam_params(config: TrainingConfig) -> AdamParams:
     )
 
 # %% ../../nbs/55_workflows/0_base.ipynb #b18d4a97
-def question_of(renderer: Renderer, conversation: Conversation) -> Question | None:
+def conversation_to_question(renderer: Renderer, conversation: Conversation) -> Question | None:
     "The conversation up to its last assistant message, with that message as the reference; None if there is none."
     messages = list(conversation.messages)
     while messages and messages[-1].role != "assistant":

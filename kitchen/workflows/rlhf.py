@@ -122,6 +122,7 @@ class RlhfConfig(SftThenRlConfig):
     objective: ObjectiveName = Field("grpo", description="importance_sampling, ppo, grpo, dr_grpo, dapo, gspo, cispo, rloo, …")
 
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #c7b71456
+# what the run sets holds in each of its trainings; all else is that recipe's own default
 _SHARED_SETTINGS = frozenset(
     "model backend renderer max_length method lora_rank lora_alpha lora_dropout grad_clip_norm snapshot_every "
     "snapshots_kept keep_best seed device dtype graded max_tokens".split()
@@ -223,7 +224,7 @@ def configure_reward(config: RlhfConfig) -> RewardModelConfig:
 def open_reward_model(
     config: TrainingConfig, service: ServiceClient, reward_artifact: Artifact, scored_pairs: ScoredPairs
 ) -> RewardModel:
-    "Open the reward model."
+    "Open a sampling client of the reward model just trained, with the head that reads its score."
     renderer = get_renderer(config.renderer, service.get_tokenizer(config.model))
     return RewardModel(service.create_sampling_client(str(reward_artifact.path)), renderer, scored_pairs.head)
 

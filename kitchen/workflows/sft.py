@@ -33,11 +33,11 @@ from kitchen.workflows.base import (
     adam_params,
     bad_row_events,
     baseline,
+    conversation_to_question,
     evaluate,
     live_field,
     name_in_table,
     open_training,
-    question_of,
     read_splits,
     register_model,
     render_event,
@@ -115,7 +115,7 @@ def render_datums(
     renderer = get_renderer(config.renderer, service.get_tokenizer(config.model))
     train = yield from _render_split(conversations.train, renderer, config, "train")
     test = yield from _render_split(conversations.test[: config.held_out], renderer, config, "test")
-    questions = [question_of(renderer, one) for one in conversations.test[: config.graded]]
+    questions = [conversation_to_question(renderer, one) for one in conversations.test[: config.graded]]
     return renderer, Splits(train, test), [one for one in questions if one is not None]
 
 # %% ../../nbs/55_workflows/2_sft.ipynb #426c85fd

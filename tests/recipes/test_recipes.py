@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from small_settings import SMALL_SETTINGS
 
+from kitchen.adapters.toy.sampler import ToySamplingClient
 from kitchen.cli.main import main
 from kitchen.config import config_fields
 from kitchen.recipes.registry import RECIPES, get_recipe, notebook_path
@@ -47,6 +48,22 @@ def test_a_recipe_cooks_into_a_report(name, tmp_path):
     assert (run_dir / "report.ipynb").stat().st_size < 300_000
     if name == "pretrain":
         assert set(read_recorded(run_dir / "report.ipynb")["tasks"]) and (run_dir / "artifacts" / "shipped").is_dir()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_described_and_planned_without_training(name, monkeypatch):
+    def refuse(*values, **named):
+        raise AssertionError("a plan lets no model answer questions")
+
+    monkeypatch.setattr(ToySamplingClient, "sample", refuse)
+    described = CliRunner().invoke(main, ["describe", name])
+    assert described.exit_code == 0 and "learning_rate" in described.output, described.output
+    words = [word for key, value in SMALL_SETTINGS[name].items() for word in ("-p", key, str(value))]
+    planned = CliRunner().invoke(main, ["plan", name, "--backend", "toy", *words])
+    assert planned.exit_code == 0, planned.output
+    assert re.search(r"^steps +(\d|not known before the run)", planned.output, re.MULTILINE), planned.output
+    if name in ("sft", "chat_sft", "pretrain", "dpo", "reward_model"):
+        assert re.search(r"^steps +\d", planned.output, re.MULTILINE), "these read their data: it is counted"
 
 
 @pytest.mark.parametrize("name", RECIPES)
