@@ -90,7 +90,7 @@ def test_the_loop_of_the_page_does_what_the_recipe_does_to_the_bit(runs):
     service = ToyService()
     training = open_training_client(config, service, config.model)
     problems: Any = Rounds(k.state["problems"].train, config)
-    settings, total = rl._update_settings(config), len(problems) * config.substeps
+    settings, total = rl._update_settings(config), len(problems) * config.num_substeps
     events = train_rl(
         training, problems, renderer, rl.rollout_sampling_params(config, renderer, config.temperature), settings,
         lambda step: rl.adam_at(config, step, total), service.capabilities().losses, config.group_size, config.seed,
