@@ -209,8 +209,8 @@ def _chat_widget(talking: Chat) -> Any:
     line = ipywidgets.Text(placeholder="say something", layout={"width": "60%"}, continuous_update=True)
     buttons = [ipywidgets.Button(description=name, layout={"width": "auto"}) for name in ("Send", "Again", "Tokens")]
 
-    def answered(work: Callable[[], Any]) -> None:
-        "Do it; what goes wrong is said where one looks."
+    def run_and_show(work: Callable[[], Any]) -> None:
+        "Do the work and draw the conversation anew; an error is written where the tokens stand."
         for one in (line, *buttons):
             one.disabled = True
         try:
@@ -225,11 +225,11 @@ def _chat_widget(talking: Chat) -> Any:
     def send(_: Any = None) -> None:
         text = line.value.strip()
         if text:
-            answered(lambda: talking.talk(text))
+            run_and_show(lambda: talking.talk(text))
             line.value = ""
 
     buttons[0].on_click(send)
-    buttons[1].on_click(lambda _: answered(talking.regenerate))
-    buttons[2].on_click(lambda _: answered(lambda: None if tokens.value else talking.tokens()))
+    buttons[1].on_click(lambda _: run_and_show(talking.regenerate))
+    buttons[2].on_click(lambda _: run_and_show(lambda: None if tokens.value else talking.tokens()))
     line.on_msg(lambda _, content, __: send() if content.get("event") == "submit" else None)  # the Enter key
     return ipywidgets.VBox([shown, ipywidgets.HBox([line, *buttons]), tokens])

@@ -59,7 +59,7 @@ class RunRow:
     path: Path
 
     @property
-    def started(self) -> str:
+    def start_time(self) -> str:
         "When it began, local time."
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.created))
 
@@ -139,13 +139,13 @@ class RunsTable:
         "As a pandas table."
         from pandas import DataFrame
 
-        names = ("run_id", "recipe", "status", "started", "seconds", "steps", "about", "path")
+        names = ("run_id", "recipe", "status", "start_time", "seconds", "steps", "about", "path")
         return DataFrame([{name: getattr(row, name) for name in names} | {"loss": row.loss} for row in self.rows])
 
     def _cells(self, row: RunRow) -> list[str]:
         "A line, without its sparkline."
         steps = f"{row.steps:,}" if row.steps else ""
-        return [row.run_id, row.recipe, row.started, seconds_text(row.seconds), steps, row.loss]
+        return [row.run_id, row.recipe, row.start_time, seconds_text(row.seconds), steps, row.loss]
 
     def _repr_html_(self) -> str:
         lines = []

@@ -22,7 +22,7 @@ from ..formatting import visible_text
 from ..palette import GREEN, MAIN_SETTINGS, STATUS_SIGNS, VERMILION
 from ..telemetry import Event
 from ..types import InvalidValue
-from .commands import CommandQueue
+from .commands import CommandQueue, SampleSchedule
 from .controls import CommandButtons, SettingsForm
 from .figure import Canvas, static_board
 from kitchen.widgets.panels import (
@@ -43,6 +43,7 @@ class _SessionView:
 
     def __init__(self, session: Any):
         self.session, self.command_queue = session, CommandQueue(session)
+        self.sample_schedule = SampleSchedule(self.command_queue)
         self._pending_events: deque[Event] = deque()
         self.monitor = RunMonitor()
         session.driver.listeners.append(self._on_event)
@@ -52,7 +53,7 @@ class _SessionView:
         "Queue an event; called in the thread that trains, for each one, so it does nothing slow."
         if item.name in MONITORED_EVENTS:
             self._pending_events.append(item)
-        self.command_queue.on_event(item)
+        self.sample_schedule.on_event(item)
 
     def _reload(self) -> None:
         "The whole story, from the log."
@@ -92,7 +93,7 @@ class _SessionView:
         "Stop listening."
         with contextlib.suppress(ValueError):
             self.session.driver.listeners.remove(self._on_event)
-        self.command_queue.sample_every = 0
+        self.sample_schedule.every = 0
 
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #34dbb0b0
 _MAX_REPAINTS_PER_SECOND = 8.0  # repaints a second, at most
@@ -208,11 +209,11 @@ class _AnswersTab:
 
     def set_interval(self, steps: int) -> None:
         "Ask the model every so many steps; 0: only when the button is pressed."
-        self._seat().command_queue.sample_every = steps
+        self._seat().sample_schedule.every = steps
 
     def show_session(self) -> None:
         "Another session is steered now: take over its interval, and offer its rounds at the next repaint."
-        self.interval_field.value, self._offered_rounds = self._seat().command_queue.sample_every, None
+        self.interval_field.value, self._offered_rounds = self._seat().sample_schedule.every, None
 
     def paint(self) -> None:
         "Offer the rounds that there are; the newest is shown, unless a person looks at another."

@@ -36,11 +36,6 @@ class _DecimatedSeries:
         self.low, self.high = array("d"), array("d")  # x, y of each stretch, one after the other
         self.first = self.last = (math.nan, math.nan)
 
-    @property
-    def _stretch_count(self) -> int:
-        "How many there are; the last may still be short."
-        return len(self.low) // 2
-
     def add(self, x: float, y: float) -> None:
         "One more value; what is no finite number leaves a gap."
         self.last = point = (x, y if math.isfinite(y) else math.nan)
