@@ -38,7 +38,7 @@ from ..workflows.base import adam_params
 from ..workflows.preference import loss_of
 
 # %% ../../nbs/65_inspection/4_lr_finder.ipynb #9334c9c5
-_BELL_WIDTH = 0.03  # of the test: three steps of a hundred, a tenth of a decade or two when it spans six, finer than one chooses a rate
+_BELL_WIDTH = 0.03  # of the test: over the six decades of the default a factor of 1.5, finer than one chooses a rate
 _LEAST_FALL = 2.0  # standard deviations of the losses around the curve: a smaller fall is what noise alone may show
 
 
@@ -120,16 +120,7 @@ class LRRangeTest:
     @property
     def _marks(self) -> tuple[PointMark, ...]:
         "Both rates, on the smoothed curve."
-        found = {"steepest": self.steepest, "tenth of the lowest": self.tenth}
-        return tuple(
-            PointMark(
-                rate,
-                float(np.interp(math.log(rate), np.log(self.rates), self.smoothed_losses)),
-                f"{words}: {number_text(rate)}",
-            )
-            for words, rate in ((words, rate and float(f"{rate:.2g}")) for words, rate in found.items())
-            if rate
-        )
+        return _rate_marks(self)
 
     @property
     def _y_range(self) -> tuple[float, float]:
@@ -148,27 +139,48 @@ class LRRangeTest:
     @property
     def suggestion_text(self) -> str:
         "The suggestion, or why there is none."
-        if self.suggestion is None:
-            return "nothing to suggest: the loss never fell by more than it scatters; try other bounds, more steps or batches"
-        tenth = f"a tenth of where it is lowest: {number_text(float(f'{self.tenth:.2g}'))}"
-        return f"suggestion: {number_text(self.suggestion)}, where the loss falls fastest ({tenth})"
+        return _suggestion_text(self)
 
     @property
     def text(self) -> str:
-        "The same in words."
-        first, last = number_text(self.rates[0]), number_text(float(f"{self.rates[-1]:.2g}"))
-        run = f"{len(self.rates)} steps, learning rate {first} to {last}; {self.end_reason}"
-        drawn = sparkline_text(np.minimum(self.paired_losses, self._y_range[1]), 40)
-        curve = (
-            f"loss {drawn} {number_text(self.paired_losses[0])} to {number_text(self.paired_losses[-1])} {self.unit}"
-        )
-        return f"{run}\n{curve}\n{self.suggestion_text}"
+        "Rates, end, losses as a sparkline, and the suggestion, in three lines."
+        return _range_test_text(self)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return self.picture._repr_mimebundle_()
 
     def __repr__(self) -> str:
         return self.text
+
+# %% ../../nbs/65_inspection/4_lr_finder.ipynb #14beb1e1
+def _rate_marks(test: LRRangeTest) -> tuple[PointMark, ...]:
+    "A mark on the smoothed curve for each rate that the test suggests; none if it suggests none."
+    found = {"steepest": test.steepest, "tenth of the lowest": test.tenth}
+    marks = []
+    for words, exact in found.items():
+        if exact:
+            rate = float(f"{exact:.2g}")
+            height = float(np.interp(math.log(rate), np.log(test.rates), test.smoothed_losses))
+            marks.append(PointMark(rate, height, f"{words}: {number_text(rate)}"))
+    return tuple(marks)
+
+
+def _suggestion_text(test: LRRangeTest) -> str:
+    "The suggested rate with the other usual choice, or why there is none and what to try."
+    if test.suggestion is None:
+        return "nothing to suggest: the loss never fell by more than it scatters; try other bounds, more steps or batches"
+    tenth = f"a tenth of where it is lowest: {number_text(float(f'{test.tenth:.2g}'))}"
+    return f"suggestion: {number_text(test.suggestion)}, where the loss falls fastest ({tenth})"
+
+
+def _range_test_text(test: LRRangeTest) -> str:
+    "Steps, rates and end of a test, its losses as a sparkline, and the suggestion: a line each."
+    first, last = number_text(test.rates[0]), number_text(float(f"{test.rates[-1]:.2g}"))
+    run = f"{len(test.rates)} steps, learning rate {first} to {last}; {test.end_reason}"
+    losses = test.paired_losses
+    drawn = sparkline_text(np.minimum(losses, test._y_range[1]), 40)
+    curve = f"loss {drawn} {number_text(losses[0])} to {number_text(losses[-1])} {test.unit}"
+    return f"{run}\n{curve}\n{_suggestion_text(test)}"
 
 # %% ../../nbs/65_inspection/4_lr_finder.ipynb #803f7a9e
 TrainStep = Callable[[TrainingClient, Any, AdamParams], float]

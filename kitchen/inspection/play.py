@@ -42,10 +42,7 @@ class PlaySession:
 
     def restart(self) -> "PlaySession":
         "Start fresh episodes of the same problem, and let the opponent begin if it is its turn."
-        patience = TimeoutWorker(self.limits.patience)
-        self.episodes = [
-            Episode(env, self.problem, number, timeout_worker=patience) for number, env in enumerate(fresh_envs(self.problem))
-        ]
+        self.episodes = _new_episodes(self.problem, self.limits)
         for episode in self.episodes:
             episode.start()
         return self._advance_opponents()
@@ -71,31 +68,21 @@ class PlaySession:
         if episode is None:
             raise InvalidValue("the game is over: restart() begins anew, next_problem() is another")
         try:
-            self._apply_action(episode, action, _NO_COMPLETION)
+            _apply_action(episode, action, _NO_COMPLETION, self.limits)
         finally:
             self._advance_opponents()
         return self
-
-    def _apply_action(self, episode: Episode, action: Message, completion: Completion) -> None:
-        "Hand an action to the world; if the world breaks, the episode ends with the error, and RolloutFailed goes on."
-        try:
-            episode.act((), completion, action, self.limits)
-        except RolloutFailed as error:
-            episode.stop, episode.error = "error", str(error)
-            raise
-        episode.stop = episode.stop or episode.reached_limit(self.limits, 0, 0)
 
     def _advance_opponents(self) -> "PlaySession":
         "Let others move until it is the person's turn, or all is over; then the judge of the group is heard."
         self._current_episode: Episode | None = None
         self.reward, self.parts = 0.0, dict[str, float]()
         while active := episodes_to_act(self.episodes, self.limits):
-            mine = [one for one in active if self.opponent is None or one.member == 0]
-            if mine:
-                self._current_episode = mine[0]
+            self._current_episode = next((one for one in active if self.opponent is None or one.member == 0), None)
+            if self._current_episode is not None:
                 return self
             for episode in active:
-                self._apply_action(episode, *_policy_action(self.opponent, episode))
+                _apply_action(episode, *_policy_action(self.opponent, episode), self.limits)
         ended = _judged_trajectory(self.problem, self.episodes[0])
         self.reward, self.parts = ended.total_reward, ended.metadata["parts"]
         return self
@@ -104,8 +91,6 @@ class PlaySession:
     def over(self) -> bool:
         "Whether nobody can act any more."
         return self._current_episode is None
-
-    # -- to be seen ------------------------------------------------------------------------------
 
     @property
     def _shown_episode(self) -> Episode:
@@ -119,13 +104,24 @@ class PlaySession:
         return _game_html(self)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        if has_frontend():
-            return {
-                **_PlayWidget(self).box._repr_mimebundle_(),  # pyright: ignore
-                "text/html": self._repr_html_(),
-                "text/plain": repr(self),
-            }
-        return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        words = {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        return {**_PlayWidget(self).box._repr_mimebundle_(), **words} if has_frontend() else words  # pyright: ignore
+
+# %% ../../nbs/65_inspection/6_play.ipynb #02a44f02
+def _new_episodes(problem: Problem, limits: EpisodeLimits) -> list[Episode]:
+    "An episode for each side of a problem, in fresh environments, not begun yet; they share the thread that limits a call's time."
+    worker = TimeoutWorker(limits.patience)
+    return [Episode(env, problem, number, timeout_worker=worker) for number, env in enumerate(fresh_envs(problem))]
+
+
+def _apply_action(episode: Episode, action: Message, completion: Completion, limits: EpisodeLimits) -> None:
+    "Hand an action to the world; if the world breaks, the episode ends with the error, and RolloutFailed goes on."
+    try:
+        episode.act((), completion, action, limits)
+    except RolloutFailed as error:
+        episode.stop, episode.error = "error", str(error)
+        raise
+    episode.stop = episode.stop or episode.reached_limit(limits, 0, 0)
 
 # %% ../../nbs/65_inspection/6_play.ipynb #39d013da
 def _policy_action(policy: Policy | None, episode: Episode) -> tuple[Message, Completion]:
