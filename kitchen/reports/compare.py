@@ -290,22 +290,27 @@ class RunComparison:
         return box_html(table_html(["", *_column_heads(self.summaries)], rows, columns), small_html(_CURVES_CAPTION))
 
     def __repr__(self) -> str:
-        names, columns = [story.name for story in self.summaries], range(1, len(self.summaries) + 1)
-        parts = ["All settings are equal."]
-        if self.differing_settings:
-            parts = [
-                align_columns(
-                    right_align_columns([["settings that differ", *names], *self.differing_settings], columns)
-                )
-            ]
-        rows = [[("◂ " if best else "") + text for text, best in row] for row in self._number_rows()]
-        parts.append(align_columns(right_align_columns([["final, ◂ best", *names], *rows], columns)))
-        lines = [
-            [one.name, sparkline_text(one.curves["training"][1], 40), f"fork of {one.parent}" if one.parent else ""]
-            for one in self.summaries
-            if "training" in one.curves
+        return _comparison_text(self)
+
+# %% ../../nbs/64_reports/3_compare.ipynb #9f9403f3
+def _comparison_text(comparison: RunComparison) -> str:
+    "The same tables as aligned text, then the training losses as sparklines; parts are divided by empty lines."
+    names, columns = [story.name for story in comparison.summaries], range(1, len(comparison.summaries) + 1)
+    parts = ["All settings are equal."]
+    if comparison.differing_settings:
+        parts = [
+            align_columns(
+                right_align_columns([["settings that differ", *names], *comparison.differing_settings], columns)
+            )
         ]
-        return "\n\n".join([*parts, align_columns([["training loss", "", ""], *lines])] if lines else parts)
+    rows = [[("◂ " if best else "") + text for text, best in row] for row in comparison._number_rows()]
+    parts.append(align_columns(right_align_columns([["final, ◂ best", *names], *rows], columns)))
+    lines = [
+        [one.name, sparkline_text(one.curves["training"][1], 40), f"fork of {one.parent}" if one.parent else ""]
+        for one in comparison.summaries
+        if "training" in one.curves
+    ]
+    return "\n\n".join([*parts, align_columns([["training loss", "", ""], *lines])] if lines else parts)
 
 # %% ../../nbs/64_reports/3_compare.ipynb #72e91dc7
 def _with_parents(runs: Sequence[Run]) -> list[Run]:
