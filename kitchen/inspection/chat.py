@@ -8,7 +8,7 @@ __all__ = ['Exchange', 'Chat', 'chat']
 # %% ../../nbs/65_inspection/3_chat.ipynb #2f79385a
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,14 +28,14 @@ from kitchen.formatting import (
     table_html,
     visible_text,
 )
-from ..ports.protocols import SamplingClient
+from ..ports.protocols import SamplingClient, Tokenizer
 from ..rendering.base import Renderer
 from ..types import Completion, InvalidValue, Message, MissingCapability, SamplingParams
 
 # %% ../../nbs/65_inspection/3_chat.ipynb #a9ff0260
 @dataclass(frozen=True)
 class Exchange:
-    "A question and what the model answered."
+    "One question with its prompt's tokens, and the completion: its tokens with log-probabilities, and the message read from them."
 
     question: str
     prompt: tuple[int, ...]
@@ -46,21 +46,79 @@ class Exchange:
 
     @property
     def facts(self) -> str:
-        "How long, how sure, how it ended."
+        "Number of tokens, geometric mean of their probabilities, whether it was cut off, and where the model stood."
         logprobs = self.completion.logprobs
         sure = f", mean probability {math.exp(sum(logprobs) / len(logprobs)):.1%}" if logprobs else ""
         place = f", at {self.position_text}" if self.position_text else ""
         return f"{len(self.completion.tokens):,} tokens{sure}{'' if self.ended else ', cut off'}{place}"
 
 # %% ../../nbs/65_inspection/3_chat.ipynb #9f9a96b2
+# a paragraph, so that one does not wait long; below temperature 1 a small model keeps to what it finds likely
 _DEFAULT_SAMPLING = SamplingParams(max_tokens=128, temperature=0.7)
 _BUBBLE_STYLE = f"{WRAP_STYLE};display:inline-block;max-width:80%;padding:.45em .8em;border-radius:.8em;text-align:left;unicode-bidi:isolate"
 _EMPTY_HINT = "talk('…') begins the conversation"
 _FULL_COLOR_NATS = 4.0  # nats: a token as unlikely as one in fifty has the full colour
 
+# %% ../../nbs/65_inspection/3_chat.ipynb #b6ea5c6f
+def _answer_tokens(one: Exchange, tokenizer: Tokenizer) -> list[ColoredToken]:
+    "The tokens of an answer, each with its log-probability as its number and its probability beside."
+    logprobs = np.array(one.completion.logprobs)
+    more = {"probability": np.exp(logprobs)}
+    return color_tokens(one.completion.tokens, logprobs, tokenizer, "log-probability", more)
+
+
+def _top_tokens(
+    sampler: SamplingClient, one: Exchange, count: int, tokenizer: Tokenizer
+) -> list[list[tuple[str, float]]]:
+    "The `count` likeliest tokens at each place of an answer with their probabilities; empty where the backend cannot say."
+    if count < 1 or not one.completion.tokens:
+        return []
+    try:
+        found = sampler.compute_topk((*one.prompt, *one.completion.tokens[:-1]), count).result()
+    except MissingCapability:
+        return []
+    start = len(one.prompt) - 1
+    return [
+        [
+            (tokenizer.decode([int(token)], control=True), math.exp(logprob))
+            for token, logprob in zip(ids, logprobs, strict=True)
+        ]
+        for ids, logprobs in zip(found.tokens[start:], found.logprobs[start:], strict=True)
+    ]
+
+
+def _tokens_view(
+    one: Exchange, tokenizer: Tokenizer, likely: Sequence[Sequence[tuple[str, float]]], limit: int
+) -> View:
+    "A table of the first `limit` tokens of an answer: text, probability, and what was likeliest at its place, if known."
+    tokens, rows = _answer_tokens(one, tokenizer), []
+    for place, (token, logprob) in enumerate(zip(tokens[:limit], one.completion.logprobs, strict=False)):
+        others = [f"{token_label(text)} {share:.1%}" for text, share in (likely[place] if likely else [])]
+        rows.append([str(place), token_label(token.text), f"{math.exp(logprob):>6.1%}", "   ".join(others)])
+    left = len(tokens) - len(rows)
+    rest = f"{left:,} more tokens are not shown" if left > 0 else ""
+    head, code = ["", "token", "probability", "likeliest"], '<code style="white-space:pre-wrap">{}</code>'
+    cells = [[code.format(escape_html(cell)) for cell in row] for row in rows]
+    colored = tokens_html(tokens, _FULL_COLOR_NATS)
+    parts = [small_html(one.facts), colored, table_html(head, cells, (0, 2)), small_html(rest)]
+    return View(box_html(*parts), "\n".join([one.facts, align_columns([head, *rows]), *([rest] if rest else [])]))
+
+
+def _exchange_html(one: Exchange, tokenizer: Tokenizer) -> str:
+    "A question on the right, its answer with reasoning and tool calls on the left, the answer's tokens folded below."
+    answer = one.answer
+    said = [small_html(f"thinking: {answer.reasoning_content}")] if answer.reasoning_content else []
+    said += [escape_html(answer.content)] if answer.content else []
+    said += [small_html(f"calls {json.dumps(dict(call), ensure_ascii=False)}") for call in answer.tool_calls]
+    asked = f'<span style="{_BUBBLE_STYLE};background:rgba({BLUE_RGB},.16)">{escape_html(one.question)}</span>'
+    told = f'<span style="{_BUBBLE_STYLE};background:rgba(128,128,128,.14)">{"<br>".join(said or [small_html("(nothing)")])}</span>'
+    colored = tokens_html(_answer_tokens(one, tokenizer), _FULL_COLOR_NATS)
+    folded = f"<details><summary>{small_html(one.facts)}</summary>{colored}</details>"
+    return f'<div style="text-align:right;margin:.6em 0">{asked}</div><div style="margin:.6em 0">{told}{folded}</div>'
+
 # %% ../../nbs/65_inspection/3_chat.ipynb #36f4a5fb
 class Chat:
-    "A conversation with a model."
+    "The exchanges of a person with a model so far; each answer is sampled from the model as it is at that moment."
 
     def __init__(
         self,
@@ -78,7 +136,7 @@ class Chat:
 
     @property
     def sampler(self) -> SamplingClient:
-        "The model as it is now."
+        "The model as it is now: opened anew when the place has changed since the last question, else the same."
         place = self.position_text()
         if self._opened_sampler is None or self._opened_sampler[0] != place:
             self._opened_sampler = (place, self.open_sampler())
@@ -93,13 +151,12 @@ class Chat:
         return found
 
     def talk(self, text: str) -> "Chat":
-        "Say something; the conversation with the answer is shown."
+        "Ask the model, with all that was said before, and keep its answer; the conversation is returned to be shown."
         prompt = tuple(self.renderer.generation_prompt([*self.messages, Message("user", text)]))
         completion = self.sampler.sample(prompt, 1, self.sampling_params).result().completions[0]
         answer, ended = self.renderer.parse_response(completion.tokens)
-        self.exchanges.append(
-            Exchange(text, prompt, completion, answer, ended, self._opened_sampler[0] if self._opened_sampler else "")
-        )
+        place = self._opened_sampler[0] if self._opened_sampler else ""
+        self.exchanges.append(Exchange(text, prompt, completion, answer, ended, place))
         return self
 
     def regenerate(self) -> "Chat":
@@ -113,65 +170,16 @@ class Chat:
             self.exchanges.append(last)
             raise
 
-    def _answer_tokens(self, one: Exchange) -> list[ColoredToken]:
-        "The tokens of an answer with their log-probabilities."
-        logprobs = np.array(one.completion.logprobs)
-        more = {"probability": np.exp(logprobs)}
-        return color_tokens(one.completion.tokens, logprobs, self.renderer.tokenizer, "log-probability", more)
-
     def tokens(self, turn: int = -1, count: int = 4, limit: int = 64) -> View:
         "The tokens of an answer with their probabilities, and the `count` likeliest at each place."
         if not -len(self.exchanges) <= turn < len(self.exchanges):
             raise InvalidValue(f"there is no answer {turn}; {len(self.exchanges)} have been given")
-        one = self.exchanges[turn]
-        tokens, likely = self._answer_tokens(one), self._top_tokens(one, count)
-        rows = []
-        for place, (token, logprob) in enumerate(zip(tokens[:limit], one.completion.logprobs, strict=False)):
-            others = [f"{token_label(text)} {share:.1%}" for text, share in (likely[place] if likely else [])]
-            rows.append([str(place), token_label(token.text), f"{math.exp(logprob):>6.1%}", "   ".join(others)])
-        left = len(tokens) - len(rows)
-        rest = f"{left:,} more tokens are not shown" if left > 0 else ""
-        head, code = ["", "token", "probability", "likeliest"], '<code style="white-space:pre-wrap">{}</code>'
-        marked = [[code.format(escape_html(cell)) for cell in row] for row in rows]
-        parts = [
-            small_html(one.facts),
-            tokens_html(tokens, _FULL_COLOR_NATS),
-            table_html(head, marked, (0, 2)),
-            small_html(rest),
-        ]
-        return View(box_html(*parts), "\n".join([one.facts, align_columns([head, *rows]), *([rest] if rest else [])]))
-
-    def _top_tokens(self, one: Exchange, count: int) -> list[list[tuple[str, float]]]:
-        "The likeliest tokens at each place of an answer with their probabilities; nothing where the backend cannot say."
-        if count < 1 or not one.completion.tokens:
-            return []
-        try:
-            found = self.sampler.compute_topk((*one.prompt, *one.completion.tokens[:-1]), count).result()
-        except MissingCapability:
-            return []
-        start, decode = len(one.prompt) - 1, self.renderer.tokenizer.decode
-        return [
-            [
-                (decode([int(token)], control=True), math.exp(logprob))
-                for token, logprob in zip(ids, logprobs, strict=True)
-            ]
-            for ids, logprobs in zip(found.tokens[start:], found.logprobs[start:], strict=True)
-        ]
-
-    def _exchange_html(self, one: Exchange) -> str:
-        "A question on the right, its answer on the left, the answer's tokens folded."
-        answer = one.answer
-        said = [small_html(f"thinking: {answer.reasoning_content}")] if answer.reasoning_content else []
-        said += [escape_html(answer.content)] if answer.content else []
-        said += [small_html(f"calls {json.dumps(dict(call), ensure_ascii=False)}") for call in answer.tool_calls]
-        asked = f'<span style="{_BUBBLE_STYLE};background:rgba({BLUE_RGB},.16)">{escape_html(one.question)}</span>'
-        told = f'<span style="{_BUBBLE_STYLE};background:rgba(128,128,128,.14)">{"<br>".join(said or [small_html("(nothing)")])}</span>'
-        folded = f"<details><summary>{small_html(one.facts)}</summary>{tokens_html(self._answer_tokens(one), _FULL_COLOR_NATS)}</details>"
-        return f'<div style="text-align:right;margin:.6em 0">{asked}</div><div style="margin:.6em 0">{told}{folded}</div>'
+        one, tokenizer = self.exchanges[turn], self.renderer.tokenizer
+        return _tokens_view(one, tokenizer, _top_tokens(self.sampler, one, count, tokenizer), limit)
 
     def _repr_html_(self) -> str:
         system = [small_html(f"system: {self.system}")] if self.system else []
-        parts = [*system, *map(self._exchange_html, self.exchanges)]
+        parts = [*system, *(_exchange_html(one, self.renderer.tokenizer) for one in self.exchanges)]
         return box_html(*(parts or [small_html(_EMPTY_HINT)]))
 
     def _ipython_display_(self) -> None:
@@ -209,8 +217,8 @@ def _chat_widget(talking: Chat) -> Any:
     line = ipywidgets.Text(placeholder="say something", layout={"width": "60%"}, continuous_update=True)
     buttons = [ipywidgets.Button(description=name, layout={"width": "auto"}) for name in ("Send", "Again", "Tokens")]
 
-    def answered(work: Callable[[], Any]) -> None:
-        "Do it; what goes wrong is said where one looks."
+    def run_and_show(work: Callable[[], Any]) -> None:
+        "Do the work and draw the conversation anew; an error is written where the tokens stand."
         for one in (line, *buttons):
             one.disabled = True
         try:
@@ -225,11 +233,11 @@ def _chat_widget(talking: Chat) -> Any:
     def send(_: Any = None) -> None:
         text = line.value.strip()
         if text:
-            answered(lambda: talking.talk(text))
+            run_and_show(lambda: talking.talk(text))
             line.value = ""
 
     buttons[0].on_click(send)
-    buttons[1].on_click(lambda _: answered(talking.regenerate))
-    buttons[2].on_click(lambda _: answered(lambda: None if tokens.value else talking.tokens()))
+    buttons[1].on_click(lambda _: run_and_show(talking.regenerate))
+    buttons[2].on_click(lambda _: run_and_show(lambda: None if tokens.value else talking.tokens()))
     line.on_msg(lambda _, content, __: send() if content.get("event") == "submit" else None)  # the Enter key
     return ipywidgets.VBox([shown, ipywidgets.HBox([line, *buttons]), tokens])

@@ -17,7 +17,7 @@ from ..envs.rewards import get_rewards
 from ..formatting import box_html, escape_html, small_html, visible_text
 from ..rendering.tools import split_tool_calls
 from ..train.rollouts import Policy, episodes_to_act, judge_answers
-from ..train.trajectories import STOP_REASONS, Episode, EpisodeLimits, RolloutFailed
+from ..train.trajectories import STOP_REASONS, Episode, EpisodeLimits, RolloutFailed, Trajectory
 from ..types import Completion, InvalidValue, Message
 from ..widgets.dashboard import has_frontend
 
@@ -27,7 +27,7 @@ _PLAY_LIMITS = EpisodeLimits(turns=64, tokens=10**9, patience=math.inf)  # error
 
 # %% ../../nbs/65_inspection/6_play.ipynb #efa09d0f
 class PlaySession:
-    "A person in a world."
+    "A game: the episodes of one problem, in which a person acts for the policy; those of the other side may be played by one."
 
     def __init__(self, problems: Sequence[Problem], limits: EpisodeLimits = _PLAY_LIMITS, against: Policy | None = None):
         if not problems:
@@ -37,15 +37,12 @@ class PlaySession:
 
     @property
     def problem(self) -> Problem:
-        "What is played."
+        "The problem that is played now."
         return self.problems[self.problem_index]
 
     def restart(self) -> "PlaySession":
-        "Begin anew."
-        patience = TimeoutWorker(self.limits.patience)
-        self.episodes = [
-            Episode(env, self.problem, number, timeout_worker=patience) for number, env in enumerate(fresh_envs(self.problem))
-        ]
+        "Start fresh episodes of the same problem, and let the opponent begin if it is its turn."
+        self.episodes = _new_episodes(self.problem, self.limits)
         for episode in self.episodes:
             episode.start()
         return self._advance_opponents()
@@ -71,36 +68,22 @@ class PlaySession:
         if episode is None:
             raise InvalidValue("the game is over: restart() begins anew, next_problem() is another")
         try:
-            self._apply_action(episode, action, _NO_COMPLETION)
+            _apply_action(episode, action, _NO_COMPLETION, self.limits)
         finally:
             self._advance_opponents()
         return self
-
-    def _apply_action(self, episode: Episode, action: Message, completion: Completion) -> None:
-        "What an action leads to."
-        try:
-            episode.act((), completion, action, self.limits)
-        except RolloutFailed as error:
-            episode.stop, episode.error = "error", str(error)
-            raise
-        episode.stop = episode.stop or episode.reached_limit(self.limits, 0, 0)
 
     def _advance_opponents(self) -> "PlaySession":
         "Let others move until it is the person's turn, or all is over; then the judge of the group is heard."
         self._current_episode: Episode | None = None
         self.reward, self.parts = 0.0, dict[str, float]()
         while active := episodes_to_act(self.episodes, self.limits):
-            mine = [one for one in active if self.opponent is None or one.member == 0]
-            if mine:
-                self._current_episode = mine[0]
+            self._current_episode = next((one for one in active if self.opponent is None or one.member == 0), None)
+            if self._current_episode is not None:
                 return self
             for episode in active:
-                self._apply_action(episode, *_policy_action(self.opponent, episode))
-        first = self.episodes[0]
-        verdict: tuple[float, Mapping[str, float]] = (0.0, {})
-        if self.problem.judge is not None and not first.error:
-            verdict = judge_answers(self.problem, [first.messages[-1].content], first.timeout_worker)[0]
-        ended = first.to_trajectory(*verdict)
+                _apply_action(episode, *_policy_action(self.opponent, episode), self.limits)
+        ended = _judged_trajectory(self.problem, self.episodes[0])
         self.reward, self.parts = ended.total_reward, ended.metadata["parts"]
         return self
 
@@ -109,60 +92,56 @@ class PlaySession:
         "Whether nobody can act any more."
         return self._current_episode is None
 
-    # -- to be seen ------------------------------------------------------------------------------
-
     @property
     def _shown_episode(self) -> Episode:
         "The episode whose turn it is, or the first."
         return self._current_episode or self.episodes[0]
 
-    def _result_lines(self) -> list[str]:
-        "What there is to say at the end."
-        first = self.episodes[0]
-        lines = [f"reward {self.reward:.4g}", *(f"{name} {value:.4g}" for name, value in self.parts.items())]
-        ends = [" · ".join(lines), f"ended: {first.stop}, {STOP_REASONS[first.stop]}"]
-        ends += [f"the right answer is {self.problem.gold}"] if self.problem.gold else []
-        others = [f"side {one.member + 1}: reward {one.to_trajectory().total_reward:.4g}" for one in self.episodes[1:]]
-        return [*ends, *others, *([first.error] if first.error else [])]
-
     def __repr__(self) -> str:
-        head = f"{self.problem.tag}: {self.problem.text}" + (
-            f", side {self._shown_episode.member + 1}" if len(self.episodes) > 1 else ""
-        )
-        lines = [
-            visible_text(head),
-            *(f"{visible_text(who):>10}: {visible_text(said)}" for who, said in _transcript(self._shown_episode)),
-        ]
-        rest = [visible_text(line) for line in self._result_lines()] if self.over else ["say('…') acts"]
-        return "\n".join([line.replace("\n", "\n" + " " * 12) for line in lines] + rest)
+        return _game_text(self)
 
     def _repr_html_(self) -> str:
-        side = f" · side {self._shown_episode.member + 1}" if len(self.episodes) > 1 else ""
-        head = small_html(f"{self.problem.tag} · {self.problem.text}{side}")
-        parts = [head, *(_message_html(who, said) for who, said in _transcript(self._shown_episode))]
-        parts += [f"<p>{escape_html(line)}</p>" for line in self._result_lines()] if self.over else []
-        return box_html(*parts)
+        return _game_html(self)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        if has_frontend():
-            return {
-                **_PlayWidget(self).box._repr_mimebundle_(),  # pyright: ignore
-                "text/html": self._repr_html_(),
-                "text/plain": repr(self),
-            }
-        return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        words = {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        return {**_PlayWidget(self).box._repr_mimebundle_(), **words} if has_frontend() else words  # pyright: ignore
+
+# %% ../../nbs/65_inspection/6_play.ipynb #02a44f02
+def _new_episodes(problem: Problem, limits: EpisodeLimits) -> list[Episode]:
+    "An episode for each side of a problem, in fresh environments, not begun yet; they share the thread that limits a call's time."
+    worker = TimeoutWorker(limits.patience)
+    return [Episode(env, problem, number, timeout_worker=worker) for number, env in enumerate(fresh_envs(problem))]
+
+
+def _apply_action(episode: Episode, action: Message, completion: Completion, limits: EpisodeLimits) -> None:
+    "Hand an action to the world; if the world breaks, the episode ends with the error, and RolloutFailed goes on."
+    try:
+        episode.act((), completion, action, limits)
+    except RolloutFailed as error:
+        episode.stop, episode.error = "error", str(error)
+        raise
+    episode.stop = episode.stop or episode.reached_limit(limits, 0, 0)
 
 # %% ../../nbs/65_inspection/6_play.ipynb #39d013da
 def _policy_action(policy: Policy | None, episode: Episode) -> tuple[Message, Completion]:
-    "What a policy does."
+    "One sampled answer of a policy to the episode's messages: the message read from it, and the completion with its tokens."
     assert policy is not None, "asked only of an opponent"
     prompt = policy.renderer.generation_prompt(episode.messages)
     completion = policy.sampler.sample(prompt, 1, policy.params).result().completions[0]
     return policy.renderer.parse_response(completion.tokens)[0], completion
 
+
+def _judged_trajectory(problem: Problem, episode: Episode) -> Trajectory:
+    "The trajectory of an episode, with the verdict on its last message if the problem has a judge and no error ended it."
+    verdict: tuple[float, Mapping[str, float]] = (0.0, {})
+    if problem.judge is not None and not episode.error:
+        verdict = judge_answers(problem, [episode.messages[-1].content], episode.timeout_worker)[0]
+    return episode.to_trajectory(*verdict)
+
 # %% ../../nbs/65_inspection/6_play.ipynb #3503577d
 def _transcript(episode: Episode) -> list[tuple[str, str]]:
-    "Who said what, and what it was worth."
+    "Speaker and text of each message; tool calls are written out, and a turn that earned something has its reward below."
     found, turns = [], iter(episode.transitions)
     for message in episode.messages:
         calls = [
@@ -183,6 +162,36 @@ def _message_html(who: str, said: str) -> str:
     style += f"border-radius:.7em;background:rgba({'0,114,178,.16' if mine else '128,128,128,.14'})"
     place = f'<div style="text-align:{"right" if mine else "left"};margin:.5em 0">'
     return f'{place}{small_html(who)}<br><span style="{style}">{escape_html(said)}</span></div>'
+
+# %% ../../nbs/65_inspection/6_play.ipynb #6ebb6a32
+def _result_lines(game: PlaySession) -> list[str]:
+    "Sentences for the end of a game: reward and its parts, how it ended, the right answer, the other side, and an error."
+    first = game.episodes[0]
+    lines = [f"reward {game.reward:.4g}", *(f"{name} {value:.4g}" for name, value in game.parts.items())]
+    ends = [" · ".join(lines), f"ended: {first.stop}, {STOP_REASONS[first.stop]}"]
+    ends += [f"the right answer is {game.problem.gold}"] if game.problem.gold else []
+    others = [f"side {one.member + 1}: reward {one.to_trajectory().total_reward:.4g}" for one in game.episodes[1:]]
+    return [*ends, *others, *([first.error] if first.error else [])]
+
+
+def _game_text(game: PlaySession) -> str:
+    "A game as lines of text: the problem, the messages, and how it ended or how to act."
+    episode = game._shown_episode
+    side = f", side {episode.member + 1}" if len(game.episodes) > 1 else ""
+    said = (f"{visible_text(who):>10}: {visible_text(text)}" for who, text in _transcript(episode))
+    lines = [visible_text(f"{game.problem.tag}: {game.problem.text}{side}"), *said]
+    rest = [visible_text(line) for line in _result_lines(game)] if game.over else ["say('…') acts"]
+    return "\n".join([line.replace("\n", "\n" + " " * 12) for line in lines] + rest)
+
+
+def _game_html(game: PlaySession) -> str:
+    "The same as HTML, with every text escaped; what to do next is said by the widget's buttons."
+    episode = game._shown_episode
+    side = f" · side {episode.member + 1}" if len(game.episodes) > 1 else ""
+    head = small_html(f"{game.problem.tag} · {game.problem.text}{side}")
+    parts = [head, *(_message_html(who, said) for who, said in _transcript(episode))]
+    parts += [f"<p>{escape_html(line)}</p>" for line in _result_lines(game)] if game.over else []
+    return box_html(*parts)
 
 # %% ../../nbs/65_inspection/6_play.ipynb #970ebf6b
 class _PlayWidget:

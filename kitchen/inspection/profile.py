@@ -81,14 +81,14 @@ class Profile:
 def profile(spare_runner: Runner, profiler: Profiler, profiler_name: str, count: int = 15) -> Profile:
     "Profile the second of the next two optimizer steps."
 
-    def stepped(item: Event) -> bool:
+    def is_step_end(item: Event) -> bool:
         return item.name in ("train.step", "train.stop")
 
     found: list[tuple[Event | None, float]] = []
 
     def step() -> None:
         started = time.perf_counter()
-        found.append((spare_runner.advance(stepped), time.perf_counter() - started))
+        found.append((spare_runner.advance(is_step_end), time.perf_counter() - started))
 
     step()
     place = len(spare_runner.run.log.events)

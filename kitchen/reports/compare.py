@@ -47,11 +47,16 @@ _BEST_OF: dict[str, Callable[[Iterable[float]], float]] = {
     "margin": max,
     "reward": max,
 }
+# settings that decide what number a loss function gives; the margin of a pair is measured in units of its beta
+_LOSS_SETTINGS = (
+    "loss", "preference_loss", "beta", "label_smoothing", "margin", "centre", "distill_loss", "likely", "objective", "choices", "reference",
+)  # fmt: skip
+_LOSS_MEASUREMENTS = ("loss", "margin")
 
 # %% ../../nbs/64_reports/3_compare.ipynb #411e4dd5
 @dataclass(frozen=True, eq=False)
 class RunSummary:
-    "What a run was, as far as others can be compared with it."
+    "The settings, edits, final measurements and loss curves of one run, copied from its log: the files are not needed afterwards."
 
     name: str
     recipe: str
@@ -67,7 +72,7 @@ class RunSummary:
 
     @classmethod
     def from_run(cls, run: Run) -> "RunSummary":
-        "Of a run, from its log alone."
+        "Read a run's log; what a rewind took back is left out, and measurements that are missing make no error."
         events, origin = run.log.active_events, run.spec.parent or {}
         found = {"training": series(events, "train.step", "loss")}
         for split in dict.fromkeys(item["split"] for item in events if item.name == "train.evaluate"):
@@ -94,22 +99,27 @@ class RunSummary:
         return math.nan if value is None else float(value)
 
     def interval_text(self, name: str) -> str:
-        "The 95 % interval of an accuracy, in words; nothing for anything else."
+        "The 95 % interval of an accuracy, such as ' (85% to 93%)'; an empty text for other measurements and where it was not recorded."
         low, high = (self.metric(name.replace(".accuracy[", f".{end}[")) for end in ("low", "high"))
         known = ".accuracy[" in name and math.isfinite(low) and math.isfinite(high)
         return f" ({low:.0%} to {high:.0%})" if known else ""
 
     def setting_text(self, name: str) -> str:
-        "A setting as the run began, and what it became."
+        "A setting's first value as JSON, then each edit with the first step it held for; '—' if the run has no such setting."
         if name not in self.settings:
             return "—"
         value = json.dumps(self.settings[name], ensure_ascii=False, default=str)
         later = [(after, step) for key, after, step in self.edits if key == name]
         return value + "".join(f" → {json.dumps(after, ensure_ascii=False)} from step {step + 1}" for after, step in later)
 
+    @property
+    def loss_settings(self) -> tuple[str, ...]:
+        "The loss function and what it was given, edits included: two runs' training losses compare only where these are equal."
+        return tuple(self.setting_text(name) for name in _LOSS_SETTINGS)
+
 # %% ../../nbs/64_reports/3_compare.ipynb #bfb8e97e
 def _steps_before(events: Sequence[Event], wanted: Sequence[Event]) -> list[int]:
-    "How many optimizer steps were done when each of the wanted events came."
+    "For each of the wanted events, which must be among `events`: the number of the last optimizer step before it, 0 if none."
     done, found, places = 0, [], {id(item) for item in wanted}
     for item in events:
         done = item.step if item.name == "train.step" and item.step is not None else done
@@ -117,13 +127,97 @@ def _steps_before(events: Sequence[Event], wanted: Sequence[Event]) -> list[int]
             found.append(done)
     return found
 
+# %% ../../nbs/64_reports/3_compare.ipynb #60da60fc
+def _run_curves(story: RunSummary, color: str, dash: str, since: int) -> list[Curve]:
+    "The curves of one run in its colour, from step `since` on; only the smoothed training loss stands in the legend."
+    found = []
+    for name, (steps, losses) in story.curves.items():
+        own = steps >= since
+        if name != "training":
+            label = f"{story.name}, {name}"
+            found.append(Curve(label, steps[own], losses[own], color, 1.8, 0.9, "dot", in_legend=False))
+            continue
+        even = moving_average(losses)
+        found.append(Curve(story.name, steps[own], losses[own], color, 1.0, 0.3, in_legend=False))
+        found.append(Curve(story.name, steps[own], even[own], color, 2.4, 1.0, dash))
+    return found
+
+
+def _loss_chart(summaries: Sequence[RunSummary]) -> Chart:
+    "Losses of all runs over optimizer steps; a ring where a fork whose parent is among them begins."
+    curves, names = [], [story.name for story in summaries]
+    forks: dict[tuple[float, float], list[str]] = {}  # where, and the colours of those that left there
+    for place, story in enumerate(summaries):
+        color, known = CURVE_COLORS[place % len(CURVE_COLORS)], story.parent in names
+        dash = ("solid", "dash")[place // len(CURVE_COLORS) % 2]  # colours come again; the second time round dashed
+        found = _run_curves(story, color, dash, story.fork_step if known else 0)
+        curves += found
+        for curve in found if known else ():
+            if curve.in_legend and len(curve.x):
+                forks.setdefault((float(curve.x[0]), float(curve.y[0])), []).append(color)
+    marks = (
+        PointMark(x, y, "fork", colors[0])
+        if len(colors) == 1
+        else PointMark(x, y, f"{len(colors)} forks", NEUTRAL_GREY)
+        for (x, y), colors in forks.items()
+    )
+    return Chart(tuple(curves), "optimizer step", "loss (nats/token)", tuple(marks))
+
+# %% ../../nbs/64_reports/3_compare.ipynb #5b411363
+def _measurement_name(name: str) -> str:
+    "What is measured: the loss of train.evaluate.loss[test]."
+    return name.partition("[")[0].rpartition(".")[2]
+
+
+def _metric_label(name: str) -> str:
+    "train.evaluate.loss[test] as a person reads it: loss, test · train.evaluate."
+    before, _, identity = name.rstrip("]").partition("[")
+    event_name, _, measurement = before.rpartition(".")
+    words = ", ".join([measurement.replace("_", " "), *filter(None, identity.split(","))])
+    return f"{words} · {event_name}" if event_name else words
+
+
+def _metric_text(value: float, unit: str) -> str:
+    "A value by its unit: shares as percent, seconds with their unit, else four digits; '—' for NaN."
+    if math.isnan(value):
+        return "—"
+    return {"share": lambda: f"{value:.1%}", "s": lambda: seconds_text(value)}.get(unit, lambda: number_text(value))()
+
+# %% ../../nbs/64_reports/3_compare.ipynb #cb66b137
+def _best_value(name: str, values: Sequence[float], summaries: Sequence[RunSummary]) -> float | None:
+    "The value to mark among those of one measurement, NaN where a run has none; None where marking one would mislead."
+    best = _BEST_OF.get(_measurement_name(name))
+    finite = [value for value in values if math.isfinite(value)]
+    if best is None or len(set(finite)) < 2:
+        return None
+    if _measurement_name(name) in _LOSS_MEASUREMENTS and not name.startswith("train.evaluate."):
+        compared = [story for story, value in zip(summaries, values, strict=True) if math.isfinite(value)]
+        if len({story.loss_settings for story in compared}) > 1:
+            return None
+    return best(finite)
+
+
+def _column_heads(summaries: Sequence[RunSummary]) -> list[str]:
+    "One HTML heading for each run, with a dot in its curve's colour; a fork's parent is shown by its dot, else by name."
+    colors = {story.name: CURVE_COLORS[place % len(CURVE_COLORS)] for place, story in enumerate(summaries)}
+    dots = {name: f'<b style="color:{color}">●</b>' for name, color in colors.items()}
+    cells = []
+    for story in summaries:
+        about = small_html(f"{story.recipe}, {story.status}")
+        if story.parent:
+            about += small_html(f", fork at step {story.fork_step:,} of ")
+            about += dots.get(story.parent, escape_html(story.parent, 80))
+        head = f"{dots[story.name]} {escape_html(story.name, 80)}"
+        cells.append(f'{head}<br><span style="font-weight:normal">{about}</span>')
+    return cells
+
 # %% ../../nbs/64_reports/3_compare.ipynb #41b7b2ac
 _CURVES_CAPTION = "training loss, smoothed (thin: as measured; dotted: held out; ring: where a fork left its parent)"
 
 # %% ../../nbs/64_reports/3_compare.ipynb #6fb04ef7
 @dataclass(frozen=True, eq=False)
 class RunComparison:
-    "Runs compared."
+    "Summaries of runs, shown as tables of settings and numbers and a figure of their losses, in a page or as text."
 
     summaries: tuple[RunSummary, ...]
 
@@ -146,72 +240,26 @@ class RunComparison:
         return [*rows, ("first to last event", "s", [story.seconds for story in self.summaries])]
 
     def _number_rows(self) -> list[list[tuple[str, bool]]]:
-        "A row for each measurement: texts, each with whether it is the best."
+        "A row for each measurement: its label, then each run's value as text, each with whether it is marked as best."
         rows = []
         for name, unit, values in self.metrics:
-            best = _BEST_OF.get(_measurement_name(name))
-            finite = [value for value in values if math.isfinite(value)]
-            top = best(finite) if best and len(set(finite)) > 1 else None
+            best = _best_value(name, values, self.summaries)
             title = _metric_label(name) if unit in ("1", "s", "share") else f"{_metric_label(name)} ({unit})"
-            texts = [
-                _metric_text(value, unit) + story.interval_text(name)
+            cells = [
+                (_metric_text(value, unit) + story.interval_text(name), value == best)
                 for story, value in zip(self.summaries, values, strict=True)
             ]
-            rows.append([(title, False), *((text, value == top) for text, value in zip(texts, values, strict=True))])
+            rows.append([(title, False), *cells])
         return rows
 
     @cached_property
     def chart(self) -> Chart:
-        "Losses of all runs over steps; forks from where they left their parent."
-        curves, names = [], [story.name for story in self.summaries]
-        forks: dict[tuple[float, float], list[str]] = {}  # where, and the colours of those that left there
-        for place, story in enumerate(self.summaries):
-            color, known = CURVE_COLORS[place % len(CURVE_COLORS)], story.parent in names
-            for name, (steps, losses) in story.curves.items():
-                own = steps >= story.fork_step if known else np.full(len(steps), True)
-                if name != "training":
-                    curves.append(
-                        Curve(
-                            f"{story.name}, {name}", steps[own], losses[own], color, 1.8, 0.9, "dot", in_legend=False
-                        )
-                    )
-                    continue
-                even = moving_average(losses)
-                curves.append(Curve(story.name, steps[own], losses[own], color, 1.0, 0.3, in_legend=False))
-                dash = ("solid", "dash")[place // len(CURVE_COLORS) % 2]
-                curves.append(Curve(story.name, steps[own], even[own], color, 2.4, 1.0, dash))
-                if known and own.any():
-                    forks.setdefault((float(steps[own][0]), float(even[own][0])), []).append(color)
-        marks = (
-            PointMark(
-                x,
-                y,
-                "fork" if len(colors) == 1 else f"{len(colors)} forks",
-                colors[0] if len(colors) == 1 else NEUTRAL_GREY,
-            )
-            for (x, y), colors in forks.items()
-        )
-        return Chart(tuple(curves), "optimizer step", "loss (nats/token)", tuple(marks))
+        "The losses of all runs over optimizer steps, drawn once."
+        return _loss_chart(self.summaries)
 
     def table(self, caption: str = "") -> TextTable:
         "Scores before and after training, for a paper: `compare(a, b).table().latex()`, or `.markdown()`."
         return scores_table({story.name: story.scores for story in self.summaries}, caption)
-
-    def _column_heads(self) -> list[str]:
-        "The runs with the colour of their curves; a fork's parent is named, or meant by its colour."
-        colors = {story.name: CURVE_COLORS[place % len(CURVE_COLORS)] for place, story in enumerate(self.summaries)}
-        dots = {name: f'<b style="color:{color}">●</b>' for name, color in colors.items()}
-        cells = []
-        for story in self.summaries:
-            about = small_html(f"{story.recipe}, {story.status}")
-            if story.parent:
-                about += small_html(f", fork at step {story.fork_step:,} of ") + dots.get(
-                    story.parent, escape_html(story.parent, 80)
-                )
-            cells.append(
-                f'{dots[story.name]} {escape_html(story.name, 80)}<br><span style="font-weight:normal">{about}</span>'
-            )
-        return cells
 
     def _repr_html_(self) -> str:
         return self._table_html() + svg_image_html(self.chart.picture.svg, "", _CURVES_CAPTION, 920, 380)
@@ -239,49 +287,30 @@ class RunComparison:
             [f"<b>◂ {escape_html(text)}</b>" if best else escape_html(text) for text, best in row]
             for row in self._number_rows()
         ]
-        return box_html(table_html(["", *self._column_heads()], rows, columns), small_html(_CURVES_CAPTION))
+        return box_html(table_html(["", *_column_heads(self.summaries)], rows, columns), small_html(_CURVES_CAPTION))
 
     def __repr__(self) -> str:
-        names, columns = [story.name for story in self.summaries], range(1, len(self.summaries) + 1)
-        parts = ["All settings are equal."]
-        if self.differing_settings:
-            parts = [
-                align_columns(
-                    right_align_columns([["settings that differ", *names], *self.differing_settings], columns)
-                )
-            ]
-        rows = [[("◂ " if best else "") + text for text, best in row] for row in self._number_rows()]
-        parts.append(align_columns(right_align_columns([["final, ◂ best", *names], *rows], columns)))
-        lines = [
-            [
-                story.name,
-                sparkline_text(story.curves["training"][1], 40),
-                f"fork of {story.parent}" if story.parent else "",
-            ]
-            for story in self.summaries
-            if "training" in story.curves
+        return _comparison_text(self)
+
+# %% ../../nbs/64_reports/3_compare.ipynb #9f9403f3
+def _comparison_text(comparison: RunComparison) -> str:
+    "The same tables as aligned text, then the training losses as sparklines; parts are divided by empty lines."
+    names, columns = [story.name for story in comparison.summaries], range(1, len(comparison.summaries) + 1)
+    parts = ["All settings are equal."]
+    if comparison.differing_settings:
+        parts = [
+            align_columns(
+                right_align_columns([["settings that differ", *names], *comparison.differing_settings], columns)
+            )
         ]
-        return "\n\n".join([*parts, align_columns([["training loss", "", ""], *lines])] if lines else parts)
-
-# %% ../../nbs/64_reports/3_compare.ipynb #5b411363
-def _measurement_name(name: str) -> str:
-    "What is measured: the loss of train.evaluate.loss[test]."
-    return name.partition("[")[0].rpartition(".")[2]
-
-
-def _metric_label(name: str) -> str:
-    "train.evaluate.loss[test] as a person reads it: loss, test · train.evaluate."
-    before, _, identity = name.rstrip("]").partition("[")
-    event_name, _, measurement = before.rpartition(".")
-    words = ", ".join([measurement.replace("_", " "), *filter(None, identity.split(","))])
-    return f"{words} · {event_name}" if event_name else words
-
-
-def _metric_text(value: float, unit: str) -> str:
-    "A measurement as a table shows it."
-    if math.isnan(value):
-        return "—"
-    return {"share": lambda: f"{value:.1%}", "s": lambda: seconds_text(value)}.get(unit, lambda: number_text(value))()
+    rows = [[("◂ " if best else "") + text for text, best in row] for row in comparison._number_rows()]
+    parts.append(align_columns(right_align_columns([["final, ◂ best", *names], *rows], columns)))
+    lines = [
+        [one.name, sparkline_text(one.curves["training"][1], 40), f"fork of {one.parent}" if one.parent else ""]
+        for one in comparison.summaries
+        if "training" in one.curves
+    ]
+    return "\n\n".join([*parts, align_columns([["training loss", "", ""], *lines])] if lines else parts)
 
 # %% ../../nbs/64_reports/3_compare.ipynb #72e91dc7
 def _with_parents(runs: Sequence[Run]) -> list[Run]:
@@ -298,13 +327,13 @@ def _with_parents(runs: Sequence[Run]) -> list[Run]:
 
 
 class _HasOpenedRun(Protocol):
-    "What drives a run, if there is one yet."
+    "A session's driver: its run, or None before the first step made the folder."
 
     opened_run: Run | None
 
 # %% ../../nbs/64_reports/3_compare.ipynb #401ee7da
 class _HasRun(Protocol):
-    "Whatever holds a run, such as a `Kitchen`."
+    "An object whose driver has a run, such as a `Kitchen`; this page stands below sessions and does not import them."
 
     driver: _HasOpenedRun
 

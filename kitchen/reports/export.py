@@ -292,7 +292,8 @@ def to_pdf(html_path: str | Path, pdf_path: str | Path, timeout: float = 120.0) 
             f"(looked for {', '.join(_BROWSERS)}); or open {page} and print it there"
         )
 
-    def printed(path: Path) -> None:
+    def print_page(path: Path) -> None:
+        "Have the browser write the page to this path; KitchenError if it cannot be started, takes too long or writes no PDF."
         with tempfile.TemporaryDirectory(prefix="kitchen-browser-") as profile:
             words = [f"--user-data-dir={profile}", f"--print-to-pdf={path}", "--virtual-time-budget=20000"]
             words += ["--headless", "--disable-gpu", "--no-pdf-header-footer", *(["--no-sandbox"] if _is_root() else [])]
@@ -304,7 +305,7 @@ def to_pdf(html_path: str | Path, pdf_path: str | Path, timeout: float = 120.0) 
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise KitchenError(f"{found} did not print {page} (exit code {done.returncode}): {visible_text(' '.join(said[-2:]))}")
 
-    return write_atomically(Path(pdf_path).absolute(), printed)
+    return write_atomically(Path(pdf_path).absolute(), print_page)
 
 # %% ../../nbs/64_reports/1_export.ipynb #a35670fc
 def _is_root() -> bool:

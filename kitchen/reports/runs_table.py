@@ -46,7 +46,7 @@ _SHOWN_SETTINGS = (*(name for name in MAIN_SETTINGS if name not in ("env", "back
 # %% ../../nbs/64_reports/4_runs_table.ipynb #e3faa99e
 @dataclass(frozen=True, eq=False)
 class RunRow:
-    "A run, as a line of a table."
+    "What the table shows of a run, read from its index entry and the step lines of its log."
 
     run_id: str
     recipe: str
@@ -59,13 +59,13 @@ class RunRow:
     path: Path
 
     @property
-    def started(self) -> str:
-        "When it began, local time."
+    def start_time(self) -> str:
+        "When the run was created, in local time, such as 2026-03-01 09:30."
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.created))
 
     @property
     def loss(self) -> str:
-        "The last loss."
+        "The last training loss with four digits; empty if no step was made."
         return number_text(float(self.losses[-1])) if len(self.losses) else ""
 
 # %% ../../nbs/64_reports/4_runs_table.ipynb #1c94a55b
@@ -83,8 +83,11 @@ def _standing_lines(lines: Sequence[bytes], name: bytes) -> list[bytes]:
     return [line for _, line in found]
 
 # %% ../../nbs/64_reports/4_runs_table.ipynb #c0dd1835
-def _read_run_row(row: Mapping[str, Any], points: int = 60) -> RunRow:
-    "One row of the index with what its log says."
+def _read_run_row(
+    row: Mapping[str, Any],
+    points: int = 60,  # losses to read: a sparkline of 120 pixels shows no more
+) -> RunRow:
+    "A row of the index with steps, losses, times and edits from the run's log; a log that is missing or cut off gives fewer."
     path = Path(row["path"])
     log = path / "events.jsonl"
     content = log.read_bytes() if log.is_file() else b""
@@ -104,7 +107,7 @@ def _read_run_row(row: Mapping[str, Any], points: int = 60) -> RunRow:
 # %% ../../nbs/64_reports/4_runs_table.ipynb #e0ec9ba9
 @dataclass(frozen=True, eq=False)
 class RunsTable:
-    "Runs, newest first."
+    "Runs, newest first; indexed by place, id or slice it opens them, and it shows itself as a table."
 
     rows: tuple[RunRow, ...]
     older_count: int  # runs that fit, but are not shown
@@ -139,13 +142,13 @@ class RunsTable:
         "As a pandas table."
         from pandas import DataFrame
 
-        names = ("run_id", "recipe", "status", "started", "seconds", "steps", "about", "path")
+        names = ("run_id", "recipe", "status", "start_time", "seconds", "steps", "about", "path")
         return DataFrame([{name: getattr(row, name) for name in names} | {"loss": row.loss} for row in self.rows])
 
     def _cells(self, row: RunRow) -> list[str]:
         "A line, without its sparkline."
         steps = f"{row.steps:,}" if row.steps else ""
-        return [row.run_id, row.recipe, row.started, seconds_text(row.seconds), steps, row.loss]
+        return [row.run_id, row.recipe, row.start_time, seconds_text(row.seconds), steps, row.loss]
 
     def _repr_html_(self) -> str:
         lines = []

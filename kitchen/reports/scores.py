@@ -20,7 +20,7 @@ from ..types import InvalidValue
 # %% ../../nbs/64_reports/0_scores.ipynb #f7b3a740
 @dataclass(frozen=True)
 class Score:
-    "One measure of the model, before and after training."
+    "One measurement of the model before and after training, with 95 % intervals where they are known and a note on what was measured."
 
     name: str
     unit: str
@@ -32,7 +32,7 @@ class Score:
     lower_is_better: bool = False  # whether less is better
 
     def value_text(self, after: bool) -> str:
-        "A value with its interval, as a person reads it."
+        "The value before or after: a share as percent with its interval if known, anything else with four digits."
         value, interval = (self.after, self.after_range) if after else (self.before, self.before_range)
         if self.unit != "share":
             return f"{value:#.4g}"

@@ -91,12 +91,12 @@ def step_condition(unit: str, last: Event | None) -> StopCondition:
     if unit not in STEP_CONDITIONS:
         raise UnknownName("unit of a step", unit, STEP_CONDITIONS)
 
-    def arrived(item: Event) -> bool:
+    def ends_unit(item: Event) -> bool:
         nonlocal last
         before, last = last, item if item.name == "train.step" else last
         return STEP_CONDITIONS[unit](item, before)
 
-    return arrived
+    return ends_unit
 
 # %% ../../nbs/66_session/0_driver.ipynb #bd045a74
 def stage_end_condition(workflow: WorkflowPart, name: str) -> StopCondition:
@@ -117,9 +117,9 @@ def until_condition(
 ) -> StopCondition | None:
     "The condition on events that stands for `until`; None if the run is there already."
     if isinstance(until, str):
-        arrived, status = stage_end_condition(workflow, until), stage_status(workflow, log)
-        there = status[until] == "done" if until in status else any(map(arrived, log))
-        return None if there else arrived
+        ends_stage, status = stage_end_condition(workflow, until), stage_status(workflow, log)
+        there = status[until] == "done" if until in status else any(map(ends_stage, log))
+        return None if there else ends_stage
     if isinstance(until, int):
         last = last_train_step(log)
         if last is not None and (last.step or 0) >= until:

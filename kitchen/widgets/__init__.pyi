@@ -7,6 +7,7 @@ from . import panels as panels
 from . import samples as samples
 from . import series as series
 from .commands import CommandQueue as CommandQueue
+from .commands import SampleSchedule as SampleSchedule
 from .controls import CommandButtons as CommandButtons
 from .controls import SettingsForm as SettingsForm
 from .dashboard import Dashboard as Dashboard

@@ -38,7 +38,7 @@ def _button_state(state: str) -> str:
 
 # %% ../../nbs/62_widgets/4_controls.ipynb #8338d219
 class CommandButtons:
-    "The row of buttons of a run."
+    "Buttons that submit commands to the queue `wheel` returns; `show` enables those that fit the run's state."
 
     def __init__(self, wheel: Callable[[], CommandQueue]):
         import ipywidgets as widgets
@@ -62,12 +62,12 @@ class CommandButtons:
         self.box = widgets.HBox([self.button_widgets[one] if isinstance(one, str) else one for one in rows], layout=line)
 
     def _press(self, name: str) -> None:
-        "What a click does."
+        "Submit the button's command, with the chosen unit or step where it has one."
         about: dict[str, Any] = {"step": {"unit": self.unit.value}, "rewind": {"step": self.step.value}}.get(name, {})
         self.command_queue().submit_command(name, **about)
 
     def show(self, state: str) -> None:
-        "Enable what can be pressed now."
+        "Enable the buttons that can be pressed in this state; nothing is sent if it is as it was."
         now = _button_state(state)
         if now != self.shown_state:
             self.shown_state = now
@@ -107,7 +107,7 @@ def _parse_field(setting: ConfigField, text: Any) -> Any:
 
 # %% ../../nbs/62_widgets/4_controls.ipynb #acfc7414
 class SettingsForm:
-    "Fields for the live settings of a run."
+    "A field for each setting that may be edited during a run; an edit is checked, then submitted as a command."
 
     def __init__(self, config: Config, wheel: Callable[[], CommandQueue]):
         import ipywidgets as widgets
@@ -143,7 +143,7 @@ class SettingsForm:
         self.message.value = f'<span style="color:{VERMILION}">{html.escape(reason)}</span>'
 
     def fill(self, config: Config) -> None:
-        "Show the values that hold."
+        "Set the fields to the values of these settings, without submitting an edit."
         self._filling = True
         for name, one in self.fields.items():
             value = getattr(config, name)

@@ -22,7 +22,7 @@ from ..formatting import visible_text
 from ..palette import GREEN, MAIN_SETTINGS, STATUS_SIGNS, VERMILION
 from ..telemetry import Event
 from ..types import InvalidValue
-from .commands import CommandQueue
+from .commands import CommandQueue, SampleSchedule
 from .controls import CommandButtons, SettingsForm
 from .figure import Canvas, static_board
 from kitchen.widgets.panels import (
@@ -43,6 +43,7 @@ class _SessionView:
 
     def __init__(self, session: Any):
         self.session, self.command_queue = session, CommandQueue(session)
+        self.sample_schedule = SampleSchedule(self.command_queue)
         self._pending_events: deque[Event] = deque()
         self.monitor = RunMonitor()
         session.driver.listeners.append(self._on_event)
@@ -52,10 +53,10 @@ class _SessionView:
         "Queue an event; called in the thread that trains, for each one, so it does nothing slow."
         if item.name in MONITORED_EVENTS:
             self._pending_events.append(item)
-        self.command_queue.on_event(item)
+        self.sample_schedule.on_event(item)
 
     def _reload(self) -> None:
-        "The whole story, from the log."
+        "Forget what was taken in and read all events of the log that stand."
         self._pending_events.clear()
         self.monitor = RunMonitor(list(self.session.log))
 
@@ -73,7 +74,7 @@ class _SessionView:
 
     @property
     def name(self) -> str:
-        "Recipe and run."
+        "The run's id; before its first step, when it has none, the recipe's name."
         opened = self.session.driver.opened_run
         return opened.run_id if opened else self.session.driver.recipe.name
 
@@ -89,15 +90,18 @@ class _SessionView:
         return status if status != "running" or (runner is not None and runner.advancing) else "paused"
 
     def stop_listening(self) -> None:
-        "Stop listening."
+        "Hear no more events and ask the model no more; twice does no harm."
         with contextlib.suppress(ValueError):
             self.session.driver.listeners.remove(self._on_event)
-        self.command_queue.sample_every = 0
+        self.sample_schedule.every = 0
 
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #34dbb0b0
-_MAX_REPAINTS_PER_SECOND = 8.0  # repaints a second, at most
-_MAX_CPU_SHARE = 0.005  # of a processor's time, at most, that painting takes
-_MAX_WAIT = 0.5  # seconds: after something as rare as another board nobody waits longer
+# a curve that grows eight times a second looks alive; each repaint takes a millisecond or two from training (benchmarks/dashboard.py)
+_MAX_REPAINTS_PER_SECOND = 8.0
+# of a processor's time, at most, that painting takes: half of the one per cent that training may lose, since what wakes the thread and
+# waits for the interpreter's lock is not in its own time (benchmarks/dashboard.py measures both)
+_MAX_CPU_SHARE = 0.005
+_MAX_WAIT = 0.5  # seconds: another board takes long once, and nobody who pressed a button should wait more than this for the next repaint
 
 
 def _seconds_to_next_repaint(took: float, worked: float) -> float:
@@ -106,7 +110,7 @@ def _seconds_to_next_repaint(took: float, worked: float) -> float:
 
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #04ded416
 class _Painter:
-    "Paints what is open."
+    "The open dashboards, and the thread that repaints them by turns as long as there are any."
 
     def __init__(self) -> None:
         self.dashboards: list[Dashboard] = []
@@ -115,7 +119,7 @@ class _Painter:
         self.thread: threading.Thread | None = None
 
     def add(self, dashboard: "Dashboard") -> None:
-        "Paint this one, too."
+        "Paint this dashboard from now on; the thread is started if none runs."
         with self.lock:
             self.dashboards.append(dashboard)
             if self.thread is None:
@@ -134,7 +138,7 @@ class _Painter:
             thread.join(5)
 
     def _work(self) -> None:
-        "Until nothing is open."
+        "Paint all dashboards, rest, and again; ends when none is left. An error of one is handed to its `fail`."
         while True:
             started, worked = time.perf_counter(), time.thread_time()
             with self.lock:
@@ -163,9 +167,16 @@ def _close_widget(widget: Any) -> None:
             part.close()
     widget.close()
 
+
+def _wrapping_layout() -> Any:
+    "A new layout of a row that breaks where it is too long; each widget needs one of its own, for it is closed with it."
+    import ipywidgets as widgets
+
+    return widgets.Layout(flex_flow="row wrap", align_items="center")
+
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #6fa969e0
 def _alarm_texts(seat: _SessionView) -> list[str]:
-    "What looks wrong, and why the run failed."
+    "Sentences: the error that ended the run, if one did, then what the diagnostics found."
     error = getattr(seat.session.driver.runner, "error", None)
     failed = [f"The run failed: {type(error).__name__}: {error}. play tries again from the last snapshot."] if error else []
     return [*failed, *seat.monitor.diagnostics.warning_texts()]
@@ -208,11 +219,11 @@ class _AnswersTab:
 
     def set_interval(self, steps: int) -> None:
         "Ask the model every so many steps; 0: only when the button is pressed."
-        self._seat().command_queue.sample_every = steps
+        self._seat().sample_schedule.every = steps
 
     def show_session(self) -> None:
         "Another session is steered now: take over its interval, and offer its rounds at the next repaint."
-        self.interval_field.value, self._offered_rounds = self._seat().command_queue.sample_every, None
+        self.interval_field.value, self._offered_rounds = self._seat().sample_schedule.every, None
 
     def paint(self) -> None:
         "Offer the rounds that there are; the newest is shown, unless a person looks at another."
@@ -228,7 +239,7 @@ class _AnswersTab:
         self._show_answers()
 
     def _show_answers(self) -> None:
-        "Show the chosen round."
+        "Show the round that the slider stands on; nothing changes if there is none."
         found = self._seat().monitor.rounds
         if 0 <= self.round_choice.value < len(found):
             self.answers.value = found[self.round_choice.value]._repr_html_()
@@ -261,8 +272,9 @@ class _CurvesPanel:
         import ipywidgets as widgets
 
         self._seats = seats  # the dashboard's own list, which grows by forks
-        wrapped = widgets.Layout(flex_flow="row wrap", align_items="center")
-        self.board: Any = widgets.ToggleButtons(options=["loss"], layout=wrapped, style={"button_width": "auto"})
+        self.board: Any = widgets.ToggleButtons(
+            options=["loss"], layout=_wrapping_layout(), style={"button_width": "auto"}
+        )
         self.board.observe(self._on_board_chosen, names="value")
         self.phase: Any = widgets.Dropdown(
             options=[("", -1)], layout=widgets.Layout(width="auto"), tooltip="which training"
@@ -320,14 +332,95 @@ class _CurvesPanel:
         self.phase.layout.display = None if len(phases) > 1 else "none"
         self.board.layout.display = None if len(boards) > 1 else "none"
 
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #6f302cd5
+class _WordsPanel:
+    "Head, progress, message, alarms and workflow of the session that is steered, each a widget that the dashboard places."
+
+    def __init__(self) -> None:
+        import ipywidgets as widgets
+
+        self.head, self.progress_line, self.alarms, self.message_line = (widgets.HTML() for _ in range(4))
+        self.bar = widgets.FloatProgress(0, min=0, max=1, layout=widgets.Layout(width="240px"))
+        self.tree = widgets.HTML(
+            layout=widgets.Layout(max_height="460px", overflow="auto", flex="0 0 auto", padding="8px 0 0 8px")
+        )
+
+    def paint_text(self, seat: _SessionView, error: str = "") -> None:
+        "Head, progress, and what the last command said; an error of the dashboard itself is said in its place."
+        self.head.value = _head_html(seat)
+        place, state = seat.monitor.run_progress, seat.state
+        self.bar.value = place.step / place.total if place.total else 0.0
+        standing = "running" if state == "paused" else state
+        self.progress_line.value = f"<span>{html.escape(visible_text(status_line(seat.monitor, standing), 300))}</span>"
+        queue = seat.command_queue
+        color = VERMILION if queue.failed else GREEN
+        doing = f"{queue.current_command}…" if queue.current_command else queue.last_message
+        self.message_line.value = f'<span style="color:{color}">{html.escape(visible_text(error or doing, 500))}</span>'
+        self.message_line.layout.display = None if error or doing else "none"
+
+    def paint_panels(self, seat: _SessionView) -> None:
+        "Alarms, and the workflow with the stage that runs."
+        self.alarms.value = alarms_html(_alarm_texts(seat))
+        self.alarms.layout.display = None if self.alarms.value else "none"
+        self.tree.value = tree_html(seat.session.driver.recipe.workflow, seat.monitor.stage_status)
+
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #70668f77
+class _SettingsTab:
+    "The tab with the form of the session that is steered; forms are made when first needed and then kept."
+
+    def __init__(self, seat: Callable[[], _SessionView]):
+        import ipywidgets as widgets
+
+        self._seat = seat
+        self._forms: dict[int, SettingsForm] = {}  # id of a session view -> its form
+        self.box = widgets.VBox()
+
+    def show_session(self) -> None:
+        "Show the form of the session that is steered now."
+        self.box.children = (self._form.box,)
+
+    @property
+    def _form(self) -> SettingsForm:
+        "The form of the session that is steered."
+        seat = self._seat()
+        if id(seat) not in self._forms:
+            self._forms[id(seat)] = SettingsForm(seat.session.config, lambda: seat.command_queue)
+        return self._forms[id(seat)]
+
+    def paint(self) -> None:
+        "Fill the fields with the settings in force, which a cell or another page may have changed."
+        self._form.fill(self._seat().session.config)
+
+# %% ../../nbs/62_widgets/6_dashboard.ipynb #b3bacd2f
+def _dashboard_box(
+    words: _WordsPanel, session_choice: Any, buttons: CommandButtons, curves: _CurvesPanel, tabs: Any
+) -> Any:
+    "One box with all parts, from top to bottom in the order in which one looks at them; curves stand beside the workflow."
+    import ipywidgets as widgets
+
+    rows = [
+        words.head,
+        session_choice,
+        buttons.box,
+        widgets.HBox([words.bar, words.progress_line], layout=_wrapping_layout()),
+        words.message_line,
+        words.alarms,
+        widgets.HBox([curves.board, curves.phase], layout=_wrapping_layout()),
+        widgets.HBox([curves.frame, words.tree], layout=widgets.Layout(width="100%", align_items="flex-start")),
+        tabs,
+    ]
+    return widgets.VBox(rows, layout=widgets.Layout(width="100%", max_width="1500px"))
+
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #f62b54e4
 _TABS = ("answers", "settings", "events")
 _DRAW_TIMEOUT = 20.0  # seconds for a page to say that it has drawn the figure: it cannot while a cell runs
+_REPAINTS_PER_TEXT = 4  # twice a second at eight repaints: words need not change more often than they are read
+_REPAINTS_PER_PANELS = 8  # once a second: a tab is rendered as a whole, which costs more than new points of a curve
 _OPEN_DASHBOARDS: dict[int, "Dashboard"] = {}  # id of a session -> the dashboard that shows it
 
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #48220d2a
 class Dashboard:
-    "A live view of one or several sessions; `close()` leaves a still picture in its place."
+    "Widgets that show one or several sessions and steer one of them; `close()` leaves a still picture in their place."
 
     def __init__(self, *sessions: Any):
         if not sessions:
@@ -339,7 +432,6 @@ class Dashboard:
         self.count, self.error, self.closed = 0, "", False  # repaints, and why there are no more
         self.lock = threading.RLock()  # of painting and closing
         self.handle: Any = None  # of the output that shows it
-        self.forms: dict[int, SettingsForm] = {}
         self._build()
         for view in before.values():  # after a reload of the page, or in a second cell: only now, for while a page has
             view.close()  # no widget at all, JupyterLab takes down what carries their messages, and complains of some
@@ -349,70 +441,49 @@ class Dashboard:
     # -- parts -----------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        "Make all widgets."
+        "Make the parts and lay them out; the first session is steered."
         import ipywidgets as widgets
 
-        def wrapped() -> Any:
-            return widgets.Layout(flex_flow="row wrap", align_items="center")  # each widget needs one of its own
-
-        self.head, self.progress_line, self.alarms, self.message_line = (widgets.HTML() for _ in range(4))
-        self.session_choice = widgets.ToggleButtons(options=self.names, style={"button_width": "auto"}, layout=wrapped())
-        self.session_choice.layout.display = (
-            None if len(self.session_views) > 1 else "none"
-        )  # rows never move: a moved figure is drawn twice
+        self.words = _WordsPanel()
+        self.session_choice = widgets.ToggleButtons(
+            options=self.names, style={"button_width": "auto"}, layout=_wrapping_layout()
+        )
+        # hidden, not left out: rows never move, for a figure that is moved is drawn twice
+        self.session_choice.layout.display = None if len(self.session_views) > 1 else "none"
         self.session_choice.observe(lambda change: self.select_session(change["new"]), names="value")
-        self.buttons = CommandButtons(lambda: self.session_views[self.selected_session].command_queue)
-        self.bar = widgets.FloatProgress(0, min=0, max=1, layout=widgets.Layout(width="240px"))
+        self.buttons = CommandButtons(lambda: self.session_view.command_queue)
         self.curves = _CurvesPanel(self.session_views)
-        self.tree = widgets.HTML(
-            layout=widgets.Layout(max_height="460px", overflow="auto", flex="0 0 auto", padding="8px 0 0 8px")
-        )
-        self.form = widgets.VBox()
-        self.answers_tab = _AnswersTab(lambda: self.session_view)
-        self.events_tab = _EventsTab(lambda: self.session_view)
-        self.tabs = widgets.Tab(
-            [self.answers_tab.box, self.form, self.events_tab.box], titles=_TABS, layout=widgets.Layout(width="100%")
-        )
-        rows = [
-            self.head,
-            self.session_choice,
-            self.buttons.box,
-            widgets.HBox([self.bar, self.progress_line], layout=wrapped()),
-            self.message_line,
-            self.alarms,
-            widgets.HBox([self.curves.board, self.curves.phase], layout=wrapped()),
-            widgets.HBox([self.curves.frame, self.tree], layout=widgets.Layout(width="100%", align_items="flex-start")),
-            self.tabs,
-        ]
-        self.box = widgets.VBox(rows, layout=widgets.Layout(width="100%", max_width="1500px"))
+        self.answers_tab, self.events_tab = _AnswersTab(lambda: self.session_view), _EventsTab(lambda: self.session_view)
+        self.settings_tab = _SettingsTab(lambda: self.session_view)
+        tabs = [self.answers_tab.box, self.settings_tab.box, self.events_tab.box]
+        self.tabs = widgets.Tab(tabs, titles=_TABS, layout=widgets.Layout(width="100%"))
+        self.box = _dashboard_box(self.words, self.session_choice, self.buttons, self.curves, self.tabs)
         self.select_session(0)
 
     # -- what people do ----------------------------------------------------------------------------
 
     @property
     def session_view(self) -> _SessionView:
-        "The session that is steered."
+        "The view of the session that buttons, form and tabs belong to now."
         return self.session_views[self.selected_session]
 
     @property
     def names(self) -> list[tuple[str, int]]:
-        "Sessions, as they can be chosen."
+        "A label and a place for each session, as a choice of ipywidgets wants them."
         return [(seat.short_name, place) for place, seat in enumerate(self.session_views)]
 
     def select_session(self, place: int) -> None:
-        "Steer another session."
+        "Make buttons, form and tabs those of the session at this place."
         with self.lock:
             self.selected_session = place
-            if place not in self.forms:
-                self.forms[place] = SettingsForm(self.session_view.session.config, lambda: self.session_views[place].command_queue)
-            self.form.children = (self.forms[place].box,)
+            self.settings_tab.show_session()
             self.answers_tab.show_session()
             self.buttons.shown_state = ""
 
     # -- painting ----------------------------------------------------------------------------------
 
     def paint(self, whole: bool = False) -> int:
-        "Show what is new; how many traces were sent."
+        "Take in new events and show what has changed, all of it if `whole`; how many traces were sent, 0 once closed."
         with self.lock:
             if self.closed:
                 return 0
@@ -421,14 +492,14 @@ class Dashboard:
                 seat.process_events()
             sent, self.count = self.curves.paint(whole, self.selected_session), self.count + 1
             self.buttons.show(self.session_view.state)
-            if whole or self.count % 4 == 0:  # words need not change more often than they are read
-                self._paint_text()
-            if whole or self.count % 8 == 1:
+            if whole or self.count % _REPAINTS_PER_TEXT == 0:
+                self.words.paint_text(self.session_view, self.error)
+            if whole or self.count % _REPAINTS_PER_PANELS == 1:
                 self._paint_panels()
             return sent
 
     def _add_forks(self) -> None:
-        "Give a seat to runs that left one of ours."
+        "Add a view, a curve and a choice for each fork that one of the sessions has made since the last repaint."
         known = {id(session) for session in self.sessions}
         for session in [fork for one in self.sessions for fork in one.driver.forks if id(fork) not in known]:
             self.session_views.append(_SessionView(session))
@@ -438,40 +509,21 @@ class Dashboard:
             self.session_choice.options = self.names
             self.session_choice.layout.display = None
 
-    def _paint_text(self) -> None:
-        "Head, progress, what the last command said."
-        seat, state = self.session_view, self.session_view.state
-        self.head.value = _head_html(seat)
-        place = seat.monitor.run_progress
-        self.bar.value = place.step / place.total if place.total else 0.0
-        standing = "running" if state == "paused" else state
-        self.progress_line.value = f"<span>{html.escape(visible_text(status_line(seat.monitor, standing), 300))}</span>"
-        color = VERMILION if seat.command_queue.failed else GREEN
-        doing = f"{seat.command_queue.current_command}…" if seat.command_queue.current_command else seat.command_queue.last_message
-        self.message_line.value = f'<span style="color:{color}">{html.escape(visible_text(self.error or doing, 500))}</span>'
-        self.message_line.layout.display = None if self.error or doing else "none"
-
     def _paint_panels(self) -> None:
-        "Alarms, the workflow, the open tab."
-        self.alarms.value = alarms_html(_alarm_texts(self.session_view))
-        self.alarms.layout.display = None if self.alarms.value else "none"
-        self.tree.value = tree_html(self.session_view.session.driver.recipe.workflow, self.session_view.monitor.stage_status)
-        show: Sequence[Callable[[], None]] = (self.answers_tab.paint, self._fill_form, self.events_tab.paint)
+        "The sentences about alarms and the workflow, and the open tab."
+        self.words.paint_panels(self.session_view)
+        show: Sequence[Callable[[], None]] = (self.answers_tab.paint, self.settings_tab.paint, self.events_tab.paint)
         if self.tabs.selected_index is not None:
             show[self.tabs.selected_index]()
 
-    def _fill_form(self) -> None:
-        "Fields follow what holds."
-        self.forms[self.selected_session].fill(self.session_view.session.config)
-
     def fail(self, error: Exception) -> None:
-        "Say why this view is not painted any more."
+        "Stop painting and write the error, with the way to a new view, where messages stand."
         self.error = (
             f"This view is not painted any more: {type(error).__name__}: {error}. k.dashboard() makes a new one."
         )
         _PAINTER.remove(self)
         with contextlib.suppress(Exception):
-            self._paint_text()
+            self.words.paint_text(self.session_view, self.error)
 
     # -- the end, and elsewhere ----------------------------------------------------------------------
 
@@ -491,7 +543,7 @@ class Dashboard:
         _close_widget(self.box)
 
     def picture(self) -> Picture:
-        "A picture of now."
+        "A still picture of all sessions as they are now, curves and words."
         return _sessions_picture(self.session_views)
 
     def _ipython_display_(self) -> None:

@@ -9,6 +9,7 @@ __all__ = ['Canvas', 'static_board']
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def _value_count(drawn: SlotSeries | None, line: str) -> int:
 
 
 def _line_style(line: str, noisy: bool, run: int, runs: int, large: bool) -> dict[str, Any]:
-    "How a line looks."
+    "Plotly's mode, colour, width and opacity of one line; `run` picks the colour if there are several `runs`."
     color = CURVE_COLORS[run % len(CURVE_COLORS)] if runs > 1 else PALETTE["held_out" if line == "held_out" else "training"]
     if line == "raw" and noisy:
         thin = {"color": color if runs > 1 else PALETTE["raw"], "width": 1.1}
@@ -62,8 +63,9 @@ def _line_style(line: str, noisy: bool, run: int, runs: int, large: bool) -> dic
 _LINE_LABELS = {"raw": "as measured", "even": "smoothed", "held_out": "held out"}
 
 # %% ../../nbs/62_widgets/3_figure.ipynb #4e88d0cf
-_LARGE_HEIGHT, _SMALL_HEIGHT, _ROW_GAP, _TOP_MARGIN, _BOTTOM_MARGIN = 260, 104, 66, 40, 40  # pixels
-_COLUMN_GAP = 0.06  # between columns, of the width
+# pixels: a gap holds tick labels and the next title, margins hold legend and axis title; together they fit a laptop's screen
+_LARGE_HEIGHT, _SMALL_HEIGHT, _ROW_GAP, _TOP_MARGIN, _BOTTOM_MARGIN = 260, 104, 66, 40, 40
+_COLUMN_GAP = 0.06  # of the width, between columns: room for the tick labels of the next one
 _MAX_SLOTS = max(len(board.slots) for board in BOARDS.values())  # pairs of axes in the figure
 
 
@@ -81,12 +83,12 @@ def _row_count(board: Board) -> int:
 
 # %% ../../nbs/62_widgets/3_figure.ipynb #01f9e208
 def _board_height(board: Board) -> int:
-    "Pixels."
+    "Height of the figure in pixels: margins, the large slot and the rows of small ones with the gaps above them."
     return _TOP_MARGIN + _LARGE_HEIGHT + _row_count(board) * (_ROW_GAP + _SMALL_HEIGHT) + _BOTTOM_MARGIN
 
 
 def _axes_domains(board: Board) -> list[_AxesDomain]:
-    "One for each slot."
+    "Where each slot's axes stand: the first over the whole width, the others below in rows of equal columns."
     whole, small, rows = _board_height(board) - _TOP_MARGIN - _BOTTOM_MARGIN, len(board.slots) - 1, _row_count(board)
     found, columns = [_AxesDomain((0.0, 1.0), (1 - _LARGE_HEIGHT / whole, 1.0))], -(-small // max(rows, 1))
     for number in range(small):
@@ -166,7 +168,11 @@ def _slot_title(slot: Slot, place: _AxesDomain, more: str = "") -> dict[str, Any
     }
 
 # %% ../../nbs/62_widgets/3_figure.ipynb #743fc939
-def _mark_shapes(marks: Sequence[EventMark], place: _AxesDomain, most: int = 8) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _mark_shapes(
+    marks: Sequence[EventMark],
+    place: _AxesDomain,
+    most: int = 8,  # the last ones: more words than these cover one another
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     "Upright lines through the large slot, and the words at their tops: what was done to the run, and when."
     lines, words = [], []
     for number, mark in enumerate(marks[-most:]):
@@ -185,53 +191,137 @@ def _mark_shapes(marks: Sequence[EventMark], place: _AxesDomain, most: int = 8) 
         words.append({"text": plotly_text(mark.text[:60]), **where, **about})
     return lines, words
 
+# %% ../../nbs/62_widgets/3_figure.ipynb #0e5a3c19
+def _empty_figure(runs: int, slots: int) -> "go.Figure":
+    "A figure with a trace without points for each run, slot and line, in this order, each on the axes of its slot."
+    import plotly.graph_objects as go
+
+    axes = [(f"x{_axis_suffix(slot)}", f"y{_axis_suffix(slot)}") for slot in range(slots)]
+    return go.Figure([go.Scatter(xaxis=x, yaxis=y) for _ in range(runs) for x, y in axes for _ in _LINE_KINDS], _LAYOUT)
+
+
+def _axes_layout(board: Board, count: int) -> dict[str, dict[str, Any]]:
+    "Layout of `count` pairs of axes, by Plotly's names such as xaxis2: those of the board's slots in place, the others hidden."
+    found, layout = _axes_domains(board), {}
+    for number in range(count):
+        place, name = found[number] if number < len(found) else None, _axis_suffix(number)
+        across, up = (place.x, place.y) if place else ((0, 1), (0, 1))
+        small = {"tickfont": {"size": 10}, "nticks": 4} if number else {}
+        axis = {**_AXIS_STYLE, **small, "visible": place is not None}
+        below = {} if number else {"title": {"text": "optimizer step", "standoff": 6, "font": {"size": 12}}}
+        layout[f"xaxis{name}"] = {**axis, **below, "anchor": f"y{name}", "domain": across}
+        layout[f"yaxis{name}"] = {**axis, "anchor": f"x{name}", "domain": up}
+    return layout
+
+
+def _trace_style(board: Board, names: Sequence[str], run: int, slot: int, line: str) -> dict[str, Any]:
+    "Visibility, name and look of one trace; one of a slot that the board lacks is invisible."
+    there, runs = slot < len(board.slots), len(names)
+    noisy = there and board.slots[slot].panel.noisy
+    known = line != "held_out" or (there and board.slots[slot].held_out is not None)
+    plain = line == ("even" if noisy else "raw")  # the line that speaks for its run
+    name = _LINE_LABELS[line] if runs == 1 else plotly_text(names[run][:40])
+    listed = slot == 0 and known and (runs == 1 and (noisy or line != "even") or plain)
+    return {"visible": there and known, "name": name, "showlegend": bool(listed), **_line_style(line, noisy, run, runs, slot == 0)}
+
+
+def _board_annotations(
+    board: Board, marks: Sequence[EventMark], runs: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    "Plotly's shapes and annotations of a board: a title above each slot, a line and words for each mark."
+    places = _axes_domains(board)
+    lines, words = _mark_shapes(marks, places[0])
+    more = [" · dotted: held out" if slot.held_out and runs > 1 else "" for slot in board.slots]
+    titles = [_slot_title(slot, place, one) for slot, place, one in zip(board.slots, places, more, strict=True)]
+    return lines, [*titles, *words]
+
+# %% ../../nbs/62_widgets/3_figure.ipynb #b9b76a36
+class _PaintedLines:
+    "How much of each line has been sent, so that only lines with other values are sent again."
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[int, int, int], tuple[int, int]] = {}  # run, slot and line -> whose values, how many
+
+    def forget(self) -> None:
+        "Send every line again that was sent, even one that has become empty."
+        self._counts = dict.fromkeys(self._counts, (0, -1))
+
+    def new_points(
+        self, slot: Slot, number: int, phases: Sequence[TrainingPhase | None]
+    ) -> dict[tuple[int, int], _XY]:
+        "x and y of the lines of a slot that differ from what was sent, by run and line; they count as sent now."
+        found = {}
+        for run, phase in enumerate(phases):
+            drawn = phase.slot_series.get(slot) if phase else None
+            for line, name in enumerate(_LINE_KINDS):
+                count = _value_count(drawn, name)
+                now = (id(drawn), count) if count else (0, 0)
+                if self._counts.get((run, number, line), (0, 0)) != now:
+                    self._counts[run, number, line] = now
+                    x, y = _line_points(drawn, name, _first_own_step(phase, run))
+                    found[run, line] = np.ascontiguousarray(x), y.astype(np.float32)  # small is quick
+        return found
+
+
+class _WidthNudge:
+    "Says in which repaints a page is to be made to look at the figure's width: the first and the eighth after `start`."
+
+    def __init__(self) -> None:
+        # the first is soon enough for the eye; a second later, at eight repaints a second, a slow page has settled, too
+        self._repaints_left: set[int] = set()
+
+    def start(self) -> None:
+        "Count from here."
+        self._repaints_left = {1, 8}
+
+    def is_due(self) -> bool:
+        "Whether it is to be done in this repaint; called once in each."
+        self._repaints_left = {number - 1 for number in self._repaints_left}
+        due = 0 in self._repaints_left
+        self._repaints_left.discard(0)
+        return due
+
+
+def _slot_of_repaint(repaint: int, count: int) -> int:
+    "Which of `count` slots the n-th repaint sends: the large one, 0, every other time, the small ones by turns in between."
+    return 0 if repaint % 2 or count == 1 else 1 + repaint // 2 % (count - 1)
+
 # %% ../../nbs/62_widgets/3_figure.ipynb #57508d0b
 class Canvas:
-    "The live figure: boards of one or several runs."
+    "A figure with a trace for each run, slot and line, live or still; `paint` sends what is new of the trainings given to it."
 
-    def __init__(
-        self, names: Sequence[str], board: Board, phases: Sequence[TrainingPhase | None] = (), live: bool = True
-    ):
-        import plotly.graph_objects as go
-
+    def __init__(self, names: Sequence[str], board: Board, phases: Sequence[TrainingPhase | None] = (), live: bool = True):
         self.names, self.board, self.phase, self._repaint_count = list(names), board, "", 0
-        self._painted_counts: dict[
-            tuple[int, int, int], tuple[int, int]
-        ] = {}  # run, slot and line -> whose values, how many
+        self._painted, self._nudge = _PaintedLines(), _WidthNudge()
         self.marks: list[EventMark] | None = None
         self.live = False  # whether the figure is a widget
         self.ready = False  # whether a page has drawn it; what is sent earlier can be lost
-        self._relayout_countdown: set[int] = (
-            set()
-        )  # in how many repaints the page is made to look at the figure's width
         self._slot_count = _MAX_SLOTS if live else len(board.slots)  # pairs of axes
-        axes = [(f"x{_axis_suffix(slot)}", f"y{_axis_suffix(slot)}") for slot in range(self._slot_count)]
-        traces = [go.Scatter(xaxis=x, yaxis=y) for _ in self.names for x, y in axes for _ in _LINE_KINDS]
-        self._use_figure(go.Figure(traces, _LAYOUT))
+        self._use_figure(_empty_figure(len(self.names), self._slot_count))
         self._arrange()
         self.paint(phases, whole=True)
         if live:
-            self._use_figure(
-                _figure_widget_class()(self.figure)
-            )  # complete, so that a page that loads it has everything
+            # complete, so that a page that loads it has everything
+            self._use_figure(_figure_widget_class()(self.figure))
             self.live = True
             self.figure.when_drawn = self._on_drawn  # pyright: ignore[reportAttributeAccessIssue]
 
     def _use_figure(self, figure: Any) -> None:
-        "Take this figure."
+        "Draw into this figure from now on."
         self.figure, self.traces = figure, list(figure.data)
 
     def _on_drawn(self) -> None:
-        "A page says that it has drawn the figure, perhaps before it knew how wide: what follows soon gives it its width."
+        "A page says that it has drawn the figure: from now on nothing that is sent can be lost."
         if not self.ready:
-            self.ready, self._relayout_countdown = True, {1, 8}
+            self.ready = True
+            self._nudge.start()
 
     def _trace(self, run: int, slot: int, line: int) -> Any:
-        "One trace of the figure."
+        "The trace of a line: runs, slots and lines are counted from 0."
         return self.traces[self._trace_index(run, slot, line)]
 
     def _trace_index(self, run: int, slot: int, line: int) -> int:
-        "Its place among all traces."
+        "Its place among all traces: by run, then slot, then line."
         return (run * self._slot_count + slot) * len(_LINE_KINDS) + line
 
     def show_board(self, board: Board, phase: str) -> None:
@@ -241,72 +331,33 @@ class Canvas:
             self._arrange()
 
     def _arrange(self) -> None:
-        "Put axes, titles and looks where the board wants them."
-        found, layout = _axes_domains(self.board), {}
-        for number in range(self._slot_count):
-            place = found[number] if number < len(found) else None
-            axis = _AXIS_STYLE if number == 0 else {**_AXIS_STYLE, "tickfont": {"size": 10}, "nticks": 4}
-            shown = {"visible": place is not None}
-            below = {"title": {"text": "optimizer step", "standoff": 6, "font": {"size": 12}}} if number == 0 else {}
-            across, up = (place.x, place.y) if place else ((0, 1), (0, 1))
-            layout[f"xaxis{_axis_suffix(number)}"] = {
-                **axis,
-                **shown,
-                **below,
-                "anchor": f"y{_axis_suffix(number)}",
-                "domain": across,
-            }
-            layout[f"yaxis{_axis_suffix(number)}"] = {
-                **axis,
-                **shown,
-                "anchor": f"x{_axis_suffix(number)}",
-                "domain": up,
-            }
+        "Place the axes of the board's slots, hide the others, and give every trace the style of its line."
         with self.figure.batch_update():
+            revision = f"{self.board.name} {self.phase}"  # as long as it is the same, a page keeps what a person zoomed to
             self.figure.update_layout(
-                **layout, height=_board_height(self.board), uirevision=f"{self.board.name} {self.phase}"
+                **_axes_layout(self.board, self._slot_count), height=_board_height(self.board), uirevision=revision
             )
             for run, slot, line in self._trace_keys():
-                self._style_trace(run, slot, line)
-        self._painted_counts = dict.fromkeys(
-            self._painted_counts, (0, -1)
-        )  # what was painted belongs to another board
+                style = _trace_style(self.board, self.names, run, slot, _LINE_KINDS[line])
+                self._trace(run, slot, line).update(**style)
+        self._painted.forget()  # what was painted belongs to another board
         self.marks = None
 
     def _trace_keys(self) -> Iterator[tuple[int, int, int]]:
         "Every run, slot and line."
-        for run in range(len(self.names)):
-            for slot in range(self._slot_count):
-                for line in range(len(_LINE_KINDS)):
-                    yield run, slot, line
-
-    def _style_trace(self, run: int, slot: int, line: int) -> None:
-        "Give a trace its looks and its name."
-        there, runs = slot < len(self.board.slots), len(self.names)
-        noisy = there and self.board.slots[slot].panel.noisy
-        known = _LINE_KINDS[line] != "held_out" or (there and self.board.slots[slot].held_out is not None)
-        plain = _LINE_KINDS[line] == ("even" if noisy else "raw")  # the line that speaks for its run
-        name = _LINE_LABELS[_LINE_KINDS[line]] if runs == 1 else plotly_text(self.names[run][:40])
-        listed = slot == 0 and known and (runs == 1 and (noisy or _LINE_KINDS[line] != "even") or plain)
-        looks = _line_style(_LINE_KINDS[line], noisy, run, runs, slot == 0)
-        self._trace(run, slot, line).update(visible=there and known, name=name, showlegend=bool(listed), **looks)
+        return product(range(len(self.names)), range(self._slot_count), range(len(_LINE_KINDS)))
 
     def paint(self, phases: Sequence[TrainingPhase | None], whole: bool = False, chosen: int = 0) -> int:
-        "Send what has changed; how many traces that were."
-        count = len(self.board.slots)
-        self._relayout_countdown = {number - 1 for number in self._relayout_countdown}
-        if 0 in self._relayout_countdown:
-            self._relayout_countdown -= {0}
-            self.figure.layout.margin.r = (
-                33 - self.figure.layout.margin.r
-            )  # 16 or 17: a change that makes it look at its width
+        "Send new points of one slot by turns, or of all, and new marks of the chosen run; how many traces were sent."
+        if self._nudge.is_due():
+            self.figure.layout.margin.r = 33 - self.figure.layout.margin.r  # 16 or 17: any change makes a page look at its width
         self._repaint_count += 1
-        slot = (
-            0 if self._repaint_count % 2 or count == 1 else 1 + self._repaint_count // 2 % (count - 1)
-        )  # the first every other time
-        new = {}
-        for number in range(count) if whole else (slot,):
-            new.update(self._new_points(number, phases))
+        count = len(self.board.slots)
+        new = {
+            self._trace_index(run, number, line): points
+            for number in (range(count) if whole else (_slot_of_repaint(self._repaint_count, count),))
+            for (run, line), points in self._painted.new_points(self.board.slots[number], number, phases).items()
+        }
         if new and self.live:
             self.figure.move(new)  # pyright: ignore[reportAttributeAccessIssue]
         else:
@@ -316,36 +367,14 @@ class Canvas:
         self._paint_marks(steered.marks if steered else [])
         return len(new)
 
-    def _new_points(self, number: int, phases: Sequence[TrainingPhase | None]) -> dict[int, _XY]:
-        "What is new in one slot, of every run: x and y of each trace."
-        found, slot = {}, self.board.slots[number]
-        for run, phase in enumerate(phases):
-            drawn = phase.slot_series.get(slot) if phase else None
-            for line, name in enumerate(_LINE_KINDS):
-                count = _value_count(drawn, name)
-                now = (id(drawn), count) if count else (0, 0)
-                if self._painted_counts.get((run, number, line), (0, 0)) != now:
-                    self._painted_counts[run, number, line] = now
-                    x, y = _line_points(drawn, name, _first_own_step(phase, run))
-                    found[self._trace_index(run, number, line)] = (
-                        np.ascontiguousarray(x),
-                        y.astype(np.float32),
-                    )  # small is quick
-        return found
-
     def _paint_marks(self, marks: list[EventMark]) -> None:
-        "Titles, and what was done to the run, when that has changed."
-        if self.marks == marks:
-            return
-        self.marks = list(marks)
-        found = _axes_domains(self.board)
-        lines, words = _mark_shapes(marks, found[0])
-        more = [" · dotted: held out" if slot.held_out and len(self.names) > 1 else "" for slot in self.board.slots]
-        titles = [
-            _slot_title(slot, place, one) for slot, place, one in zip(self.board.slots, found, more, strict=True)
-        ]
-        with self.figure.batch_update():
-            self.figure.layout.shapes, self.figure.layout.annotations = lines, [*titles, *words]
+        "Send titles and marks if the marks have changed since."
+        if self.marks != marks:
+            self.marks = list(marks)
+            shapes, annotations = _board_annotations(self.board, marks, len(self.names))
+            with self.figure.batch_update():
+                self.figure.layout.shapes, self.figure.layout.annotations = shapes, annotations
+
 
 # %% ../../nbs/62_widgets/3_figure.ipynb #1dd5e933
 def _full_board(phases: Sequence[TrainingPhase | None]) -> Board:

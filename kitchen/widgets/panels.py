@@ -38,7 +38,7 @@ MONITORED_EVENTS = frozenset(
 
 # %% ../../nbs/62_widgets/5_panels.ipynb #d8228dbf
 class RunMonitor:
-    "What there is to see of one run."
+    "Curves, diagnostics, progress, stages and answers of one run, each brought up to date by every event."
 
     def __init__(self, events: Iterable[Event] = ()):
         self.curves, self.diagnostics, self.run_progress = TrainingCurves(), Diagnostics(), RunProgress()
@@ -61,7 +61,7 @@ class RunMonitor:
 
     @property
     def rounds(self) -> list[SampleRound]:
-        "What the model said, round by round."
+        "The answers so far as rounds, oldest first."
         return sample_rounds(self.answers)
 
 # %% ../../nbs/62_widgets/5_panels.ipynb #364ff34c
@@ -81,7 +81,7 @@ def _tree_rows(part: WorkflowPart, prefix: str = "", depth: int = 0) -> Iterator
 
 # %% ../../nbs/62_widgets/5_panels.ipynb #cbf1d08f
 def tree_html(workflow: WorkflowPart, status: Mapping[str, str]) -> str:
-    "The tree as HTML."
+    "The workflow as HTML: a line for each part, indented, each stage with the sign of its status and its description on hovering."
     lines = []
     for depth, words, stage, label in _tree_rows(workflow):
         indent = f"padding:1px 6px 1px {6 + 14 * depth}px"
@@ -96,7 +96,7 @@ def tree_html(workflow: WorkflowPart, status: Mapping[str, str]) -> str:
 
 # %% ../../nbs/62_widgets/5_panels.ipynb #47e4537f
 def tree_text(workflow: WorkflowPart, status: Mapping[str, str]) -> str:
-    "The tree as text."
+    "The same as lines of text, for a terminal and for reports."
     lines = []
     for depth, words, stage, label in _tree_rows(workflow):
         sign = "" if stage is None else STATUS_SIGNS[status.get(label, "waiting")].sign + " "

@@ -25,21 +25,16 @@ from kitchen.display.figures import (
 from ..telemetry import Event
 
 # %% ../../nbs/62_widgets/0_series.ipynb #de4ba7e8
-_MAX_POINTS = 1000  # points of one curve
+_MAX_POINTS = 1000  # of one curve: about as many as a figure has pixels across, so that more would not be seen
 
 # %% ../../nbs/62_widgets/0_series.ipynb #f22f1c85
 class _DecimatedSeries:
-    "A curve of at most `limit` points."
+    "A curve of at most `limit` points: of each stretch of values the lowest and the highest, besides the first and the last."
 
     def __init__(self, limit: int = _MAX_POINTS):
         self._capacity, self._stretch_length, self.count = 2 * ((limit - 2) // 4), 1, 0  # first and last are extra
         self.low, self.high = array("d"), array("d")  # x, y of each stretch, one after the other
         self.first = self.last = (math.nan, math.nan)
-
-    @property
-    def _stretch_count(self) -> int:
-        "How many there are; the last may still be short."
-        return len(self.low) // 2
 
     def add(self, x: float, y: float) -> None:
         "One more value; what is no finite number leaves a gap."
@@ -60,7 +55,7 @@ class _DecimatedSeries:
         self.count += 1
 
     def _merge_stretches(self) -> None:
-        "Join stretches in pairs."
+        "Make each two neighbouring stretches one, so that there is room for as many again."
         self.low, self.high, self._stretch_length = (
             _merge_pairs(self.low, 1),
             _merge_pairs(self.high, -1),
@@ -89,11 +84,12 @@ def _merge_pairs(kept: array, sign: int) -> array:
     return array("d", np.where(first[:, None], both[:, 0], both[:, 1]).tobytes())
 
 # %% ../../nbs/62_widgets/0_series.ipynb #c3560046
+# the figures' average runs over a twentieth of the values but 25 at most, so from 500 values on it changes no more
 _EXACT_VALUES, _BETA = 500, 1 - 1 / 25
 
 # %% ../../nbs/62_widgets/0_series.ipynb #2a7e0c24
 class _SmoothedSeries:
-    "The moving average of a curve."
+    "The moving average of a growing curve: exact while it is short, then carried on value by value."
 
     def __init__(self) -> None:
         self.early: list[tuple[float, float]] = []  # all values, until there are enough
@@ -161,7 +157,7 @@ _SLOTS = tuple(dict.fromkeys(slot for board in BOARDS.values() for slot in board
 # %% ../../nbs/62_widgets/0_series.ipynb #7d31f92a
 @dataclass
 class SlotSeries:
-    "What one slot shows."
+    "The three lines of a slot as they have grown: values as measured, their average if they are noisy, held-out values."
 
     noisy: bool = False
     raw_series: _DecimatedSeries = field(default_factory=_DecimatedSeries)
@@ -169,7 +165,7 @@ class SlotSeries:
     held_out: _DecimatedSeries = field(default_factory=_DecimatedSeries)
 
     def add(self, step: float, value: float) -> None:
-        "One more value."
+        "Append a value as measured; NaN and infinity make a gap."
         self.raw_series.add(step, value)
         if self.noisy:
             self.smoothed_series.add(step, value)
@@ -177,7 +173,7 @@ class SlotSeries:
 # %% ../../nbs/62_widgets/0_series.ipynb #40c40729
 @dataclass(frozen=True)
 class EventMark:
-    "Something done to the run, at a step."
+    "An edit or a fork, at the last optimizer step before it, in words for the figure."
 
     step: int
     text: str
@@ -185,7 +181,7 @@ class EventMark:
 # %% ../../nbs/62_widgets/0_series.ipynb #bc44f122
 @dataclass
 class TrainingPhase:
-    "One training of a run."
+    "One training of a run: the curves of its slots, and what was done to the run meanwhile."
 
     name: str  # the stage that trains
     slot_series: dict[Slot, SlotSeries] = field(default_factory=dict)
@@ -226,7 +222,7 @@ def _edit_text(item: Event) -> str:
 
 # %% ../../nbs/62_widgets/0_series.ipynb #a5fe02a3
 class TrainingCurves:
-    "All curves of a run, phase by phase."
+    "All curves of a run, phase by phase, kept up to date by `add_event`; a rewind is not undone here."
 
     def __init__(self, events: Iterable[Event] = ()):
         self.phases: list[TrainingPhase] = []
@@ -241,7 +237,7 @@ class TrainingCurves:
         return self.phases[-1] if self.phases else TrainingPhase("train")
 
     def add_event(self, item: Event) -> None:
-        "Take in one event."
+        "Add what an event measured or says was done; events of other kinds change nothing."
         if item.name not in CURVE_EVENTS:
             return
         if item.name == "stage.start":
@@ -275,5 +271,5 @@ class TrainingCurves:
 
 # %% ../../nbs/62_widgets/0_series.ipynb #043df2f8
 def _metadata_matches(metadata: Mapping[str, object], wanted: Mapping[str, str]) -> bool:
-    "Whether all that is wanted stands there."
+    "Whether an event's metadata has each of the wanted values."
     return all(metadata.get(name) == value for name, value in wanted.items())

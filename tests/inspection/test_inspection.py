@@ -18,7 +18,7 @@ from kitchen.display.figures import Span, TimeShare, time_shares
 from kitchen.display.tokens import show_datum, show_trajectory
 from kitchen.evaluation import Answer, Question
 from kitchen.formatting import PLOTLY_MIME, visible_text
-from kitchen.inspection.chat import chat
+from kitchen.inspection.chat import _top_tokens, chat
 from kitchen.inspection.lr_finder import LRRangeTest, lr_find
 from kitchen.inspection.profile import Profile
 from kitchen.inspection.rows import show_batch, show_results, top_losses
@@ -504,7 +504,7 @@ def test_tokens_agree_with_the_backends_own_numbers(training, renderer):
         "hello"
     )
     one = talking.exchanges[0]
-    likely = talking._top_tokens(one, 259)
+    likely = _top_tokens(talking.sampler, one, 259, talking.renderer.tokenizer)
     for place, token in enumerate(one.completion.tokens):
         text = renderer.tokenizer.decode([token], control=True)
         shares = [share for name, share in likely[place] if name == text]
@@ -525,4 +525,4 @@ def test_a_backend_without_topk_shows_the_rest(training, renderer):
     talking = chat(
         Bare(training.create_sampling_client()), renderer, sampling_params=SamplingParams(max_tokens=3)
     ).talk("a")
-    assert talking._top_tokens(talking.exchanges[0], 2) == [] and "%" in repr(talking.tokens())
+    assert _top_tokens(talking.sampler, talking.exchanges[0], 2, talking.renderer.tokenizer) == [] and "%" in repr(talking.tokens())

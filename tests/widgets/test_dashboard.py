@@ -154,7 +154,7 @@ def test_a_failed_run_is_said_and_can_be_played_again(k, monkeypatch):
         view.session_view.command_queue.wait_until_idle()
         k.driver.thread.join()
         view.paint(whole=True)
-        assert view.session_view.state == "failed" and "The run failed" in view.alarms.value
+        assert view.session_view.state == "failed" and "The run failed" in view.words.alarms.value
         view.session_view.command_queue.submit_command("rewind", step=2)
         view.session_view.command_queue.submit_command("edit", learning_rate=1e-3)
         view.session_view.command_queue.submit_command("play")
@@ -171,7 +171,7 @@ def test_a_view_that_cannot_be_painted_says_so_once(k, monkeypatch):
         time.sleep(0.02)
     assert (
         "ZeroDivisionError" in view.error
-        and "k.dashboard()" in view.message_line.value
+        and "k.dashboard()" in view.words.message_line.value
         and view not in _PAINTER.dashboards
     )
     view.close()
@@ -187,7 +187,7 @@ def test_a_command_that_fails_does_not_stop_the_run(k):
         view.paint(whole=True)
         assert (
             view.session_view.command_queue.failed
-            and "lora_rank" in view.message_line.value
+            and "lora_rank" in view.words.message_line.value
             and k.driver.last_step.step == 3
         )
 
@@ -319,6 +319,7 @@ def test_text_of_others_stays_text(bad, k):
         view.session_view.monitor.answers = log.events[1:]
         view.paint(whole=True)
         view.answers_tab.paint()
-        for part in (view.head, view.progress_line, view.alarms, view.message_line, view.answers_tab.answers, view.tree):
+        words = view.words
+        for part in (words.head, words.progress_line, words.alarms, words.message_line, view.answers_tab.answers, words.tree):
             harmless(part.value)
     assert Splits([], []) and len(sample_rounds(log.events)) == 1
