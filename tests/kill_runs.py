@@ -56,10 +56,10 @@ STREAMING = replace(SFT, name="streaming", workflow=chain("streaming", *PARTS))
 PAIRS = {**SMALL, "backend": "toy", "dataset": "builtin:parity-pairs[:48]", "epochs": 2}
 GAMES = {
     "backend": "toy", "env": "module:song_env:songs", "problems": 16, "batch_size": 4, "group_size": 2, "graded": 2,
-    "max_tokens": 3, "epochs": 2, "substeps": 2, "objective": "grpo", "lora_dropout": 0.1, "snapshot_every": 1,
+    "max_tokens": 3, "epochs": 2, "num_substeps": 2, "objective": "grpo", "lora_dropout": 0.1, "snapshot_every": 1,
     "snapshots_kept": 2,
 }  # fmt: skip
-TAUGHT = {name: value for name, value in GAMES.items() if name not in ("substeps", "objective")}
+TAUGHT = {name: value for name, value in GAMES.items() if name not in ("num_substeps", "objective")}
 TAUGHT |= {"teacher_dataset": "builtin:sort[:64]", "env": "task:sort"}
 VARIANTS = {
     "toy-lora": (SFT, {**SMALL, "backend": "toy", "epochs": 6}),
@@ -71,8 +71,8 @@ VARIANTS = {
     "toy-dpo": (get_recipe("dpo"), {**PAIRS, "preference_loss": "kto"}),
     "toy-reward": (get_recipe("reward_model"), PAIRS),
     "toy-rl": (get_recipe("rl_math"), GAMES),
-    "toy-rl-ahead": (get_recipe("rl_math"), {**GAMES, "lag": 2, "env": "nim"}),
-    "toy-rl-parts": (get_recipe("rl_math"), {**GAMES, "lag": 1, "minibatches": 2, "objective": "dr_grpo"}),
+    "toy-rl-ahead": (get_recipe("rl_math"), {**GAMES, "max_steps_off_policy": 2, "env": "nim"}),
+    "toy-rl-parts": (get_recipe("rl_math"), {**GAMES, "max_steps_off_policy": 1, "num_minibatches": 2, "objective": "dr_grpo"}),
     "toy-rl-critic": (get_recipe("rl_math"), {**GAMES, "baseline": "critic", "objective": "ppo"}),
     "toy-on-policy": (get_recipe("distill_on_policy"), TAUGHT),
     "toy-off-policy": (
@@ -87,7 +87,7 @@ VARIANTS = {
     ),
     "torch-rl": (
         get_recipe("rl_math"),
-        {**GAMES, "backend": "torch", "device": "cpu", "lora_rank": 4, "problems": 12, "epochs": 1, "lag": 1},
+        {**GAMES, "backend": "torch", "device": "cpu", "lora_rank": 4, "problems": 12, "epochs": 1, "max_steps_off_policy": 1},
     ),
 }
 

@@ -13,7 +13,7 @@ SMALL_SETTINGS = {
     },
     "dpo": {**ANSWERED, "dataset": "builtin:sort-pairs[:64]"},
     "reward_model": {**ANSWERED, "dataset": "builtin:sort-pairs[:64]"},
-    "rl_math": {**PLAYED, "env": "nim", "objective": "grpo", "substeps": 2, "lag": 1, "mismatch_alarm": 1e-12},
+    "rl_math": {**PLAYED, "env": "nim", "objective": "grpo", "num_substeps": 2, "max_steps_off_policy": 1, "mismatch_alarm": 1e-12},
     "rlhf": {**PLAYED, "sft_dataset": "builtin:reworded[:64]", "pair_dataset": "builtin:reworded-pairs[:64]"},
     "rl_tools": {**PLAYED, "sft_dataset": "builtin:tools[:16]", "max_tokens": 24},
     "rl_code": {**PLAYED, "sft_dataset": "builtin:code[:64]", "max_tokens": 24},

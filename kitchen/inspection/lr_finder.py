@@ -37,10 +37,44 @@ from ..types import AdamParams, Datum, InvalidValue
 from ..workflows.base import adam_params
 from ..workflows.preference import pair_loss_from_config
 
+# %% ../../nbs/65_inspection/4_lr_finder.ipynb #9334c9c5
+_BELL_WIDTH = 0.03  # of the test: over the six decades of the default a factor of 1.5, finer than one chooses a rate
+_LEAST_FALL = 2.0  # standard deviations of the losses around the curve: a smaller fall is what noise alone may show
+
+
+def _bell_average(losses: np.ndarray) -> np.ndarray:
+    "Each loss averaged with its neighbours under a normal curve [N]; what is not finite is left out, NaN if nothing is finite."
+    places = np.arange(len(losses))
+    finite = np.isfinite(losses)
+    if not finite.any():
+        return np.full(len(places), np.nan)
+    width = max(_BELL_WIDTH * len(places), 1.0)
+    bell = np.exp(-0.5 * ((places[:, None] - places[None, finite]) / width) ** 2)
+    return bell @ losses[finite] / bell.sum(axis=1)
+
+
+def _lowest_index(losses: np.ndarray, smoothed: np.ndarray) -> int | None:
+    "The place of the lowest smoothed loss; None with fewer than five finite losses, at the very start, or after too small a fall."
+    if np.isfinite(losses).sum() < 5:
+        return None
+    place = int(np.argmin(smoothed))
+    scatter = float(np.std((losses - smoothed)[: place + 1]))  # before the minimum: after it losses explode
+    return place if place >= 2 and smoothed[0] - smoothed[place] > _LEAST_FALL * scatter else None
+
+
+def _range_of_losses(smoothed: np.ndarray, lowest_index: int | None) -> tuple[float, float]:
+    "Bounds of the axis: the smoothed losses up to the lowest, or all if there is none, with a third of their span around."
+    if not np.isfinite(smoothed).any():
+        return 0.0, 1.0
+    last = len(smoothed) - 1 if lowest_index is None else lowest_index
+    high, low = float(smoothed[: last + 1].max()), float(smoothed.min())
+    room = 0.35 * (high - low) or 1.0
+    return low - room, high + room
+
 # %% ../../nbs/65_inspection/4_lr_finder.ipynb #31bf16e5
 @dataclass(frozen=True, eq=False)
 class LRRangeTest:
-    "Loss over a growing learning rate."
+    "The losses of a range test over its growing learning rates, the rates that they suggest, and a figure of both."
 
     rates: np.ndarray  # [N]
     losses: np.ndarray  # [N] nats/token
@@ -57,24 +91,13 @@ class LRRangeTest:
 
     @cached_property
     def smoothed_losses(self) -> np.ndarray:
-        "The losses under a bell curve three hundredths of the test wide, centred: the curve does not lag behind the rate."
-        places = np.arange(len(self.losses))
-        finite = np.isfinite(self.paired_losses)
-        if not finite.any():
-            return np.full(len(places), np.nan)
-        width = max(0.03 * len(places), 1.0)
-        bell = np.exp(-0.5 * ((places[:, None] - places[None, finite]) / width) ** 2)
-        return bell @ self.paired_losses[finite] / bell.sum(axis=1)
+        "The losses under a bell curve, centred: the curve does not lag behind the rate."
+        return _bell_average(self.paired_losses)
 
     @cached_property
     def lowest_index(self) -> int | None:
         "Where the smoothed loss is lowest; None if it never fell by more than it scatters."
-        if np.isfinite(self.paired_losses).sum() < 5:
-            return None
-        place = int(np.argmin(self.smoothed_losses))
-        calm = slice(0, place + 1)
-        scatter = float(np.std((self.paired_losses - self.smoothed_losses)[calm]))
-        return place if place >= 2 and self.smoothed_losses[0] - self.smoothed_losses[place] > 2 * scatter else None
+        return _lowest_index(self.paired_losses, self.smoothed_losses)
 
     @property
     def steepest(self) -> float | None:
@@ -97,26 +120,12 @@ class LRRangeTest:
     @property
     def _marks(self) -> tuple[PointMark, ...]:
         "Both rates, on the smoothed curve."
-        found = {"steepest": self.steepest, "tenth of the lowest": self.tenth}
-        return tuple(
-            PointMark(
-                rate,
-                float(np.interp(math.log(rate), np.log(self.rates), self.smoothed_losses)),
-                f"{words}: {number_text(rate)}",
-            )
-            for words, rate in ((words, rate and float(f"{rate:.2g}")) for words, rate in found.items())
-            if rate
-        )
+        return _rate_marks(self)
 
     @property
     def _y_range(self) -> tuple[float, float]:
-        "Losses worth drawing: what comes after divergence would press the curve flat."
-        if not np.isfinite(self.paired_losses).any():
-            return 0.0, 1.0
-        last = len(self.smoothed_losses) - 1 if self.lowest_index is None else self.lowest_index
-        high, low = float(self.smoothed_losses[: last + 1].max()), float(self.smoothed_losses.min())
-        room = 0.35 * (high - low) or 1.0
-        return low - room, high + room
+        "Losses worth drawing, lowest and highest: what comes after divergence would press the curve flat."
+        return _range_of_losses(self.smoothed_losses, self.lowest_index)
 
     @cached_property
     def picture(self) -> Picture:
@@ -130,27 +139,48 @@ class LRRangeTest:
     @property
     def suggestion_text(self) -> str:
         "The suggestion, or why there is none."
-        if self.suggestion is None:
-            return "nothing to suggest: the loss never fell by more than it scatters; try other bounds, more steps or batches"
-        tenth = f"a tenth of where it is lowest: {number_text(float(f'{self.tenth:.2g}'))}"
-        return f"suggestion: {number_text(self.suggestion)}, where the loss falls fastest ({tenth})"
+        return _suggestion_text(self)
 
     @property
     def text(self) -> str:
-        "The same in words."
-        first, last = number_text(self.rates[0]), number_text(float(f"{self.rates[-1]:.2g}"))
-        run = f"{len(self.rates)} steps, learning rate {first} to {last}; {self.end_reason}"
-        drawn = sparkline_text(np.minimum(self.paired_losses, self._y_range[1]), 40)
-        curve = (
-            f"loss {drawn} {number_text(self.paired_losses[0])} to {number_text(self.paired_losses[-1])} {self.unit}"
-        )
-        return f"{run}\n{curve}\n{self.suggestion_text}"
+        "Rates, end, losses as a sparkline, and the suggestion, in three lines."
+        return _range_test_text(self)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return self.picture._repr_mimebundle_()
 
     def __repr__(self) -> str:
         return self.text
+
+# %% ../../nbs/65_inspection/4_lr_finder.ipynb #14beb1e1
+def _rate_marks(test: LRRangeTest) -> tuple[PointMark, ...]:
+    "A mark on the smoothed curve for each rate that the test suggests; none if it suggests none."
+    found = {"steepest": test.steepest, "tenth of the lowest": test.tenth}
+    marks = []
+    for words, exact in found.items():
+        if exact:
+            rate = float(f"{exact:.2g}")
+            height = float(np.interp(math.log(rate), np.log(test.rates), test.smoothed_losses))
+            marks.append(PointMark(rate, height, f"{words}: {number_text(rate)}"))
+    return tuple(marks)
+
+
+def _suggestion_text(test: LRRangeTest) -> str:
+    "The suggested rate with the other usual choice, or why there is none and what to try."
+    if test.suggestion is None:
+        return "nothing to suggest: the loss never fell by more than it scatters; try other bounds, more steps or batches"
+    tenth = f"a tenth of where it is lowest: {number_text(float(f'{test.tenth:.2g}'))}"
+    return f"suggestion: {number_text(test.suggestion)}, where the loss falls fastest ({tenth})"
+
+
+def _range_test_text(test: LRRangeTest) -> str:
+    "Steps, rates and end of a test, its losses as a sparkline, and the suggestion: a line each."
+    first, last = number_text(test.rates[0]), number_text(float(f"{test.rates[-1]:.2g}"))
+    run = f"{len(test.rates)} steps, learning rate {first} to {last}; {test.end_reason}"
+    losses = test.paired_losses
+    drawn = sparkline_text(np.minimum(losses, test._y_range[1]), 40)
+    curve = f"loss {drawn} {number_text(losses[0])} to {number_text(losses[-1])} {test.unit}"
+    return f"{run}\n{curve}\n{_suggestion_text(test)}"
 
 # %% ../../nbs/65_inspection/4_lr_finder.ipynb #803f7a9e
 TrainStep = Callable[[TrainingClient, Any, AdamParams], float]
@@ -177,7 +207,7 @@ def _distillation_train_step(loss: DistillLoss) -> TrainStep:
 
 
 def _train_step_for(row: Any, values: Mapping[str, Any]) -> tuple[TrainStep, str]:
-    "How a run learns a row of its batches, and the unit of the loss."
+    "The train step for batches of such rows, by the row's type and the run's settings, and the unit of the loss it answers."
     config = values["config"]
     if isinstance(row, Datum):
         return _sft_train_step, "nats/token"
@@ -208,7 +238,7 @@ _DEFAULT_ADAM = AdamParams()
 
 def _has_diverged(losses: Sequence[float]) -> bool:
     "Whether the smoothed loss is no number, or four times the lowest and above where it began."
-    even, lowest = 0.0, math.inf
+    even, lowest = 0.0, math.inf  # an average over about three losses: one hard batch ends nothing, divergence is seen soon
     for count, loss in enumerate(losses, start=1):
         even = 0.7 * even + 0.3 * loss
         now = even / (1 - 0.7**count)

@@ -23,7 +23,7 @@ from ..widgets.dashboard import has_frontend
 
 # %% ../../nbs/65_inspection/6_play.ipynb #d4ad4164
 _NO_COMPLETION = Completion((), (), "stop")  # a person's words are no tokens
-_PLAY_LIMITS = EpisodeLimits(turns=64, tokens=10**9, patience=math.inf)  # errors come from here, with their traceback
+_PLAY_LIMITS = EpisodeLimits(turns=64, tokens=10**9, env_timeout=math.inf)  # errors come from here, with their traceback
 
 # %% ../../nbs/65_inspection/6_play.ipynb #efa09d0f
 class PlaySession:
@@ -110,7 +110,7 @@ class PlaySession:
 # %% ../../nbs/65_inspection/6_play.ipynb #02a44f02
 def _new_episodes(problem: Problem, limits: EpisodeLimits) -> list[Episode]:
     "An episode for each side of a problem, in fresh environments, not begun yet; they share the thread that limits a call's time."
-    worker = TimeoutWorker(limits.patience)
+    worker = TimeoutWorker(limits.env_timeout)
     return [Episode(env, problem, number, timeout_worker=worker) for number, env in enumerate(fresh_envs(problem))]
 
 

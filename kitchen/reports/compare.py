@@ -49,7 +49,8 @@ _BEST_OF: dict[str, Callable[[Iterable[float]], float]] = {
 }
 # settings that decide what number a loss function gives; the margin of a pair is measured in units of its beta
 _LOSS_SETTINGS = (
-    "loss", "preference_loss", "beta", "label_smoothing", "margin", "centre", "distill_loss", "likely", "objective", "choices", "reference",
+    "loss", "preference_loss", "beta", "label_smoothing", "margin", "centre", "distill_loss", "teacher_top_k",
+    "objective", "objective_overrides", "reference",
 )  # fmt: skip
 _LOSS_MEASUREMENTS = ("loss", "margin")
 

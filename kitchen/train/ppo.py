@@ -174,11 +174,11 @@ def learn_with_critic(
     lag: int = 0,  # by how many versions the policy that sampled was older
 ) -> Iterator[Event]:
     "Optimizer steps of both on one round of rollouts; yields what was measured, and `train.step` after each step of the policy."
-    step = rollout_round.number * update_settings.substeps
+    step = rollout_round.number * update_settings.num_substeps
     yield from rollout_events(rollout_round.groups, step, rollout_round.seconds)
     data, critic_data, expected = _policy_and_critic_data(rollout_round.groups, critic, update_settings, reference)
-    for number in range(update_settings.substeps):
-        part, started = critic_data[number :: update_settings.substeps], time.perf_counter()
+    for number in range(update_settings.num_substeps):
+        part, started = critic_data[number :: update_settings.num_substeps], time.perf_counter()
         if part:
             found = _critic_step(critic, part, critic_adam, update_settings.accumulate)
             about = {**found, **expected, "learning_rate": critic_adam.learning_rate}

@@ -46,15 +46,15 @@ class PolicyUpdateSettings:
 
     objective: Objective
     max_answer_tokens: int  # tokens an answer may have; what `fixed_length` divides by
-    substeps: int = 1  # optimizer steps for each batch of rollouts
+    num_substeps: int = 1  # optimizer steps for each batch of rollouts
     accumulate: int = 1  # micro-batches for each optimizer step; same result
-    drop_flat: bool = False  # leave out groups whose rewards are all equal
+    remove_constant_reward_groups: bool = False  # leave out groups whose rewards are all equal
     kl_sample_size: int = 32  # datums that are read once more after the update, to see how far it went; 0: none
     kl_alarm: float = 0.1  # nats per token: a larger difference between sampler and trainer (its k2 estimate) is reported
 
     def __post_init__(self) -> None:
-        if min(self.substeps, self.accumulate, self.max_answer_tokens) < 1 or self.kl_sample_size < 0 or self.kl_alarm <= 0:
-            raise InvalidValue("substeps, accumulate and max_answer_tokens must be at least 1, kl_sample_size not negative, kl_alarm above 0")
+        if min(self.num_substeps, self.accumulate, self.max_answer_tokens) < 1 or self.kl_sample_size < 0 or self.kl_alarm <= 0:
+            raise InvalidValue("num_substeps, accumulate and max_answer_tokens must be at least 1, kl_sample_size not negative, kl_alarm above 0")
 
 # %% ../../nbs/35_train/5_rl.ipynb #78dead3b
 def _advantage_data(groups: Sequence[TrajectoryGroup], objective: Objective, reference: SamplingClient | None = None) -> list[Datum]:
@@ -118,10 +118,10 @@ def learn_from_rollouts(
     lag: int = 0,  # by how many versions the policy that sampled was older
 ) -> Iterator[Event]:
     "Optimizer steps on one round of rollouts; yields what was measured, and `train.step` after each step."
-    step = rollout_round.number * update_settings.substeps
+    step = rollout_round.number * update_settings.num_substeps
     yield from rollout_events(rollout_round.groups, step, rollout_round.seconds)
     kept = [
-        group for group in rollout_round.groups if group.trajectories and not (update_settings.drop_flat and group.flat)
+        group for group in rollout_round.groups if group.trajectories and not (update_settings.remove_constant_reward_groups and group.flat)
     ]
     data = _advantage_data(kept, update_settings.objective, reference) if kept else []
     if not data:
@@ -140,10 +140,10 @@ def take_steps(
     lag: int = 0,
 ) -> Iterator[Event]:
     "The optimizer steps on datums whose advantages are known."
-    for number in range(update_settings.substeps):
+    for number in range(update_settings.num_substeps):
         started = time.perf_counter()
         part = _weight_datums(
-            data[number :: update_settings.substeps], update_settings.objective, update_settings.max_answer_tokens
+            data[number :: update_settings.num_substeps], update_settings.objective, update_settings.max_answer_tokens
         )
         found: dict[str, Any] = {"loss": 0.0, "logprobs": []}
         if part:
@@ -231,17 +231,17 @@ def train_rl(
     began, done = time.perf_counter(), {} if progress is None else progress
     if not done:
         done.update(batches=0, tokens=0)
-        steps = len(problems) * update_settings.substeps
+        steps = len(problems) * update_settings.num_substeps
         yield train_start_event(update_settings.objective.name, steps, problems.epochs, len(problems.rows))
     for chosen in problems:
-        step = done["batches"] * update_settings.substeps
+        step = done["batches"] * update_settings.num_substeps
         policy = Policy(training.create_sampling_client(), renderer, params)
         rollout_round = collect_rollouts(policy, chosen, done["batches"], group_size, seed, limits)
         for item in learn_from_rollouts(training, rollout_round, update_settings, adam_at(step), losses, reference):
             if item.name == "train.step":
                 done["tokens"] += int(item["tokens"])
-                done["batches"] += item.step == step + update_settings.substeps
+                done["batches"] += item.step == step + update_settings.num_substeps
             yield item
     seconds = time.perf_counter() - began
-    steps = done["batches"] * update_settings.substeps
+    steps = done["batches"] * update_settings.num_substeps
     yield event("train.stop", steps, steps=steps, tokens=done["tokens"], seconds=seconds)

@@ -49,7 +49,7 @@ def play_groups(
     limits: EpisodeLimits = DEFAULT_LIMITS,
 ) -> list[TrajectoryGroup]:
     "Play every problem `group_size` times. A group for each problem; one left with fewer than `limits.smallest_group` episodes is empty."
-    patience = TimeoutWorker(limits.patience)
+    patience = TimeoutWorker(limits.env_timeout)
     try:
         episodes = [_make_episodes(problem, group_size, patience) for problem in problems]
         everyone = [episode for group in episodes for episode in group]

@@ -40,7 +40,7 @@ class EpisodeLimits:
     tokens: int = 4096  # of the conversation, a further answer included
     tool_calls: int = 64
     seconds: float = math.inf  # of the whole episode, looked at between actions
-    patience: float = 600.0  # seconds for one call of an environment; infinite: called in this thread, for debuggers
+    env_timeout: float = 600.0  # seconds for one call of an environment; infinite: called in this thread, for debuggers
     on_failure: str = "stop"  # stop the run; retry the episode; drop it
     retries: int = 2
     smallest_group: int = 2  # episodes that a group needs to be kept, where some are dropped
@@ -52,7 +52,7 @@ class EpisodeLimits:
         for name, least in bounds.items():
             if getattr(self, name) < least:
                 raise InvalidValue(f"limits: {name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("seconds", "patience"):
+        for name in ("seconds", "env_timeout"):
             if not getattr(self, name) > 0:
                 raise InvalidValue(f"limits: {name} must be more than 0, not {getattr(self, name)}")
 

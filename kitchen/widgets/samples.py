@@ -44,7 +44,7 @@ def sample_answers(value: _ValueLookup, count: int = 4) -> list[Answer]:
 
 # %% ../../nbs/62_widgets/2_samples.ipynb #d5c26812
 def sample_events(answers: Sequence[Answer], step: int) -> list[Event]:
-    "What was said, as events."
+    "A `sample.answer` event for each answer, numbered from 0, with question, reference, grade and how the answer ended."
     return [
         event(
             "sample.answer", step, number=number, question=one.question.text, reference=one.question.reference,
@@ -56,7 +56,7 @@ def sample_events(answers: Sequence[Answer], step: int) -> list[Event]:
 # %% ../../nbs/62_widgets/2_samples.ipynb #7e0b8bfc
 @dataclass(frozen=True)
 class SampleRound:
-    "What was said at one step."
+    "The answers to all questions asked at one step, as their events; shows itself as a table."
 
     step: int
     answers: tuple[Event, ...]
@@ -92,7 +92,7 @@ class SampleRound:
 
 # %% ../../nbs/62_widgets/2_samples.ipynb #06760278
 def sample_rounds(events: Iterable[Event]) -> list[SampleRound]:
-    "Everything that was said, round by round."
+    "The `sample.answer` events of a log as rounds, oldest first; number 0 begins a new round."
     found: list[list[Event]] = []
     for item in events:
         if item.name == "sample.answer":

@@ -112,8 +112,11 @@ class OffPolicyDistillationConfig(AnswerConfig, TeacherConfig):
 
     dataset: str = Field("builtin:reworded[:1600]", description="prompts: builtin:NAME, file:PATH or hf:ORG/NAME")
     distill_loss: DistillLossName = Field("top_k", description="top_k, forward_kl, reverse_kl, jsd or hinton")
-    likely: int = Field(
-        4, ge=1, description="how many of the teacher's most likely tokens are learnt at each position"
+    teacher_top_k: int = Field(
+        4,
+        ge=1,
+        description="how many of the teacher's most likely tokens are learnt at each position",
+        json_schema_extra={"formerly": "likely"},
     )
     answers: Literal["teacher", "dataset"] = Field("teacher", description="whose answers are learnt from")
     epochs: int = Field(1, ge=1, description="passes over the training data")
@@ -375,7 +378,7 @@ def make_soft_targets(
     soft = soft_targets(
         teacher_sampler,
         [one.datum for one in distillation_examples.train],
-        config.likely,
+        config.teacher_top_k,
         [one.teacher_datum for one in distillation_examples.train],
     )
     return Batches(soft, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed)

@@ -86,7 +86,11 @@ class RolloutConfig(TrainingConfig):
     rubric: dict[str, str] = Field({}, description="criteria of rubric: by name, each in a sentence")
     problems: int = Field(960, ge=1, description="problems to train on")
     batch_size: int = Field(16, ge=1, description="problems for each batch of rollouts")
-    minibatches: int = Field(1, ge=1, description="parts of a batch; each is learnt from while those after it are still played")
+    num_minibatches: int = Field(
+        1, ge=1,
+        description="parts of a batch; each is learnt from while those after it are still played",
+        json_schema_extra={"formerly": "minibatches"},
+    )
     group_size: int = Field(8, ge=1, description="rollouts of each problem")
     epochs: int = Field(1, ge=1, description="passes over the problems")
     schedule: ScheduleName = Field("linear", description="shape of the learning rate: constant, linear, cosine, exponential, polynomial")
@@ -96,11 +100,19 @@ class RolloutConfig(TrainingConfig):
     turns: int = Field(16, ge=1, description="most actions of an episode")
     tool_calls: int = Field(64, ge=0, description="most tool calls of an episode")
     episode_seconds: float | None = Field(None, gt=0, description="longest episode; none: as long as it takes")
-    patience: float = Field(600.0, gt=0, description="seconds in which an environment or a reward has to answer")
+    env_timeout: float = Field(
+        600.0, gt=0,
+        description="seconds in which an environment or a reward has to answer",
+        json_schema_extra={"formerly": "patience"},
+    )
     on_failure: Literal["stop", "retry", "drop"] = Field("stop", description="what a rollout that fails does")
     retries: int = Field(2, ge=0, description="how often a rollout that fails is played again, where it is")
     smallest_group: int = Field(2, ge=1, description="rollouts that a group needs to be learnt from, where some are dropped")
-    lag: int = Field(0, ge=0, description="by how many versions the policy that plays may be older than the one that learns")
+    max_steps_off_policy: int = Field(
+        0, ge=0,
+        description="by how many versions the policy that plays may be older than the one that learns",
+        json_schema_extra={"formerly": "lag"},
+    )
     mismatch_alarm: float = live_field(0.1, "nats per token between sampler and trainer (k2) that are reported", gt=0)
     graded: int = Field(200, ge=1, description="at most so many held-out problems played before and after")
     metric: Literal["reward"] = Field("reward", description="how episodes are graded: by their reward, what is above 0 up to 1")
@@ -108,8 +120,8 @@ class RolloutConfig(TrainingConfig):
     @model_validator(mode="after")
     def _check_minibatches(self) -> "RolloutConfig":
         "A part of a batch has at least one problem."
-        if self.minibatches > self.batch_size:
-            raise InvalidValue(f"minibatches {self.minibatches}: a batch has only {self.batch_size} problems; at most as many")
+        if self.num_minibatches > self.batch_size:
+            raise InvalidValue(f"num_minibatches {self.num_minibatches}: a batch has only {self.batch_size} problems; at most as many")
         return self
 
     @classmethod
@@ -126,9 +138,21 @@ class RlConfig(RolloutConfig):
 
     rewards: dict[str, float] = Field({"exact_match": 1.0}, description="rewards with their weights, for env task:NAME")
     objective: ObjectiveName = Field("dr_grpo", description="importance_sampling, ppo, grpo, dr_grpo, dapo, gspo, cispo, rloo, …")
-    choices: dict[str, Any] = Field({}, description="choices of the objective made otherwise: {aggregation: tokens}")
-    substeps: int = Field(1, ge=1, description="optimizer steps for each batch of rollouts")
-    drop_flat: bool = Field(False, description="leave out groups whose rewards are all equal")
+    objective_overrides: dict[str, Any] = Field(
+        {},
+        description="choices of the objective made otherwise: {aggregation: tokens}",
+        json_schema_extra={"formerly": "choices"},
+    )
+    num_substeps: int = Field(
+        1, ge=1,
+        description="optimizer steps for each batch of rollouts",
+        json_schema_extra={"formerly": "substeps"},
+    )
+    remove_constant_reward_groups: bool = Field(
+        False,
+        description="leave out groups whose rewards are all equal",
+        json_schema_extra={"formerly": "drop_flat"},
+    )
     reference: str = Field("", description="model a KL term measures from; empty: the one it starts from")
     baseline: Literal["group", "critic"] = Field(
         "group", description="what is expected: the mean of the group, or what a critic, learnt beside, says before each token"
@@ -144,7 +168,7 @@ class RlConfig(RolloutConfig):
     @model_validator(mode="after")
     def _check_objective(self) -> "RlConfig":
         "Objective, its choices, and rewards exist."
-        get_objective(self.objective, **self.choices)
+        get_objective(self.objective, **self.objective_overrides)
         get_rewards(self.rewards)
         return self
 
@@ -162,26 +186,26 @@ def make_problems(
     test = get_problems(config.env, config.graded, config.seed, "test", rewards, others)
     if config.batch_size > len(train):
         raise InvalidValue(f"batch_size {config.batch_size} is larger than the {len(train)} problems; use at most {len(train)}")
-    return renderer, Splits(train, test), _count_rounds(config, len(train)), ProducerLag(config.lag, config.minibatches)
+    return renderer, Splits(train, test), _count_rounds(config, len(train)), ProducerLag(config.max_steps_off_policy, config.num_minibatches)
 
 
 def _count_rounds(config: RolloutConfig, problems: int) -> int:
     "How many rounds there are: batches, or parts of batches."
-    return config.epochs * (problems // config.batch_size) * config.minibatches
+    return config.epochs * (problems // config.batch_size) * config.num_minibatches
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #d3fedafe
 def _problems_of_round(problems: Sequence[Problem], config: RolloutConfig, number: int) -> list[Problem]:
     "The problems of one round: each epoch in an order of its own, what does not fill a batch left out."
-    batches, (batch, part) = len(problems) // config.batch_size, divmod(number, config.minibatches)
+    batches, (batch, part) = len(problems) // config.batch_size, divmod(number, config.num_minibatches)
     order = random_generator(config.seed, "problems", batch // batches).permutation(len(problems))
     start = (batch % batches) * config.batch_size
-    chosen = np.array_split(order[start : start + config.batch_size], config.minibatches)[part]
+    chosen = np.array_split(order[start : start + config.batch_size], config.num_minibatches)[part]
     return [problems[index] for index in chosen]
 
 
 def updates_behind(config: RolloutConfig, number: int) -> int:
     "By how many updates the policy of a round is older than the one that learns from it."
-    return number - max(0, number // config.minibatches - config.lag) * config.minibatches
+    return number - max(0, number // config.num_minibatches - config.max_steps_off_policy) * config.num_minibatches
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #2342a6f0
 def _make_judges(config: RolloutConfig, service: ServiceClient, completer: Completer | None) -> tuple[PairwiseJudge | None, Grader | None]:
@@ -220,7 +244,7 @@ def rollout_sampling_params(config: RolloutConfig, renderer: Renderer, temperatu
 def episode_limits(config: RolloutConfig) -> EpisodeLimits:
     "The settings that bound an episode, and what a failing one does."
     return EpisodeLimits(
-        config.turns, config.max_length, config.tool_calls, config.episode_seconds or math.inf, config.patience,
+        config.turns, config.max_length, config.tool_calls, config.episode_seconds or math.inf, config.env_timeout,
         config.on_failure, config.retries, config.smallest_group,
     )  # fmt: skip
 
@@ -243,7 +267,7 @@ def play_round(
 # %% ../../nbs/55_workflows/4_rl.ipynb #ff31dfa5
 def _current_objective(config: RlConfig) -> Objective:
     "The objective with the settings as they are now."
-    return get_objective(config.objective, **config.choices)
+    return get_objective(config.objective, **config.objective_overrides)
 
 
 @stage(gives="reference", remake=True)
@@ -280,7 +304,7 @@ def learn_from_round(
         service.capabilities().losses,
         updates_behind(config, rollout_round.number),
     )
-    adam = adam_at(config, rollout_round.number * config.substeps, rounds * config.substeps)
+    adam = adam_at(config, rollout_round.number * config.num_substeps, rounds * config.num_substeps)
     if config.baseline == "group":
         yield from learn_from_rollouts(training, rollout_round, settings, adam, losses, reference, lag)
     else:
@@ -294,7 +318,7 @@ def learn_from_round(
 def _update_settings(config: RlConfig) -> PolicyUpdateSettings:
     "How a round becomes optimizer steps, read anew each round: live settings may have been edited."
     return PolicyUpdateSettings(
-        _current_objective(config), config.max_tokens, config.substeps, config.gradient_accumulation_steps, config.drop_flat,
+        _current_objective(config), config.max_tokens, config.num_substeps, config.gradient_accumulation_steps, config.remove_constant_reward_groups,
         kl_alarm=config.mismatch_alarm,
     )  # fmt: skip
 
@@ -340,7 +364,7 @@ def load_rollouts(run: Run, least: float = -1e300, most: float = 1e300) -> list[
 @stage(gives="steps")
 def count_steps(config: RolloutConfig, rounds_played: int) -> int:
     "How many optimizer steps that were."
-    return rounds_played * getattr(config, "substeps", 1)
+    return rounds_played * getattr(config, "num_substeps", 1)
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #3551ba0f
 def _evaluate_problems(
@@ -394,7 +418,7 @@ def play_evaluation(
 @stage()
 def start_rl(config: RlConfig, rounds: int, problems: Splits) -> StageEvents[None]:
     "Log `train.start`: the objective, and how many optimizer steps are planned."
-    yield train_start_event(config.objective, rounds * config.substeps, config.epochs, len(problems.train))
+    yield train_start_event(config.objective, rounds * config.num_substeps, config.epochs, len(problems.train))
 
 
 play_and_learn = produce(

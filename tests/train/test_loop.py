@@ -24,7 +24,7 @@ SONGS = {
 }  # fmt: skip
 BOTH = (collect_rollouts, play_groups, rollout_events, take_steps)  # what each of these recipes goes through
 TAUGHT = {"teacher_dataset": "builtin:sort[:64]", "env": "task:sort"}
-LEARNING = {"objective": "dr_grpo", "substeps": 2}
+LEARNING = {"objective": "dr_grpo", "num_substeps": 2}
 
 
 def counted(work, functions):
@@ -49,8 +49,8 @@ def counted(work, functions):
     ("recipe", "settings", "learn"),
     [
         ("rl_math", LEARNING, (learn_from_rollouts,)),
-        ("rl_math", {**LEARNING, "lag": 2}, (learn_from_rollouts,)),
-        ("rl_math", {**LEARNING, "minibatches": 2}, (learn_from_rollouts,)),
+        ("rl_math", {**LEARNING, "max_steps_off_policy": 2}, (learn_from_rollouts,)),
+        ("rl_math", {**LEARNING, "num_minibatches": 2}, (learn_from_rollouts,)),
         ("rl_math", {**LEARNING, "baseline": "critic", "objective": "ppo"}, (learn_with_critic,)),
         ("distill_on_policy", TAUGHT, (learn_from_teachers, on_policy_data)),
     ],
@@ -61,7 +61,7 @@ def test_a_recipe_goes_through_the_functions_of_the_page(runs, recipe, settings,
     found = counted(k.run, every)
     rounds = sum(item.name == "rollout.batch" for item in k.log)
     k.close()
-    assert rounds == 4 * settings.get("minibatches", 1)
+    assert rounds == 4 * settings.get("num_minibatches", 1)
     assert found.pop("play_groups") > rounds, "held-out problems are played as well"
     assert found == dict.fromkeys((one.__name__ for one in (*BOTH, *learn) if one is not play_groups), rounds)
 

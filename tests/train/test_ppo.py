@@ -71,7 +71,7 @@ def test_a_policy_learns_from_single_rollouts(toy):
     training = service.create_training_client("toy", None, 0)
     models = [service.create_training_client("toy", None, 1) for _ in range(2)]
     critic, losses, rewards = Critic(models[0], ScalarHead(66), models[1]), service.capabilities().losses, []
-    learning = PolicyUpdateSettings(get_objective("ppo"), max_answer_tokens=3, substeps=2)
+    learning = PolicyUpdateSettings(get_objective("ppo"), max_answer_tokens=3, num_substeps=2)
     for step in range(30):
         groups = play_groups(Policy(training.create_sampling_client(), renderer, params), problems, 1, step)
         rewards.append(np.mean([group.rewards for group in groups]))
@@ -84,7 +84,7 @@ def test_a_run_with_a_critic_goes_back_and_comes_to_the_same_end(runs):
     settings = {
         "backend": "toy", "env": "guess", "problems": 8, "batch_size": 4, "group_size": 2, "graded": 4, "max_tokens": 3,
         "turns": 3,
-        "baseline": "critic", "objective": "ppo", "substeps": 2, "value_clip": 0.2, "snapshot_every": 1,
+        "baseline": "critic", "objective": "ppo", "num_substeps": 2, "value_clip": 0.2, "snapshot_every": 1,
     }  # fmt: skip
     k = Kitchen("rl_math", **settings).run()
     straight = k.digest()

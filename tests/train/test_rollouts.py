@@ -20,7 +20,7 @@ from kitchen.types import AdamParams, SamplingParams
 from kitchen.workflows.rl import load_rollouts
 
 SMALL = {
-    "backend": "toy", "problems": 4, "batch_size": 2, "group_size": 4, "graded": 2, "max_tokens": 4, "patience": 0.2, "turns": 4,
+    "backend": "toy", "problems": 4, "batch_size": 2, "group_size": 4, "graded": 2, "max_tokens": 4, "env_timeout": 0.2, "turns": 4,
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def trained(toy, env, **limits):
     learning, losses = PolicyUpdateSettings(get_objective("dr_grpo"), max_answer_tokens=4), service.capabilities().losses
     training = service.create_training_client("toy", None, 0)
     batches = Batches(problems, batch_size=2, epochs=2, seed=0)
-    limits = EpisodeLimits(turns=4, patience=0.2, **limits)
+    limits = EpisodeLimits(turns=4, env_timeout=0.2, **limits)
     return list(
         train_rl(
             training, batches, renderer, params, learning, lambda step: AdamParams(0.01), losses, 4, limits=limits
@@ -143,7 +143,7 @@ def test_what_hangs_is_left_behind_and_others_go_on(toy):
 
     policy = Policy(service.create_sampling_client("toy"), renderer, params)
     problems = faulty_envs.hangs(1, 0, "train", ())
-    (group,) = play_groups(policy, problems, 4, 0, EpisodeLimits(patience=0.1, on_failure="drop"))
+    (group,) = play_groups(policy, problems, 4, 0, EpisodeLimits(env_timeout=0.1, on_failure="drop"))
     assert len(group.trajectories) == 2 and len(group.discarded) == 2
     deadline = time.monotonic() + 10
     while len(left()) > 2 and time.monotonic() < deadline:
@@ -171,5 +171,5 @@ def test_failed_rollouts_are_kept_in_the_run_and_it_goes_on(runs):
     assert k.status == "completed" and len(kept) == len(failed) == 8
     assert [one.metadata["error"] for one in kept] == [item["error"] for item in failed]
     assert all(len(one.transitions) == 1 and one.metadata["messages"][-1]["role"] == "assistant" for one in kept)
-    endless = Kitchen("rl_math", env="module:faulty_envs:endless", drop_flat=True, **SMALL).run()
+    endless = Kitchen("rl_math", env="module:faulty_envs:endless", remove_constant_reward_groups=True, **SMALL).run()
     assert {item["unfinished"] for item in endless.log if item.name == "rollout.batch"} == {1.0}
