@@ -83,7 +83,7 @@ def _bucket_attention(
 ) -> torch.Tensor:
     "[tokens, heads, width] of one bucket"
 
-    def unpacked(packed: torch.Tensor) -> torch.Tensor:  # [count, heads, length, width]
+    def padded_rows(packed: torch.Tensor) -> torch.Tensor:  # [count, heads, length, width]
         part = packed[:, item.start : item.end]
         part = part if item.padded is None else part.index_select(1, item.padded)
         return part.reshape(part.shape[0], item.count, item.length, part.shape[2]).transpose(0, 1)
@@ -91,7 +91,7 @@ def _bucket_attention(
     masks: dict[str, Any] = {"is_causal": True}
     if window is not None and item.length > window:
         masks = {"attn_mask": _window_mask(item.length, window, query.device)}
-    rows = unpacked(query), unpacked(key), unpacked(value)
+    rows = padded_rows(query), padded_rows(key), padded_rows(value)
     answer = functional.scaled_dot_product_attention(*rows, **masks, **options)
     packed = answer.transpose(1, 2).reshape(item.count * item.length, *answer.shape[1::2])
     return packed if item.real is None else packed.index_select(0, item.real)
