@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from .rewards import Reward, Row, check_gold_answers, weighted_reward
+from ..data.references import Row
+from .rewards import Reward, check_gold_answers, weighted_reward
 from ..seeding import random_generator
 from ..types import InvalidValue, Message, UnknownName
 

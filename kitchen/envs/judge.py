@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.references import Row
 from .base import Problem, QuestionEnv, Step, first_messages, independent_envs, question_problems
-from .rewards import Row, gold_answer, short_repr
+from .rewards import gold_answer, short_repr
 from ..ports.protocols import Completer, SamplingClient
 from ..rendering.base import Renderer
 from ..types import InvalidValue, Message, SamplingParams

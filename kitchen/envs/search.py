@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..data.references import Row
 from ..data.synthetic import SPLITS, split_of
 from kitchen.envs.base import (
     Problem,
@@ -24,7 +25,7 @@ from kitchen.envs.base import (
     tool_prompt,
 )
 from .retrieval import Passage, PassageIndex
-from .rewards import Reward, Row
+from .rewards import Reward
 from ..ports.protocols import EmbeddingClient, VectorStore
 from ..types import InvalidValue, UnknownName
 
