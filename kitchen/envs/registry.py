@@ -108,7 +108,7 @@ def _tool_env(row: Row, rewards: Sequence[Reward], system: str) -> Env:
 # %% ../../nbs/25_envs/7_registry.ipynb #dc0bb556
 @dataclass(frozen=True)
 class EnvResources:
-    "Who is asked by worlds that need somebody."
+    "The models that some environments need beside the policy: judges, embeddings, a vector store."
 
     pairwise_judge: PairwiseJudge | None = None  # compares the answers of a tournament
     grader: Grader | None = None  # grades by a rubric

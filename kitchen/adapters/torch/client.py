@@ -267,7 +267,9 @@ _DEVICES: dict[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
     "cpu": lambda: True,
 }
-# by the memory such devices have at least (activations of a pass grow with its tokens); `tokens_at_once` overrides
+# What 28 layers of 1,024 numbers (the shape of Qwen3-0.6B) take: a training pass keeps 3.4 MB of activations a token in float32
+# (measured: tensors saved for backward, all weights trained), half in bfloat16; keys and values take 0.23 MB a token in float32.
+# So training and sampling take 7 and 4 GB on cpu, 14 and 8 on mps, in bfloat16 28 and 15 on cuda. `tokens_at_once` overrides.
 _TOKEN_LIMITS = {"cpu": TokenLimits(2048, 16384), "mps": TokenLimits(4096, 32768), "cuda": TokenLimits(16384, 131072)}
 
 
