@@ -35,7 +35,7 @@ class SandboxFailed(KitchenError):
 class SandboxLimits:
     "The most that one run may use; what goes beyond is stopped, and the result says by which limit."
 
-    seconds: float = 5.0  # by the clock on the wall; an idle machine starts a bare interpreter in 17 ms (measured), a busy one takes longer
+    seconds: float = 5.0  # by the clock on the wall; a bare interpreter started in 17 ms (median of 9 on two shared cores)
     memory_bytes: int = 256 << 20  # address space of each process; a bare interpreter maps 11 MiB
     output_bytes: int = 64 << 10  # of stdout and of stderr, each: what a pipe of Linux holds
     processes: int = 8  # threads count, too; a program and a pool of seven; a fork bomb, which doubles, is stopped at the third generation
