@@ -23,10 +23,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from .data.formats import ON_BAD_ROW, parse_messages
+from .data.formats import parse_messages
 from .evaluation import wilson_interval
 from .seeding import random_generator
-from .types import InvalidValue, Message, RowError, UnknownName, is_mapping
+from .types import ON_BAD_ROW, InvalidValue, Message, RowError, UnknownName, is_mapping
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #a4dcdc10
 _FIELD_TYPES: dict[str, tuple[type | UnionType, str]] = {

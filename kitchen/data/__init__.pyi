@@ -9,7 +9,6 @@ from .batches import StreamBatches as StreamBatches
 from .batches import mix as mix
 from .formats import Conversation as Conversation
 from .formats import FORMATS as FORMATS
-from .formats import ON_BAD_ROW as ON_BAD_ROW
 from .formats import Preference as Preference
 from .formats import Rating as Rating
 from .formats import RowFormat as RowFormat

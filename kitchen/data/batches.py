@@ -51,7 +51,7 @@ def _shuffle_forever(rows: Sequence[_ItemT], seed: int, name: str) -> Iterator[_
 # %% ../../nbs/22_data/2_batches.ipynb #ce041486
 @dataclass(frozen=True)
 class Cursor:
-    "How far the data has been read: whole epochs, and rows of the current one."
+    "How far the data has been read: epochs that are complete, and rows taken from the current one."
 
     epoch: int = 0
     index: int = 0

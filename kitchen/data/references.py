@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas
 
 # %% ../../nbs/22_data/0_references.ipynb #2bcb8459
-Row = Mapping[str, Any]
+Row = Mapping[str, Any]  # column -> value, in the types of JSON
 PlacedRow = tuple[str, Row | RowError]  # where a row stands, and the row, or why it could not be read
 _PLAIN_CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
     ((str, bool, int, type(None)), lambda value: value),

@@ -53,7 +53,6 @@ from .retrieval import PassageIndex as PassageIndex
 from .rewards import REWARDS as REWARDS
 from .rewards import Reward as Reward
 from .rewards import RewardFailed as RewardFailed
-from .rewards import Row as Row
 from .rewards import check_gold_answers as check_gold_answers
 from .rewards import contains_reward as contains_reward
 from .rewards import exact_match_reward as exact_match_reward

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from .rewards import Reward, Row, check_gold_answers, weighted_reward
+from ..data.references import Row
+from .rewards import Reward, check_gold_answers, weighted_reward
 from ..seeding import random_generator
 from ..types import InvalidValue, Message, UnknownName
 
@@ -32,7 +33,7 @@ class TimeoutWorker:
         self._results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
     def __call__(self, work: Callable[[], Any]) -> Any:
-        "What the work gives, or its error; TimeoutError if it is not back in time."
+        "Run `work` in the thread and return its result or raise its error; TimeoutError after `timeout` seconds."
         if math.isinf(self.timeout):
             return work()
         if self._requests is None:
@@ -49,14 +50,14 @@ class TimeoutWorker:
         return value
 
     def close(self) -> None:
-        "Let the thread end."
+        "Ask the thread to end after its present call; the next call starts a new one."
         if self._requests is not None:
             self._requests.put(None)
             self._requests = None
 
 # %% ../../nbs/25_envs/3_base.ipynb #46917fd0
 def _run_calls(asked: queue.SimpleQueue[Any], told: queue.SimpleQueue[tuple[Any, BaseException | None]]) -> None:
-    "In the thread: do what is asked, until that is nothing."
+    "Loop of the thread: run each function from `asked`, put (result, error) into `told`; None ends it."
     while (work := asked.get()) is not None:
         try:
             told.put((work(), None))
@@ -66,7 +67,7 @@ def _run_calls(asked: queue.SimpleQueue[Any], told: queue.SimpleQueue[tuple[Any,
 # %% ../../nbs/25_envs/3_base.ipynb #037e1fc2
 @dataclass(frozen=True)
 class Step:
-    "What an environment answers to an action: messages for the policy, a reward, and whether the episode is over."
+    "The answer to an action: new messages for the policy, a reward, and whether the episode is over."
 
     messages: tuple[Message, ...] = ()  # what the policy sees next
     reward: float = 0.0
@@ -77,14 +78,14 @@ class Step:
 # %% ../../nbs/25_envs/3_base.ipynb #fe610f66
 @runtime_checkable
 class Env(Protocol):
-    "One episode: `start` gives its first messages, `step` takes what the policy said; an object is used once."
+    "One episode: `start` gives the first messages, `step` answers each message of the policy until `done`; used once."
 
     def start(self) -> Sequence[Message]:
-        "What the policy sees first; nothing, if somebody else begins."
+        "Messages that the policy is prompted with; empty where another player moves first."
         ...
 
     def step(self, action: Message) -> Step:
-        "What the policy's message leads to."
+        "Take a message of the policy; the messages it gets in return, its reward, and whether the episode is over."
         ...
 
 # %% ../../nbs/25_envs/3_base.ipynb #4e85602c
@@ -93,7 +94,7 @@ JudgeReward = float | tuple[float, Mapping[str, float]]  # a reward, or a reward
 
 @dataclass(frozen=True)
 class Problem:
-    "Where episodes come from: all of a group begin alike, and are compared with one another."
+    "One starting point for a group of episodes, whose rewards are compared with one another."
 
     tag: str  # what kind it is; rewards are reported by tag
     text: str  # what a reader sees of it
@@ -104,23 +105,23 @@ class Problem:
 
 # %% ../../nbs/25_envs/3_base.ipynb #06338a60
 class QuestionEnv:
-    "A row's question; the answer is judged by rewards."
+    "One question, one answer: the reward is the weighted sum of `rewards` on the answer and the row."
 
     def __init__(self, row: Row, rewards: Sequence[Reward], prefix_messages: Sequence[Message] = ()):
         self.row, self.rewards, self.prefix_messages = row, rewards, prefix_messages
 
     def start(self) -> Sequence[Message]:
-        "The question."
+        "The prefix, then the row’s messages up to its answer."
         return [*self.prefix_messages, *question_messages(self.row)]
 
     def step(self, action: Message) -> Step:
-        "Judge the answer."
+        "Grade the answer and end the episode; RewardFailed if a reward raises or gives no finite number."
         reward, parts = weighted_reward(self.rewards, action.content, self.row)
         return Step(reward=reward, parts=parts)
 
 # %% ../../nbs/25_envs/3_base.ipynb #c290fadb
 def question_messages(row: Row) -> list[Message]:
-    "The messages of a row up to its answer."
+    "The row’s `messages` without the assistant turns at their end, or its `question` as one user message."
     if "messages" not in row:
         return [Message("user", str(row["question"]))]
     messages = [Message(**message) for message in row["messages"]]
@@ -130,7 +131,7 @@ def question_messages(row: Row) -> list[Message]:
 
 # %% ../../nbs/25_envs/3_base.ipynb #860a70ec
 def question_problems(rows: Sequence[Row], rewards: Sequence[Reward], system: str = "") -> list[Problem]:
-    "A problem for each row, once every reward has accepted the rows' right answers."
+    "One Problem a row; InvalidValue before that if a reward gives a row’s own answer less than its `gold`."
     check_gold_answers(rewards, rows)
     opening = [Message("system", system)] if system else []
     return [
@@ -145,12 +146,12 @@ def question_problems(rows: Sequence[Row], rewards: Sequence[Reward], system: st
 
 
 def independent_envs(make: Callable[[], Env], count: int) -> list[Env]:
-    "So many episodes that know nothing of one another."
+    "`count` episodes made by calling `make` that often; they share no state."
     return [make() for _ in range(count)]
 
 # %% ../../nbs/25_envs/3_base.ipynb #0e8e94a4
 def fresh_envs(problem: Problem) -> list[Env]:
-    "One fresh episode, or both sides of a game that needs two."
+    "One new episode, or two where the problem makes them only in pairs (both sides of a game)."
     try:
         return list(problem.make(1))
     except InvalidValue:
@@ -164,7 +165,7 @@ def first_messages(problem: Problem) -> list[Message]:
 # %% ../../nbs/25_envs/3_base.ipynb #6cb1cd96
 @dataclass(frozen=True)
 class Tool:
-    "A function that a model may call."
+    "A typed Python function with the name and description that a model sees."
 
     name: str
     description: str
@@ -172,7 +173,7 @@ class Tool:
 
     @functools.cached_property
     def _arguments_model(self) -> Any:
-        "A pydantic model of the parameters."
+        "pydantic model with one field a parameter of the function; unknown arguments are refused."
         from pydantic import ConfigDict, create_model
 
         parameters = inspect.signature(self.function, eval_str=True).parameters.values()
@@ -183,13 +184,13 @@ class Tool:
 
     @property
     def schema(self) -> dict[str, Any]:
-        "As chat templates and the OpenAI format want it."
+        "The function as JSON schema, in the form of the OpenAI API, which chat templates read as well."
         shape = self._arguments_model.model_json_schema()
         parameters = {"type": "object", "properties": shape.get("properties", {}), "required": shape.get("required", [])}
         return {"type": "function", "function": {"name": self.name, "description": self.description, "parameters": parameters}}
 
     def call(self, arguments: object) -> str:
-        "The result as text; errors become text too, for the model to read."
+        "Check the arguments (a dict or JSON), call the function, return its result as text; an error as text `error: …`."
         from pydantic import ValidationError
 
         try:
@@ -204,7 +205,7 @@ class Tool:
 
 # %% ../../nbs/25_envs/3_base.ipynb #5941c2f7
 def tool(function: Callable[..., Any]) -> Tool:
-    "Make a tool of a typed function."
+    "Make a Tool of a function; InvalidValue unless every parameter has a type and there is a docstring."
     parameters = inspect.signature(function).parameters
     untyped = [name for name, parameter in parameters.items() if parameter.annotation is parameter.empty]
     if untyped:
@@ -228,7 +229,7 @@ def add(first: int, second: int) -> int:
 
 # %% ../../nbs/25_envs/3_base.ipynb #1d8335e8
 class ToolEnv:
-    "A question that may be answered with the help of tools."
+    "A question whose episode goes on while the policy calls tools, for at most `max_calls` calls."
 
     def __init__(self, inner: QuestionEnv, tools: Sequence[Tool], max_calls: int = 4, system: str | None = None):
         self.inner, self.tools, self.calls_left = inner, {one.name: one for one in tools}, max_calls
@@ -236,12 +237,12 @@ class ToolEnv:
         self.call_count = self.failed_count = 0
 
     def start(self) -> Sequence[Message]:
-        "The tools, and the question."
+        "A system message that lists the tools (unless `system` is empty), then the question."
         opening = [Message("system", self.system)] if self.system else []
         return [*opening, *self.inner.start()]
 
     def step(self, action: Message) -> Step:
-        "Carry out calls, or judge the answer."
+        "Run the tool calls of the message and return their results; a message without calls is graded as the answer."
         if action.tool_calls and self.calls_left > 0:
             results = tuple(self._call_tool(call) for call in action.tool_calls[: self.calls_left])
             self.calls_left -= len(results)
@@ -251,7 +252,7 @@ class ToolEnv:
         return Step(reward=judged.reward, parts={**judged.parts, **counted})
 
     def _call_tool(self, call: Mapping[str, Any]) -> Message:
-        "The result of one call, as a message."
+        "Run one call; its result, or `error: …`, as a message of the role tool. Counts calls and failures."
         function = call.get("function", call)
         name, identity = str(function.get("name")), call.get("id")
         tool = self.tools.get(name)
@@ -273,17 +274,17 @@ def tool_prompt(tools: Sequence[Tool]) -> str:
 
 # %% ../../nbs/25_envs/3_base.ipynb #77c26512
 class GuessNumber:
-    "Find a whole number from 1 to `max_number`."
+    "Guess a whole number from 1 to `max_number` in `turns` guesses; the answers are higher and lower."
 
     def __init__(self, secret: int, max_number: int, turns: int):
         self.secret, self.max_number, self.turns, self._guess_count = secret, max_number, turns, 0
 
     def start(self) -> Sequence[Message]:
-        "The rules."
+        "The range, as a user message."
         return [Message("user", f"Guess my number from 1 to {self.max_number}.")]
 
     def step(self, action: Message) -> Step:
-        "Compare."
+        "Compare the guess with the secret: 1.0 for the first, down to 0.5 for the last; 0 if it is never found."
         self._guess_count += 1
         said = action.content.strip()
         if said == str(self.secret):
@@ -310,7 +311,7 @@ class _NimGame:
         self.lost_by_rule = False
 
     def take(self, player: int, said: str) -> None:
-        "Make a move; a move that is none loses the game."
+        "Take `said` (1, 2 or 3) from the heap and pass the turn; anything else loses the game."
         if said.strip() not in ("1", "2", "3") or int(said) > self.heap:
             self.winner, self.lost_by_rule = 1 - player, True
             return

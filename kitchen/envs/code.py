@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..data.references import Row
 from ..data.synthetic import MAX_FAILED_DRAWS, SPLITS, choose_wording, make_task_row, split_of
 from kitchen.envs.base import (
     Problem,
@@ -28,7 +29,7 @@ from kitchen.envs.base import (
     question_messages,
     question_problems,
 )
-from .rewards import Reward, Row, gold_answer
+from .rewards import Reward, gold_answer
 from .sandbox import Sandbox, SandboxLimits, worker_count
 from ..types import InvalidValue, Message, UnknownName, is_list, is_mapping
 

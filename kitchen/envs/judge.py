@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.references import Row
 from .base import Problem, QuestionEnv, Step, first_messages, independent_envs, question_problems
-from .rewards import Row, gold_answer, short_repr
+from .rewards import gold_answer, short_repr
 from ..ports.protocols import Completer, SamplingClient
 from ..rendering.base import Renderer
 from ..types import InvalidValue, Message, SamplingParams
@@ -99,7 +100,7 @@ class Rubric:
 # %% ../../nbs/25_envs/6_judge.ipynb #5a9a465e
 @dataclass(frozen=True)
 class Grade:
-    "What a judge made of an answer."
+    "Scores of one answer by a rubric, and whether some criterion could not be read from what the judge wrote."
 
     scores: Mapping[str, float]  # of each criterion, 0 to 1; 0 where nothing could be read
     unreadable: bool
@@ -111,7 +112,7 @@ class Grade:
 
 # %% ../../nbs/25_envs/6_judge.ipynb #ba652b92
 class Grader:
-    "Has answers graded by a rubric."
+    "Asks a completer to grade answers by a rubric; grades are kept, so that a repeated answer costs no request."
 
     def __init__(
         self, completer: Completer, rubric: Rubric, max_tokens: int = 64, retries: int = 1, cache_size: int = 4096
@@ -120,7 +121,7 @@ class Grader:
         self._cache_size, self._cache = cache_size, OrderedDict[str, Any]()  # request -> its future, or the grade
 
     def start_grading(self, messages: Sequence[Message], answer: str) -> str:
-        "Send the request, unless it is known; under what name the grade will be found."
+        "Send the request unless it is in the cache; returns its key there."
         request = self.rubric.grading_messages(messages, answer)
         name = request[1].content
         if name not in self._cache:
@@ -130,14 +131,14 @@ class Grader:
         return name
 
     def _request_grade(self, request: Sequence[Message], attempt: int) -> Any:
-        "One request; the first is greedy."
+        "Send one request to the completer: greedy at the first attempt, at temperature 0.7 afterwards."
         seed = zlib.crc32(request[1].content.encode()) + attempt
         return self.completer.complete(
             request, SamplingParams(self.max_tokens, temperature=0.7 * (attempt > 0), seed=seed)
         )
 
     def grade(self, messages: Sequence[Message], answer: str) -> Grade:
-        "The grade of an answer; waits for it."
+        "Wait for the grade; unreadable criteria are asked for `retries` times more, then score 0."
         name = self.start_grading(messages, answer)
         future = self._cache.pop(name)
         if not isinstance(future, Grade):
@@ -154,23 +155,23 @@ class Grader:
 
 # %% ../../nbs/25_envs/6_judge.ipynb #0dc25400
 class RubricEnv:
-    "A question whose answer is graded; others are asked meanwhile."
+    "A question whose answer a judge grades; `step` sends the request, `poll` waits for it, so that many run at once."
 
     def __init__(self, inner: QuestionEnv, grader: Grader):
         self.inner, self.grader, self._answer = inner, grader, ""
 
     def start(self) -> Sequence[Message]:
-        "The question."
+        "The question of the row."
         return self.inner.start()
 
     def step(self, action: Message) -> Step:
-        "Have the answer graded."
+        "Send the answer to the judge; the episode waits until `poll` is called."
         self._answer = action.content
         self.grader.start_grading(self.inner.start(), self._answer)
         return Step(done=False, wait=True)
 
     def poll(self) -> Step:
-        "The grade, on top of what the row's own rewards give."
+        "The reward: what the row’s own rewards give plus the mean of the grades, 0 to 1."
         grade, own = self.grader.grade(self.inner.start(), self._answer), self.inner.step(Message("assistant", self._answer))
         parts = {**own.parts, **grade.scores, "unreadable": float(grade.unreadable)}
         return Step(reward=own.reward + grade.value, parts=parts)
@@ -182,7 +183,7 @@ def rubric_problems(
     checked_rows: int = 3,  # rows whose own answers are graded before anything is trained
     min_grade: float = 0.5,  # what those must get
 ) -> list[Problem]:
-    "A problem for each row, once the judge has liked the rows' own answers."
+    "One Problem a row; InvalidValue if the judge grades one of the first rows’ own answers below `min_grade`."
     for index, row in enumerate(rows[:checked_rows]):
         if "answer" in row:
             right = gold_answer(row, index)
@@ -199,7 +200,7 @@ def rubric_problems(
 
 # %% ../../nbs/25_envs/6_judge.ipynb #1ed5580f
 def _rubric_env(row: Row, grader: Grader) -> RubricEnv:
-    "One episode."
+    "One episode of a row with this grader."
     return RubricEnv(QuestionEnv(row, ()), grader)
 
 # %% ../../nbs/25_envs/6_judge.ipynb #6eff94ae

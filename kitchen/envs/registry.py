@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from ..data.references import Row
 from ..data.synthetic import generate_task_rows, split_of
 from kitchen.envs.base import (
     Env,
@@ -29,7 +30,7 @@ from kitchen.envs.base import (
 )
 from .code import synthetic_code_problems
 from .judge import Grader, PairwiseJudge, add_tournament, rubric_problems
-from .rewards import Reward, Row
+from .rewards import Reward
 from .search import search_problems
 from ..ports.protocols import EmbeddingClient, VectorStore
 from ..types import InvalidValue, MissingCapability, UnknownName, is_list
@@ -107,7 +108,7 @@ def _tool_env(row: Row, rewards: Sequence[Reward], system: str) -> Env:
 # %% ../../nbs/25_envs/7_registry.ipynb #dc0bb556
 @dataclass(frozen=True)
 class EnvResources:
-    "Who is asked by worlds that need somebody."
+    "The models that some environments need beside the policy: judges, embeddings, a vector store."
 
     pairwise_judge: PairwiseJudge | None = None  # compares the answers of a tournament
     grader: Grader | None = None  # grades by a rubric

@@ -35,11 +35,11 @@ class SandboxFailed(KitchenError):
 class SandboxLimits:
     "The most that one run may use; what goes beyond is stopped, and the result says by which limit."
 
-    seconds: float = 5.0  # by the clock on the wall; a hundred times what an interpreter needs to start
+    seconds: float = 5.0  # by the clock on the wall; a bare interpreter started in 17 ms (median of 9 on two shared cores)
     memory_bytes: int = 256 << 20  # address space of each process; a bare interpreter maps 11 MiB
     output_bytes: int = 64 << 10  # of stdout and of stderr, each: what a pipe of Linux holds
-    processes: int = 8  # threads count, too; enough for a pool, and a fork bomb ends at once
-    file_bytes: int = 8 << 20  # of each file, and of the work folder as a whole
+    processes: int = 8  # threads count, too; a program and a pool of seven; a fork bomb, which doubles, is stopped at the third generation
+    file_bytes: int = 8 << 20  # of each file, and of the work folder as a whole, which lies in memory: eight at a time take 64 MiB
 
     def __post_init__(self) -> None:
         for name, least in {"seconds": 0, "memory_bytes": 1 << 24, "output_bytes": 0, "processes": 0, "file_bytes": 0}.items():
@@ -60,7 +60,7 @@ class ProgramResult:
 
     @property
     def ok(self) -> bool:
-        "Whether it ended by itself, and well."
+        "Whether it exited with status 0 and no limit stopped it."
         return self.exit_code == 0 and not self.stop_reason
 
 # %% ../../nbs/25_envs/1_sandbox.ipynb #f233b368
@@ -161,17 +161,18 @@ def _launcher_command(interpreter: str, limits: SandboxLimits, strict: bool) -> 
 
 
 def _launcher_input(program: str, stdin: str) -> bytes:
-    "What the launcher reads: length, program, and the program's input."
+    "Bytes for the launcher: the length of the program in 16 characters, the program, and its input."
     source = program.encode(errors="replace")
     return b"%16d%s%s" % (len(source), source, stdin.encode(errors="replace"))
 
 # %% ../../nbs/25_envs/1_sandbox.ipynb #b1bfa278
-_KILL_GRACE_SECONDS = 5.0  # seconds in which what was killed has to be gone
+# SIGKILL takes effect when the kernel next runs the process; only one that hangs in a device or file system outlasts seconds
+_KILL_GRACE_SECONDS = 5.0
 
 # %% ../../nbs/25_envs/1_sandbox.ipynb #dec20b02
 @dataclass
 class _ProcessIO:
-    "Feeds a process once it has greeted, and reads what it says, up to the limits."
+    "Writes the input once the process has greeted, and reads stdout and stderr up to the limits."
 
     process: subprocess.Popen[Any]
     limits: SandboxLimits
@@ -257,7 +258,7 @@ class Sandbox:
             raise MissingCapability(f"{reason}; or say Sandbox(unsafe=True), and programs can read and write what you can")
 
     def run(self, program: str, stdin: str = "") -> ProgramResult:
-        "What the program does."
+        "Run one Python program with this input to its end or to a limit; MissingCapability where it cannot be contained."
         bubblewrap, interpreter, reason = _find_containment()
         if reason and not self.unsafe:
             raise MissingCapability(reason)
@@ -268,13 +269,13 @@ class Sandbox:
             return _run_process(command, self.limits, _launcher_input(program, stdin), None, cwd=folder)
 
     def run_all(self, programs: Sequence[str]) -> list[ProgramResult]:
-        "What the programs do, as many at a time as there are processors; outcomes in the order of the programs."
+        "Run the programs, `worker_count()` at a time; results in the order of the programs."
         with ThreadPoolExecutor(worker_count()) as pool:
             return list(pool.map(self.run, programs))
 
 # %% ../../nbs/25_envs/1_sandbox.ipynb #a2d5400e
 def worker_count() -> int:
-    "How many programs run at a time."
+    "Programs run at the same time: one a processor, at most 8."
     return min(8, os.cpu_count() or 1)
 
 # %% ../../nbs/25_envs/1_sandbox.ipynb #8251df0e

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..data.references import Row
 from ..data.synthetic import SPLITS, split_of
 from kitchen.envs.base import (
     Problem,
@@ -24,7 +25,7 @@ from kitchen.envs.base import (
     tool_prompt,
 )
 from .retrieval import Passage, PassageIndex
-from .rewards import Reward, Row
+from .rewards import Reward
 from ..ports.protocols import EmbeddingClient, VectorStore
 from ..types import InvalidValue, UnknownName
 
@@ -39,7 +40,7 @@ _WATER_COLOURS = ("green", "grey", "brown", "blue", "silver", "black")
 # %% ../../nbs/25_envs/5_search.ipynb #ad993ffa
 @dataclass(frozen=True)
 class _Town:
-    "A town and its river."
+    "The facts of one invented town and its river, from which passages, questions and answers are made."
 
     name: str
     river: str
@@ -53,7 +54,7 @@ class _Town:
 
     @property
     def passages(self) -> tuple[Passage, Passage]:
-        "What the atlas says."
+        "The two passages of the atlas about it: one on the town, one on the river."
         about = f"{self.name} was founded in {self.founded} and is known for {self.goods}. "
         about += f"Its {self.stone} tower is {self.tower} metres high. "
         about += f"The market is held on {self.day}. The {self.river} flows through the town."
@@ -63,7 +64,7 @@ class _Town:
 # %% ../../nbs/25_envs/5_search.ipynb #943d88a6
 @functools.cache
 def _make_towns(count: int = 120) -> tuple[_Town, ...]:
-    "The towns; always the same."
+    "`count` invented towns, the same in every process."
     rng = random.Random("atlas")
     names = [head + tail for head in _NAME_HEADS for tail in _NAME_TAILS]
     rng.shuffle(names)
@@ -109,7 +110,7 @@ def search_rows(count: int, seed: int, split: str = "train", system: str = _SEAR
 
 # %% ../../nbs/25_envs/5_search.ipynb #2161609a
 def _search_row(town: _Town, fact: str, way: str, system: str) -> dict[str, Any]:
-    "A question about a town, searched for and answered."
+    "One conversation: system message, question, one or two searches with their results, and the answer."
     asked, answer = way.format(name=town.name), str(getattr(town, fact))
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}, {"role": "user", "content": asked}]
     for words in (town.name, *([f"River {town.river}"] if fact in _TWO_HOP_QUESTIONS else [])):
@@ -121,7 +122,7 @@ def _search_row(town: _Town, fact: str, way: str, system: str) -> dict[str, Any]
 
 # %% ../../nbs/25_envs/5_search.ipynb #fef55da2
 def search_tool(index: PassageIndex, count: int = 2) -> Tool:
-    "A tool that searches an index."
+    "A tool `search(query)` that returns the `count` nearest passages, one a line."
 
     def search(query: str) -> str:
         "Search the atlas; the passages that fit best."
@@ -132,12 +133,12 @@ def search_tool(index: PassageIndex, count: int = 2) -> Tool:
 
 @functools.cache
 def _default_search_tool() -> Tool:
-    "The search of the atlas that needs nothing else."
+    "The tool over the atlas with hashed vectors in memory."
     return search_tool(_atlas_index())
 
 
 def _atlas_index(embeddings: EmbeddingClient | None = None, vectors: VectorStore | None = None) -> PassageIndex:
-    "The atlas, to be searched."
+    "An index over both passages of every town."
     return PassageIndex([passage for town in _make_towns() for passage in town.passages], embeddings, vectors)
 
 # %% ../../nbs/25_envs/5_search.ipynb #87c1df92
@@ -150,7 +151,7 @@ def search_problems(
     embeddings: EmbeddingClient | None = None,  # none: hashed pieces of words
     vectors: VectorStore | None = None,  # none: in memory
 ) -> list[Problem]:
-    "So many questions about the atlas, which can be searched."
+    "`count` problems: a question about the atlas with the search tool, 4 calls at most; splits share no town."
     searching = _default_search_tool() if embeddings is None and vectors is None else search_tool(_atlas_index(embeddings, vectors))
     system = _SEARCH_SYSTEM_PROMPT if brief else tool_prompt([searching])
     rows = [{key: row[key] for key in ("question", "answer", "task")} for row in search_rows(count, seed, split)]
@@ -160,5 +161,5 @@ def search_problems(
 
 # %% ../../nbs/25_envs/5_search.ipynb #fc1afa0c
 def _search_env(row: Row, rewards: Sequence[Reward], searching: Tool, system: str) -> ToolEnv:
-    "One episode with the atlas."
+    "One episode of a row with the search tool and at most 4 calls."
     return ToolEnv(QuestionEnv(row, rewards), [searching], max_calls=4, system=system)

@@ -17,7 +17,8 @@ from ..envs.rewards import get_rewards
 from ..formatting import box_html, escape_html, small_html, visible_text
 from ..rendering.tools import split_tool_calls
 from ..train.rollouts import Policy, episodes_to_act, judge_answers
-from ..train.trajectories import STOP_REASONS, Episode, EpisodeLimits, RolloutFailed, Trajectory
+from ..train.trajectories import STOP_REASONS, Episode, EpisodeLimits, RolloutFailed
+from ..types import Trajectory
 from ..types import Completion, InvalidValue, Message
 from ..widgets.dashboard import has_frontend
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..envs.rewards import REWARDS, Reward, Row, weighted_reward
+from ..data.references import Row
+from ..envs.rewards import REWARDS, Reward, weighted_reward
 from ..evaluation import METRICS, Answer, Question, wilson_interval
 from ..formatting import View, align_columns, box_html, small_html, text_table_html, visible_text
 from ..store.run import Run

@@ -19,9 +19,12 @@ from .policy import Objective as Objective
 from .policy import ObjectiveName as ObjectiveName
 from .policy import SHAPES as SHAPES
 from .policy import clip_fraction as clip_fraction
+from .policy import estimate_kl as estimate_kl
 from .policy import get_objective as get_objective
+from .policy import group_advantages as group_advantages
 from .policy import kl_metrics as kl_metrics
 from .policy import submit_objective as submit_objective
+from .policy import token_weights as token_weights
 from .preference import PAIR_LOSSES as PAIR_LOSSES
 from .preference import PairLogprobs as PairLogprobs
 from .preference import PairLoss as PairLoss
@@ -42,6 +45,8 @@ from .token import as_custom_loss as as_custom_loss
 from .token import bits_per_byte as bits_per_byte
 from .token import check_batch as check_batch
 from .token import check_logprob_grads as check_logprob_grads
+from .token import check_loss_shape as check_loss_shape
+from .token import check_loss_term as check_loss_term
 from .token import check_topk_count as check_topk_count
 from .token import cispo as cispo
 from .token import clipped_gain as clipped_gain

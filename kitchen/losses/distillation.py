@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .token import loss_table_html
+from .token import check_loss_shape, loss_table_html
 from ..ports.protocols import CustomLoss
 from ..types import Datum, InvalidValue, UnknownName
 
@@ -93,8 +93,12 @@ class DistillLoss:
         return self.function.__doc__ or ""
 
     def __call__(self, teacher: _Tensor, student: _Tensor) -> _Tensor:
-        "The loss of each position, [T]."
-        return self.function(teacher, student, self)
+        "The loss of each position, [T], of log-probabilities [T, K]. InvalidValue for any other shape."
+        place = f"distillation loss {self.name!r}"
+        check_loss_shape(place, "teacher", teacher, student.shape, "the student's")
+        values = self.function(teacher, student, self)
+        check_loss_shape(place, "values", values, student.shape[:-1], "one value a position")
+        return values
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.formula}\n  source: {self.source}\n  {self.differs}".rstrip()

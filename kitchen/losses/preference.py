@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from .token import loss_table_html
+from .token import check_loss_shape, loss_table_html
 from ..ports.protocols import CustomLoss
 from ..types import Datum, InvalidValue, UnknownName
 
@@ -200,8 +200,10 @@ class PairLoss:
         return self.beta * pairs.chosen / pairs.chosen_length, self.beta * pairs.rejected / pairs.rejected_length
 
     def __call__(self, pairs: PairLogprobs) -> _Tensor:
-        "The loss of each pair, [P]."
-        return self.function(pairs, self)
+        "The loss of each pair, [P]. InvalidValue for any other shape: a mean would be divided by the pairs once more."
+        values = self.function(pairs, self)
+        check_loss_shape(f"preference loss {self.name!r}", "values", values, pairs.chosen.shape, "one value a pair")
+        return values
 
     def __repr__(self) -> str:
         against = "against a reference" if self.needs_reference else "no reference"
@@ -267,8 +269,11 @@ def get_pair_loss(name: str, **settings: float) -> PairLoss:
 
 # %% ../../nbs/30_losses/2_preference.ipynb #78af95c1
 def pair_logprobs(data: Sequence[Datum], logprobs: Sequence[_Tensor]) -> PairLogprobs:
-    "Sums over the answers of datums that are chosen and rejected by turns."
+    "Sums over the answers of datums that are chosen and rejected by turns; InvalidValue where one has no partner."
     import torch
+
+    if len(data) % 2:
+        raise InvalidValue(f"{len(data)} datums are no pairs: chosen and rejected come by turns")
 
     sums, references, lengths = list[_Tensor](), list[float](), list[int]()
     for datum, found in zip(data, logprobs, strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .token import LossTerm
+from .token import LossTerm, check_loss_shape
 from ..ports.protocols import CustomLoss
 from ..types import Datum, InvalidValue
 
@@ -60,6 +60,7 @@ def bradley_terry(
     "The loss of each pair, [P] (Bradley and Terry 1952; arXiv 1706.03741)."
     from torch.nn.functional import logsigmoid
 
+    check_loss_shape("bradley_terry", "rejected", rejected, chosen.shape, "one score for each chosen answer")
     return -logsigmoid(chosen - rejected - margin) + centre * (chosen + rejected) ** 2
 
 # %% ../../nbs/30_losses/4_value.ipynb #9d1116f9
@@ -99,6 +100,7 @@ def gae(
     bootstrap: float = 0.0,  # value after the last step, where the episode was cut off and not over
 ) -> tuple[np.ndarray, np.ndarray]:
     "Advantages and returns, float64 [T] each (Schulman et al., arXiv 1506.02438, eq. 16)."
+    check_loss_shape("gae", "values", values, np.shape(rewards), "one for each reward")
     following = np.append(np.asarray(values, dtype=np.float64)[1:], bootstrap)
     delta = rewards + gamma * following - values
     advantages = _discounted_sums(delta, gamma * lam)

@@ -19,7 +19,6 @@ from .base import to_datum as to_datum
 from .jinja import CompiledTemplate as CompiledTemplate
 from .jinja import EscapedConversation as EscapedConversation
 from .jinja import escape_control_tokens as escape_control_tokens
-from .registry import ON_BAD_ROW as ON_BAD_ROW
 from .registry import RENDERERS as RENDERERS
 from .registry import RendererName as RendererName
 from .registry import get_renderer as get_renderer

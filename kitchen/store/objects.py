@@ -66,7 +66,7 @@ class ObjectStore:
 # %% ../../nbs/14_store/4_objects.ipynb #77ce9098
 _TensorT = TypeVar("_TensorT")
 # From here a tensor is a pack of its own: large ones that do not change, such as frozen embeddings, are then stored once,
-# and the hundreds of small ones of an adapter still make one file.
+# and the hundreds of small ones of an adapter still make one file: a float32 matrix of rank 16 at 2,048 numbers takes 128 KiB.
 _LARGE_TENSOR_BYTES = 1 << 18
 
 

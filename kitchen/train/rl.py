@@ -17,13 +17,13 @@ import numpy as np
 from ..data.batches import Batches
 from ..envs.base import Problem
 from kitchen.losses.policy import (
-    ADVANTAGES,
-    AGGREGATIONS,
-    KL_ESTIMATORS,
     Objective,
     clip_fraction,
+    estimate_kl,
+    group_advantages,
     kl_metrics,
     submit_objective,
+    token_weights,
 )
 from ..ports.protocols import SamplingClient, TrainingClient
 from ..rendering.base import Renderer
@@ -68,7 +68,7 @@ def _advantage_data(groups: Sequence[TrajectoryGroup], objective: Objective, ref
     if objective.needs_reference and objective.kl == "reward":
         paid = [np.array([objective.kl_coefficient * _kl_to_reference(data, objective) for data in group]) for group in made]
         rewards = [one - two for one, two in zip(rewards, paid, strict=True)]
-    advantages = ADVANTAGES[objective.advantage](rewards)
+    advantages = group_advantages(objective.advantage, rewards)
     data = [
         datum.replace(advantages=datum.weights * advantage)
         for group, values in zip(made, advantages, strict=True)
@@ -93,9 +93,11 @@ def add_group_reference_logprobs(made: Sequence[Sequence[Sequence[Datum]]], refe
 
 def _kl_to_reference(data: Sequence[Datum], objective: Objective) -> float:
     "Nats: the estimate (k1, k2 or k3) of log q against the reference, summed over the tokens one episode sampled."
-    estimate = KL_ESTIMATORS[objective.kl_estimator]
-    inputs = [datum.loss_fn_inputs for datum in data]
-    return float(sum((one["weights"] * estimate(one["logprobs"], one["reference_logprobs"])[0]).sum() for one in inputs))
+    distance = 0.0
+    for inputs in (datum.loss_fn_inputs for datum in data):
+        estimate, _ = estimate_kl(objective.kl_estimator, inputs["logprobs"], inputs["reference_logprobs"])
+        distance += (inputs["weights"] * estimate).sum()
+    return float(distance)
 
 # %% ../../nbs/35_train/5_rl.ipynb #0b1fe2f1
 def _subtract_kl_from_advantages(data: Sequence[Datum], objective: Objective) -> list[Datum]:
@@ -159,7 +161,7 @@ def take_steps(
 # %% ../../nbs/35_train/5_rl.ipynb #5114eb09
 def _weight_datums(data: Sequence[Datum], objective: Objective, max_answer_tokens: int) -> list[Datum]:
     "Datums with the weights of the aggregation, counted over the whole step, and advantages of 0 where nothing was sampled."
-    weights = AGGREGATIONS[objective.aggregation]([datum.weights for datum in data], max_answer_tokens)
+    weights = token_weights(objective.aggregation, [datum.weights for datum in data], max_answer_tokens)
     advantages = [np.where(datum.weights != 0, datum.loss_fn_inputs["advantages"], 0.0) for datum in data]
     return [
         datum.replace(weights=one, advantages=two) for datum, one, two in zip(data, weights, advantages, strict=True)

@@ -1,6 +1,7 @@
 """Every loss and objective against formulas written anew from the papers, differentiated by torch's autograd."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from kitchen.adapters.toy.loading import open_toy_model
 from kitchen.adapters.toy.windows import context_windows
 from kitchen.losses.distillation import (
     DISTILL_LOSSES,
+    DistillLoss,
     distillation_loss,
     get_distill_loss,
     ranked_datums,
@@ -24,14 +26,27 @@ from kitchen.losses.policy import (
     AGGREGATIONS,
     KL_ESTIMATORS,
     OBJECTIVES,
+    SHAPES,
     _native_loss,
     clip_fraction,
     get_objective,
+    group_advantages,
     kl_metrics,
     submit_objective,
+    token_weights,
 )
-from kitchen.losses.preference import PAIR_LOSSES, PairLogprobs, get_pair_loss, pairwise_loss
-from kitchen.losses.token import LOSSES, as_custom_loss, bits_per_byte, dft, mean_nll, normalize_weights
+from kitchen.losses.preference import PAIR_LOSSES, PairLogprobs, PairLoss, get_pair_loss, pairwise_loss
+from kitchen.losses.token import (
+    LOSSES,
+    Loss,
+    LossTerm,
+    SftLoss,
+    as_custom_loss,
+    bits_per_byte,
+    dft,
+    mean_nll,
+    normalize_weights,
+)
 from kitchen.losses.value import (
     ScalarHead,
     _discounted_sums,
@@ -41,7 +56,7 @@ from kitchen.losses.value import (
     value_loss,
 )
 from kitchen.train.rl import _subtract_kl_from_advantages
-from kitchen.types import AdamParams, Datum
+from kitchen.types import AdamParams, Datum, InvalidValue
 
 torch = pytest.importorskip("torch")
 from torch.nn.functional import logsigmoid  # noqa: E402
@@ -149,6 +164,31 @@ def test_dft_equals_autograd(seed):
     mine = dft(logprobs, inputs)
     same(mine.value, theirs)
     same(mine.gradient, tensor.grad)
+
+
+wrong_terms = {
+    "value": (LossTerm(np.zeros(3), np.zeros(3)), "value of shape (3,), wanted ()"),  # type: ignore[arg-type]
+    "short": (LossTerm(0.0, np.zeros(2)), "gradient of shape (2,), wanted (3,)"),
+    "number": (LossTerm(0.0, np.float64(0.5)), "gradient of shape (), wanted (3,)"),  # type: ignore[arg-type]
+    "column": (LossTerm(0.0, np.zeros((3, 1))), "gradient of shape (3, 1), wanted (3,)"),
+}
+
+
+@pytest.mark.parametrize("kind", wrong_terms)
+@pytest.mark.parametrize("backend", ["toy", "torch"])
+def test_a_token_loss_of_the_wrong_shape_is_named_and_teaches_nothing(backend, kind, monkeypatch):
+    term, message = wrong_terms[kind]
+    client = (Toy() if backend == "toy" else Torch()).client
+    datum = Datum.from_tokens([1, 2, 3, 4], weights=[0, 1, 1, 1], origin="rows, row 7")
+    mine = SftLoss("mine", "", "", "", lambda logprobs, inputs: term)
+    with pytest.raises(InvalidValue, match=re.escape(f"loss 'mine', rows, row 7: {message}")):
+        mine.submit(client, [datum]).result()
+    native = Loss("cross_entropy", lambda logprobs, inputs, settings: term, ("weights",), "weights")
+    monkeypatch.setitem(LOSSES, "cross_entropy", native)
+    with pytest.raises(InvalidValue, match=re.escape(f"loss 'cross_entropy': {message}")):
+        client.forward_backward([datum], "cross_entropy").result()
+    with pytest.raises(InvalidValue, match="call forward_backward first"):
+        client.optim_step(AdamParams()).result()
 
 
 def test_means_over_tokens_and_bytes():
@@ -354,6 +394,23 @@ def test_group_advantages_equal_numpy():
     same(alone, centred * 4 / 3)
 
 
+def test_choices_of_an_objective_of_the_wrong_shape_are_named(monkeypatch):
+    rewards, masks = [np.array([1.0, 0.0]), np.array([0.0, 1.0, 0.5])], [np.ones(3), np.ones(2)]
+    monkeypatch.setitem(ADVANTAGES, "mine", lambda rewards: [group[:2] for group in rewards])
+    with pytest.raises(InvalidValue, match=re.escape("advantage 'mine': values of shape (2,), wanted (3,)")):
+        group_advantages("mine", rewards)
+    monkeypatch.setitem(AGGREGATIONS, "mine", lambda masks, longest: [1 / len(mask) for mask in masks])
+    with pytest.raises(InvalidValue, match=re.escape("aggregation 'mine': weights of shape (), wanted (3,)")):
+        token_weights("mine", masks, LONGEST)
+    inputs = {"weights": np.ones(3), "logprobs": -np.ones(3), "reference_logprobs": -np.ones(3), "advantages": np.ones(3)}
+    monkeypatch.setitem(KL_ESTIMATORS, "mine", lambda logprobs, reference: (logprobs - reference, np.float64(1.0)))
+    with pytest.raises(InvalidValue, match=re.escape("KL estimator 'mine': slope of shape (), wanted (3,)")):
+        get_objective("grpo", kl_estimator="mine").term(-np.ones(3), inputs)
+    monkeypatch.setitem(SHAPES, "mine", (lambda objective, here, ratio, better: (-(here * better).mean(), better, better), "ℓ·A"))
+    with pytest.raises(InvalidValue, match=re.escape("shape 'mine': value of shape (), wanted (3,), one number a token")):
+        get_objective("reinforce", shape="mine").term(-np.ones(3), inputs)
+
+
 def test_estimators_of_the_divergence_against_all_tokens():
     "k1 and k3 are unbiased, k2 is not; the gradient of k2 is, that of k1 vanishes, and k3's is right when multiplied by ρ."
     draws = torch.Generator().manual_seed(0)
@@ -474,6 +531,20 @@ def test_preference_losses_equal_autograd(name, seed):
         same(one, two)
 
 
+@pytest.mark.parametrize(
+    "give, got", [(lambda d: d.mean(), "()"), (lambda d: d[:2], "(2,)"), (lambda d: d[:, None], "(3, 1)"), (lambda d: 0.5, "()")]
+)
+def test_a_preference_loss_of_the_wrong_shape_is_named(give, got):
+    loss = PairLoss("mine", lambda pairs, loss: give(pairs.logratio_difference))
+    with pytest.raises(InvalidValue, match=re.escape(f"preference loss 'mine': values of shape {got}, wanted (3,), one value a pair")):
+        loss(PairLogprobs(*some_pairs(0)))
+    data = [Datum.from_tokens(range(4), [0, 1, 1, 1]) for _ in range(6)]
+    with pytest.raises(InvalidValue, match="preference loss 'mine'"):
+        pairwise_loss(loss, 3)(data, [leaf(np.arange(-4.0, -1.0)) for _ in data])
+    with pytest.raises(InvalidValue, match="5 datums are no pairs"):
+        pairwise_loss(PAIR_LOSSES["dpo"], 3)(data[:5], [leaf(np.arange(-4.0, -1.0)) for _ in data[:5]])
+
+
 def test_settings_of_preference_losses():
     values = some_pairs(0)
     chosen, rejected, chosen_reference, rejected_reference, chosen_length, rejected_length = values
@@ -511,6 +582,13 @@ def test_answers_of_probability_one_stay_finite(name, certain):
     loss = PAIR_LOSSES[name](PairLogprobs(chosen, rejected, reference, reference, length, length))
     loss.sum().backward()
     assert all(torch.isfinite(one).all() for one in (loss, chosen.grad, rejected.grad))
+
+
+def test_scores_and_values_that_do_not_belong_together_are_named():
+    with pytest.raises(InvalidValue, match=re.escape("bradley_terry: rejected of shape (1,), wanted (2,)")):
+        bradley_terry(leaf([1.0, 2.0]), leaf([0.5]))
+    with pytest.raises(InvalidValue, match=re.escape("gae: values of shape (3,), wanted (1,)")):
+        gae(np.ones(1), np.ones(3))
 
 
 def test_bradley_terry_equals_autograd():
@@ -613,6 +691,17 @@ def test_distillation_losses_equal_autograd(name, seed, kept):
     same(mine, theirs, 1e-8)
 
 
+@pytest.mark.parametrize("give, got", [(lambda d: d.sum(), "()"), (lambda d: d.sum(0), "(4,)"), (lambda d: d, "(5, 4)")])
+def test_a_distillation_loss_of_the_wrong_shape_is_named(give, got):
+    teacher, student = (leaf(np.random.default_rng(seed).normal(-2, 0.1, (5, 4))) for seed in (0, 1))
+    loss = DistillLoss("mine", lambda teacher, student, loss: give(teacher - student))
+    wanted = f"distillation loss 'mine': values of shape {got}, wanted (5,), one value a position"
+    with pytest.raises(InvalidValue, match=re.escape(wanted)):
+        loss(teacher, student)
+    with pytest.raises(InvalidValue, match=re.escape("teacher of shape (5, 4), wanted (5, 3)")):
+        DISTILL_LOSSES["jsd"](teacher, student[:, :3])
+
+
 def test_with_all_but_one_token_the_divergences_are_exact():
     rng = np.random.default_rng(0)
     teacher, student = (torch.tensor(rng.normal(0, 2, (4, 6))).log_softmax(-1) for _ in range(2))
@@ -673,7 +762,7 @@ class Toy:
         self.client = ToyService().create_training_client(self.model, None, 0)
         opened = open_toy_model(self.model)
         self.shape = opened.shape
-        self.leaves = {name: torch.tensor(opened.weights[name], requires_grad=True) for name in self.client.sizes}
+        self.leaves = {name: torch.tensor(opened.weights[name], requires_grad=True) for name in self.client.learner.sizes}
 
     def logprobs(self, data):
         weights, counts = self.leaves, [len(datum) for datum in data]
@@ -684,7 +773,7 @@ class Toy:
         return table.gather(1, targets[:, None])[:, 0].split(counts)
 
     def accumulated_gradient(self):
-        return self.client.gradient.copy()
+        return self.client.learner.pending_gradient().copy()
 
 
 class Torch:

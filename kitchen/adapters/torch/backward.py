@@ -144,7 +144,7 @@ def table_batch_loss(loss: Loss, settings: Mapping[str, float]) -> BatchLoss:
     "A loss of the table with its settings; datums are judged one by one and summed."
 
     def judge(data: Sequence[Datum], logprobs: Sequence[np.ndarray]) -> LossOutput:
-        terms = [loss.term(found, datum.loss_fn_inputs, settings) for datum, found in zip(data, logprobs, strict=True)]
+        terms = [loss.evaluate(found, datum.loss_fn_inputs, settings) for datum, found in zip(data, logprobs, strict=True)]
         return LossOutput(sum(term.value for term in terms), [term.gradient for term in terms], {})
 
     return BatchLoss(judge, lambda datum: loss_mask(datum, loss))

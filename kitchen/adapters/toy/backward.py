@@ -36,7 +36,7 @@ def table_loss(loss: Loss, settings: Mapping[str, float]) -> ToyLoss:
     "A loss of the table with its settings; datums are judged one by one and summed."
 
     def judge(data: Sequence[Datum], logprobs: list[np.ndarray]) -> tuple[float, list[np.ndarray], Mapping[str, float]]:
-        terms = [loss.term(found, datum.loss_fn_inputs, settings) for datum, found in zip(data, logprobs, strict=True)]
+        terms = [loss.evaluate(found, datum.loss_fn_inputs, settings) for datum, found in zip(data, logprobs, strict=True)]
         return sum(term.value for term in terms), [term.gradient for term in terms], {}
 
     return ToyLoss(judge, lambda datum: loss_mask(datum, loss))
