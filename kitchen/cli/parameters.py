@@ -112,8 +112,9 @@ def make_request(name: str, given: Mapping[str, Any]) -> CookRequest:
     from kitchen.session.kitchen import Kitchen
 
     recipe = get_recipe(name)
-    values = Kitchen(recipe, **parse_settings(recipe.config, given)).config.model_dump(mode="json")
-    return CookRequest(name, recipe.notebook, {key: values[key] for key in given})
+    settings = parse_settings(recipe.config, given)
+    values = Kitchen(recipe, **settings).config.model_dump(mode="json")
+    return CookRequest(name, recipe.notebook, {key: values[key] for key in settings})
 
 # %% ../../nbs/68_cli/1_parameters.ipynb #55e9dd6a
 def _notebook_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from .references import PlacedRow, Row, Stream, Table
 from ..ports.protocols import Rows
-from ..rendering.tools import split_reasoning
+from ..rendering.parsing import split_reasoning
 from ..types import ON_BAD_ROW, ROLES, Message, RowError, UnknownName, is_list, is_mapping, nearest
 
 # %% ../../nbs/22_data/1_formats.ipynb #f78d1963

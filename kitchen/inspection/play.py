@@ -15,7 +15,7 @@ from ..envs.base import Env, Problem, TimeoutWorker, fresh_envs
 from ..envs.registry import get_problems
 from ..envs.rewards import get_rewards
 from ..formatting import box_html, escape_html, small_html, visible_text
-from ..rendering.tools import split_tool_calls
+from ..rendering.parsing import split_tool_calls
 from ..train.rollouts import Policy, episodes_to_act, judge_answers
 from ..train.trajectories import STOP_REASONS, Episode, EpisodeLimits, RolloutFailed
 from ..types import Trajectory

@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 
 from ..ports.protocols import Tokenizer
 from .base import Messages, Renderer, row_error_at, to_datum
-from .template import TemplateRenderer
-from .turns import CHATML, LLAMA3, Qwen3Renderer, RoleColonRenderer, TurnRenderer
+from .model_template import TemplateRenderer
+from .chat_formats import CHATML, LLAMA3, Qwen3Renderer, RoleColonRenderer, TurnRenderer
 from ..types import ON_BAD_ROW, Datum, RowError, UnknownName
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #653d0999

@@ -2,7 +2,7 @@
 from . import commands as commands
 from . import controls as controls
 from . import dashboard as dashboard
-from . import figure as figure
+from . import live_figure as live_figure
 from . import panels as panels
 from . import samples as samples
 from . import series as series
@@ -12,8 +12,8 @@ from .controls import CommandButtons as CommandButtons
 from .controls import SettingsForm as SettingsForm
 from .dashboard import Dashboard as Dashboard
 from .dashboard import has_frontend as has_frontend
-from .figure import Canvas as Canvas
-from .figure import static_board as static_board
+from .live_figure import Canvas as Canvas
+from .live_figure import static_board as static_board
 from .panels import MONITORED_EVENTS as MONITORED_EVENTS
 from .panels import RunMonitor as RunMonitor
 from .panels import alarms_html as alarms_html

@@ -24,7 +24,7 @@ from ..telemetry import Event
 from ..types import InvalidValue
 from .commands import CommandQueue, SampleSchedule
 from .controls import CommandButtons, SettingsForm
-from .figure import Canvas, static_board
+from .live_figure import Canvas, static_board
 from kitchen.widgets.panels import (
     MONITORED_EVENTS,
     RunMonitor,

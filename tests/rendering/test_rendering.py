@@ -12,9 +12,9 @@ from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer
 from kitchen.adapters.toy.tokenizer import ToyTokenizer
 from kitchen.display.tokens import show_tokens, show_white_space
 from kitchen.rendering.base import TRAIN_ON, _trained_message_indices, concatenate_tokens, to_datum
+from kitchen.rendering.model_template import TemplateRenderer
+from kitchen.rendering.parsing import split_reasoning
 from kitchen.rendering.registry import RENDERERS, _check_datum, get_renderer, render_conversations
-from kitchen.rendering.template import TemplateRenderer
-from kitchen.rendering.tools import split_reasoning
 from kitchen.types import InvalidValue, Message, RowError, UnknownName
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "kitchen" / "assets" / "models" / "tiny-chat"

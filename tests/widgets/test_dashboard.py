@@ -17,7 +17,7 @@ from kitchen.formatting import decimate
 from kitchen.session.kitchen import Kitchen
 from kitchen.telemetry import MemoryLog, event
 from kitchen.widgets.dashboard import _OPEN_DASHBOARDS, _PAINTER, Dashboard, _SessionView
-from kitchen.widgets.figure import _LINE_KINDS, Canvas, _axes_domains
+from kitchen.widgets.live_figure import _LINE_KINDS, Canvas, _axes_domains
 from kitchen.widgets.panels import RunMonitor, _event_row, alarms_html, events_html, tree_html
 from kitchen.widgets.samples import sample_events, sample_rounds
 from kitchen.widgets.series import _MAX_POINTS, BOARDS, LOSS_SLOT, TrainingCurves, _DecimatedSeries

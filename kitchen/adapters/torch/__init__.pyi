@@ -1,8 +1,8 @@
 # made from the modules' __all__ by `make prepare`
 from . import backward as backward
 from . import client as client
+from . import from_scratch as from_scratch
 from . import generate as generate
-from . import init as init
 from . import loading as loading
 from . import logprobs as logprobs
 from . import lora as lora
@@ -18,12 +18,12 @@ from .backward import table_batch_loss as table_batch_loss
 from .client import TorchService as TorchService
 from .client import TorchTrainingClient as TorchTrainingClient
 from .client import resolve_device as resolve_device
+from .from_scratch import convert_to_bfloat16 as convert_to_bfloat16
+from .from_scratch import new_model as new_model
+from .from_scratch import train_tokenizer as train_tokenizer
 from .generate import Job as Job
 from .generate import generate_completions as generate_completions
 from .generate import stop_criteria as stop_criteria
-from .init import convert_to_bfloat16 as convert_to_bfloat16
-from .init import new_model as new_model
-from .init import train_tokenizer as train_tokenizer
 from .loading import ModelSource as ModelSource
 from .loading import OpenModel as OpenModel
 from .loading import builtin_models as builtin_models
