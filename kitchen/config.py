@@ -56,8 +56,11 @@ def _describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
 # %% ../nbs/10_core/2_config.ipynb #aba9e6e1
 def current_names(config: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     "The values under the names that the settings have now; a former name warns (FutureWarning), both at once are an error (ConfigError)."
-    extras = {name: field.json_schema_extra for name, field in config.model_fields.items()}
-    renamed = {str(extra["formerly"]): name for name, extra in extras.items() if isinstance(extra, dict) and "formerly" in extra}
+    renamed: dict[str, str] = {}
+    for name, field in config.model_fields.items():
+        former = field.json_schema_extra.get("formerly") if isinstance(field.json_schema_extra, dict) else None
+        if isinstance(former, str):
+            renamed[former] = name
     for old in renamed.keys() & values.keys():
         if renamed[old] in values:
             raise ConfigError(f"{old} is the former name of {renamed[old]}, and both are given: leave {old} out")
