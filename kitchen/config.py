@@ -31,7 +31,7 @@ from kitchen.formatting import (
     small_html,
     table_html,
 )
-from .types import InvalidValue, nearest
+from .types import InvalidValue, is_mapping, nearest
 
 # %% ../nbs/10_core/2_config.ipynb #a9444cea
 class ConfigError(InvalidValue):
@@ -58,7 +58,8 @@ def current_names(config: type[BaseModel], values: Mapping[str, Any]) -> dict[st
     "The values under the names that the settings have now; a former name warns (FutureWarning), both at once are an error (ConfigError)."
     renamed: dict[str, str] = {}
     for name, field in config.model_fields.items():
-        former = field.json_schema_extra.get("formerly") if isinstance(field.json_schema_extra, dict) else None
+        extra: object = field.json_schema_extra
+        former = extra.get("formerly") if is_mapping(extra) else None
         if isinstance(former, str):
             renamed[former] = name
     for old in renamed.keys() & values.keys():
