@@ -27,7 +27,7 @@ _CLS_POOLING = "pooling_mode_cls_token"
 
 # %% ../../nbs/93_adapters/3_embeddings.ipynb #8c52fab9
 class TransformersEmbeddings:
-    "An encoder of transformers, and how its tokens become one vector."
+    "A transformers encoder that turns each text into one float32 vector of length 1; reads at most `max_length` tokens of a text."
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class TransformersEmbeddings:
 
 # %% ../../nbs/93_adapters/3_embeddings.ipynb #61030e13
 def _pooling_mode(folder: str) -> str:
-    "How the model makes one vector of many: by mean, unless it says otherwise."
+    "Pooling mode that the model's 1_Pooling/config.json names, mean without that file; MissingCapability for any but mean and CLS."
     path = cached_file(folder, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
     if path is None:
         return _MEAN_POOLING

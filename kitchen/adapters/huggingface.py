@@ -54,7 +54,7 @@ def _load_hub_dataset(name: str, config: str, split: str, streaming: bool) -> An
 
 # %% ../../nbs/93_adapters/1_huggingface.ipynb #1702e913
 def _resolve_config(name: str, config: str) -> str:
-    "The configuration that was named, or the only one, or the default."
+    "The named configuration of a dataset, else its only one, else its default; InvalidValue where there are several and no default."
     from datasets import get_dataset_config_names, get_dataset_default_config_name
 
     configs = get_dataset_config_names(name)
@@ -111,7 +111,7 @@ class HuggingFaceDatasets:
 
 # %% ../../nbs/93_adapters/1_huggingface.ipynb #1eeb0e51
 def _hub_source(parsed: DatasetReference, split: str, streaming: bool) -> DatasetSource:
-    "What a reference to the hub means; nothing is fetched yet."
+    "The source of an `hf:` reference; rows are fetched when it is read."
     read = partial(_hub_rows, parsed, parsed.split or split, streaming)
     return DatasetSource(f"hf:{parsed.name}", read, parsed.start, parsed.stop)
 

@@ -56,7 +56,7 @@ class OpenAiCompleter:
         )
 
     def _complete_with_retries(self, wanted: Mapping[str, Any]) -> Message:
-        "Ask until there is an answer, or no hope of one."
+        "Send the request up to `tries` times, with growing pauses; BackendError after the last, or at once for a status not worth a retry."
         for attempt in range(self.tries):
             try:
                 return _parse_answer(self._post(wanted))
@@ -73,7 +73,7 @@ class OpenAiCompleter:
         raise AssertionError("the last try raises")
 
     def _post(self, wanted: Mapping[str, Any]) -> Any:
-        "One request and its answer."
+        "POST the request as JSON; the decoded answer. BackendError if that is no JSON, urllib's errors if the service fails."
         headers, key = {"Content-Type": "application/json"}, os.environ.get("OPENAI_API_KEY")
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
         request = urllib.request.Request(f"{self.base_url}/chat/completions", json.dumps(wanted).encode(), headers)
@@ -87,13 +87,13 @@ class OpenAiCompleter:
             ) from error
 
     def _redact_key(self, text: str) -> str:
-        "What a service says, should it repeat our key."
+        "The text with the API key replaced by `…`, so that no error message shows it."
         key = os.environ.get("OPENAI_API_KEY")
         return text.replace(key, "…") if key else text
 
 # %% ../../nbs/93_adapters/2_openai.ipynb #9c3af6f4
 def _parse_answer(found: Any) -> Message:
-    "The message in an answer."
+    "The assistant message of the first choice; BackendError where the answer holds none."
     try:
         return Message("assistant", found["choices"][0]["message"]["content"] or "")
     except (KeyError, IndexError, TypeError) as error:

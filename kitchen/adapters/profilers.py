@@ -23,7 +23,7 @@ class PythonProfiler:
     "Functions, by cProfile."
 
     def profile(self, work: Callable[[], Any]) -> list[Cost]:
-        "Do the work; what each function of this thread took."
+        "Call `work`; calls and own seconds of each function on this thread, the costliest first. Other threads are not seen."
         profiler = cProfile.Profile()
         profiler.runcall(work)
         found = [
@@ -42,7 +42,7 @@ class TorchProfiler:
     "Operations, by torch.profiler."
 
     def profile(self, work: Callable[[], Any]) -> list[Cost]:
-        "Do the work; what each operation took, on the GPU where there is one."
+        "Call `work`; calls and own seconds of each torch operation, GPU time with CUDA, else CPU time, the costliest first."
         import torch
         from torch.profiler import ProfilerActivity, profile
 
@@ -65,7 +65,7 @@ class TorchProfiler:
 # %% ../../nbs/93_adapters/4_profilers.ipynb #71b44058
 @contextmanager
 def _silence_stderr() -> Iterator[None]:
-    "What compiled code says to the terminal goes nowhere: the profiler announces its start and stop there."
+    "Send file descriptor 2 to /dev/null while this is open: torch's profiler announces its start and stop there."
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -39,7 +39,7 @@ def _new_run_dir(name: str, out: Path | None) -> Path:
 
 # %% ../../nbs/68_cli/4_cook.ipynb #869f07a8
 def _log_run_end(run_dir: Path, status: str, reason: str) -> None:
-    "Mark a run whose notebook did not bring it to its end, and refresh the index."
+    "Append `run.stop` with status and reason if the notebook wrote no end, and update the index; nothing without a spec.json."
     from kitchen.store.index import RunIndex
     from kitchen.telemetry import event
 
@@ -120,7 +120,7 @@ def _read_request(run_dir: Path) -> dict[str, Any]:
 
 # %% ../../nbs/68_cli/4_cook.ipynb #6c03f88e
 def _merge_request(what: CookRequest, run_dir: Path) -> CookRequest:
-    "The request with the values of its first time where none are given now; written down for the next time."
+    "The request with the run's stored values where no new ones are given; the merged values are stored in the run."
     import json
 
     from kitchen.store.files import write_atomically
@@ -133,7 +133,7 @@ def _merge_request(what: CookRequest, run_dir: Path) -> CookRequest:
 
 # %% ../../nbs/68_cli/4_cook.ipynb #73a28331
 def _failure_reason(run_dir: Path, error: Exception) -> str:
-    "Where it failed and why; the log knows the stage."
+    "The failed stage and its error from the run's log, else the exception's text; plus a hint at the remedy where one is known."
     from kitchen.display.progress import follow_log
 
     events: list[Any] = []

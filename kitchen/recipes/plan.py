@@ -176,7 +176,7 @@ def _time_step(values: Mapping[str, Any]) -> dict[str, float]:
 def _plan_facts(
     values: Mapping[str, Any], snapshot_policy: SnapshotPolicy, seconds: Mapping[str, float]
 ) -> dict[str, str]:
-    "The counted and the estimated, in words."
+    "Counts and estimates of a dry run as texts, by name."
     if "batches" not in values:
         return {"steps": "not known before the run: its data is made on the way"}
     config, batches, data = values["config"], values["batches"], values["data"]
@@ -202,7 +202,7 @@ def _plan_facts(
 
 # %% ../../nbs/57_recipes/2_plan.ipynb #5a984142
 def _duration_text(seconds: float) -> str:
-    "A duration, as one says it."
+    "Seconds as text: `s` below 100 s, `min` below 100 min, else `h`."
     if seconds < 100:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

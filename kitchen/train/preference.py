@@ -37,7 +37,7 @@ class Pair:
 
 
 def interleave_pairs(pairs: Sequence[Pair]) -> list[Datum]:
-    "Chosen and rejected by turns."
+    "Datums of all pairs in one list: chosen and rejected of the first pair, then of the second, …; 2 × len(pairs) datums."
     return [datum for pair in pairs for datum in (pair.chosen, pair.rejected)]
 
 # %% ../../nbs/35_train/2_preference.ipynb #eb5d5408

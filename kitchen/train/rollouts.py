@@ -136,7 +136,7 @@ def _restart_episode(episode: Episode) -> bool:
 
 # %% ../../nbs/35_train/4_rollouts.ipynb #4e5a67b2
 def _collect_group(problem: Problem, episodes: Sequence[Episode], limits: EpisodeLimits, timeout_worker: TimeoutWorker) -> TrajectoryGroup:
-    "What is left of a group, with the rewards that are given to the group as a whole."
+    "Trajectories that did not fail, with the judge's rewards added; no trajectories if fewer than `smallest_group` are left."
     whole = [episode for episode in episodes if not episode.error]
     aside = [one for episode in episodes for one in episode.failed_attempts] + [one.to_trajectory() for one in episodes if one.error]
     if len(whole) < min(limits.smallest_group, len(episodes)):
@@ -149,7 +149,7 @@ def _collect_group(problem: Problem, episodes: Sequence[Episode], limits: Episod
 
 # %% ../../nbs/35_train/4_rollouts.ipynb #2d857f97
 def judge_answers(problem: Problem, answers: Sequence[str], timeout_worker: TimeoutWorker) -> list[tuple[float, Mapping[str, float]]]:
-    "The verdict on each answer of a group, checked."
+    "(reward, components) of each answer by the problem's judge; RolloutFailed unless it gives one finite number for each."
     judge = problem.judge
     assert judge is not None, "asked only where there is one"
     given = call_for_problem(problem, "the judge", timeout_worker, lambda: list(judge(answers)))
@@ -163,7 +163,7 @@ def judge_answers(problem: Problem, answers: Sequence[str], timeout_worker: Time
 # %% ../../nbs/35_train/4_rollouts.ipynb #acd8e887
 @dataclass(frozen=True)
 class RolloutRound:
-    "The rollouts of one round."
+    "Rollouts of one round: its number, a group of trajectories for each problem, and the seconds they took."
 
     number: int  # counted from 0 over the whole training
     groups: tuple[TrajectoryGroup, ...]

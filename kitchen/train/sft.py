@@ -112,7 +112,7 @@ def sft_step(
 
 # %% ../../nbs/35_train/1_sft.ipynb #ab5e7af8
 def step_measurements(data: Sequence[Datum], update: Mapping[str, float], started: float) -> dict[str, Any]:
-    "What every optimizer step tells: the work that was done since `started`, and what the backend says of its update."
+    "Measurements of an optimizer step: gradient norm, memory in bytes, examples, tokens, seconds since `started`, tokens per second."
     seconds, tokens = time.perf_counter() - started, sum(map(len, data))
     return {
         "grad_norm": update.get("grad_norm"),
@@ -128,7 +128,7 @@ def step_measurements(data: Sequence[Datum], update: Mapping[str, float], starte
 def _after_step(
     done: Mapping[str, Any], total: int, evaluate: Callable[[int], Event] | None, due: Callable[[int], bool]
 ) -> Iterator[Event]:
-    "What follows a step before the next: stop if the loss is no number, evaluate if it is time."
+    "After a step: TrainingDiverged if the loss is not finite; yields the held-out evaluation if it is due (not after the last step)."
     step = done["step"]
     if not math.isfinite(done["loss"]):
         raise TrainingDiverged(

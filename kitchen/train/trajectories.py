@@ -76,7 +76,7 @@ class TrajectoryGroup:
 
     @property
     def rewards(self) -> np.ndarray:
-        "float64 [G]"
+        "float64 [G]: total reward of each trajectory of the group."
         return np.array([trajectory.total_reward for trajectory in self.trajectories])
 
     @property
@@ -169,7 +169,7 @@ _ResultT = TypeVar("_ResultT")
 
 
 def call_for_episode(episode: Episode, work: Callable[[], _ResultT]) -> _ResultT:
-    "What work of the environment gives; an error says in which rollout it happened."
+    "The value of `work`; its errors name problem, rollout and turn."
     return call_for_problem(
         episode.problem,
         f"rollout {episode.member + 1}, turn {len(episode.transitions) + 1}",
@@ -206,7 +206,7 @@ def is_finite_number(value: Any) -> bool:
 
 # %% ../../nbs/35_train/3_trajectories.ipynb #374e5bd9
 def _check_step(step: Any) -> Step:
-    "The step, if it is one that can be believed."
+    "The step, checked; InvalidValue for another type, a reward that is not finite, or no messages in a step that goes on."
     if not isinstance(step, Step):
         raise InvalidValue(f"step must give a Step, not {type(step).__name__}")
     _check_messages(step.messages, "a step's messages")

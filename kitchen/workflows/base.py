@@ -115,7 +115,7 @@ class TrainingConfig(Config):
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:
-        "Settings that suit this model."
+        "Defaults for this model by setting name; empty for a model without presets."
         return MODEL_PRESETS.get(model, {})
 
     @field_validator("backend")
@@ -176,7 +176,7 @@ StageEvents = Generator[Event, None, _Result]  # events while it works, and a re
 # %% ../../nbs/55_workflows/0_base.ipynb #8c2d1e4f
 @dataclass(frozen=True)
 class Splits:
-    "What is trained on and what is held out."
+    "Training rows and held-out rows, of one type."
 
     train: Sequence[Any]
     test: Sequence[Any]
@@ -187,7 +187,7 @@ class Splits:
 
 
 class ReadSettings(Protocol):
-    "What reading a dataset asks of a config."
+    "The settings that `read_split` reads; any object with these attributes will do."
 
     @property
     def on_bad_row(self) -> str: ...
@@ -197,7 +197,7 @@ class ReadSettings(Protocol):
 
 # %% ../../nbs/55_workflows/0_base.ipynb #b9c119b2
 class GradeSettings(Protocol):
-    "What asking and grading asks of a config."
+    "The settings that `ask_questions` and `write_results` read; any object with these attributes will do."
 
     @property
     def metric(self) -> str: ...
@@ -416,7 +416,7 @@ def write_results(config: GradeSettings, run: Run, before: Sequence[Answer], aft
 
 # %% ../../nbs/55_workflows/0_base.ipynb #b21439a9
 def side_by_side(before: Answer, after: Answer) -> dict[str, Any]:
-    "One question with both answers."
+    "A row of results.json: prompt, gold answer, both answers, and whether each got the full grade of 1."
     return {
         "prompt": before.question.text,
         "gold": before.question.reference,

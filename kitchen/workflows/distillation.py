@@ -102,7 +102,7 @@ class OnPolicyDistillationConfig(RolloutConfig, TeacherConfig):
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:
-        "A teacher's word for each token is less noisy than a reward for each answer: twice the rate."
+        "Twice the learning rate of RL presets: a signal for each token is less noisy than a reward for each answer."
         found = super().presets(model)
         return {**found, "learning_rate": 2 * found["learning_rate"]} if found else {}
 
@@ -125,7 +125,7 @@ class OffPolicyDistillationConfig(AnswerConfig, TeacherConfig):
 
     @model_validator(mode="after")
     def _check_instruction(self) -> "OffPolicyDistillationConfig":
-        "What a dataset says was not said under the instruction."
+        "InvalidValue for an instruction with answers='dataset': only answers that the teacher samples can follow the instruction."
         if self.instruction and self.answers == "dataset":
             raise InvalidValue(
                 "an instruction shows in the teacher's own answers: answers must be 'teacher', not 'dataset'"
@@ -153,7 +153,7 @@ class PromptDistillationConfig(OffPolicyDistillationConfig):
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:
-        "Most of it is known already: half the rate of fine-tuning."
+        "Half the learning rate of fine-tuning: the student already knows most of what it learns here."
         found = MODEL_PRESETS.get(model, {})
         return {**found, "learning_rate": found["learning_rate"] / 2} if found else {}
 
@@ -181,7 +181,7 @@ def prepare_teacher(
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #934f491a
 class _ReadConfig:
-    "What reading a dataset asks of a config: broken rows stop, columns have their own names."
+    "`ReadSettings` of the teacher's dataset: a broken row stops the run, columns have their usual names."
 
     on_bad_row, columns = "stop", None
 

@@ -118,7 +118,7 @@ class FeedbackConfig(SftConfig):
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:
-        "Learning a little more wants a lower rate than learning something new."
+        "Presets of fine-tuning with a lower learning rate where known: the model is only adjusted."
         return {**MODEL_PRESETS.get(model, {}), **_LOOP_PRESETS.get(model, {})}
 
     @field_validator("triggers")
@@ -178,7 +178,7 @@ def _read_traffic(config: FeedbackConfig, run: Run) -> StageEvents[Traffic]:
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #be897166
 def _split_periods(interactions: Sequence[Interaction], since: str, after: str) -> Traffic:
-    "Two periods: by a time that belongs to the recent one, by one that belongs to the other, or in the middle."
+    "Cut by time: recent from `since` on, else strictly after `after`, else the newer half; InvalidValue if nothing is recent."
     ordered = sorted(interactions, key=lambda one: parse_time(one.time))
     if since:
         count = sum(parse_time(one.time) < parse_time(since) for one in ordered)
@@ -396,7 +396,7 @@ def _evaluate_parts(
     parts: dict[str, Sequence[Question]],
     label: str,
 ) -> StageEvents[list[Answer]]:
-    "Ask every part; the answers of the last one."
+    "Ask the questions of every part greedily, and log a score for each; returns the answers of the last part only."
     params = SamplingParams(config.max_tokens, temperature=0.0, stop=tuple(renderer.stop_sequences()))
     sampler, answers = training.create_sampling_client(), []
     for split, questions in parts.items():

@@ -106,14 +106,14 @@ class PreferenceConfig(PairConfig):
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:
-        "A small model is held on a shorter leash."
+        "Presets of pairs, plus `beta` where one is known for the model: the small embedded one needs a larger beta."
         return {**super().presets(model), **({"beta": _DPO_BETAS[model]} if model in _DPO_BETAS else {})}
 
     _check_preference_loss = name_in_table("preference_loss", PAIR_LOSSES)
 
     @property
     def loss_settings(self) -> dict[str, float]:
-        "Settings of the loss that are not its own."
+        "`beta` and `label_smoothing` where they are set; unset ones keep the loss's own default."
         given = {"beta": self.beta, "label_smoothing": self.label_smoothing}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -128,7 +128,7 @@ class RewardModelConfig(PairConfig):
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:
-        "Scores are learnt like answers: the rate of fine-tuning."
+        "Presets of fine-tuning, with its learning rate."
         return MODEL_PRESETS.get(model, {})
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #4737f1cc
@@ -270,7 +270,7 @@ preference_optimization = chain(
 # %% ../../nbs/55_workflows/3_preference.ipynb #c2d3f184
 @dataclass(frozen=True)
 class ScoredPairs:
-    "Pairs that ask for a score, and how it is read."
+    "Training and held-out pairs with a score query after the last token, and the head that reads the score."
 
     train: Sequence[Pair]
     test: Sequence[Pair]

@@ -190,7 +190,7 @@ def make_problems(
 
 
 def _count_rounds(config: RolloutConfig, problems: int) -> int:
-    "How many rounds there are: batches, or parts of batches."
+    "Number of rounds: epochs × whole batches × `num_minibatches`; problems that do not fill a batch are not counted."
     return config.epochs * (problems // config.batch_size) * config.num_minibatches
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #d3fedafe
@@ -209,7 +209,7 @@ def updates_behind(config: RolloutConfig, number: int) -> int:
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #2342a6f0
 def _make_judges(config: RolloutConfig, service: ServiceClient, completer: Completer | None) -> tuple[PairwiseJudge | None, Grader | None]:
-    "Who compares and who grades, where the world needs them and somebody is named."
+    "Pairwise judge and rubric grader, None where `env` has no tournament or rubric, or no judge or completer is given."
     kinds = {name.partition(":")[0] for name in config.env.split("+")}
     if not config.judge and completer is None or not kinds & {"tournament", "rubric"}:
         return None, None
@@ -220,7 +220,7 @@ def _make_judges(config: RolloutConfig, service: ServiceClient, completer: Compl
 
 
 def _local_completer(model: str, service: ServiceClient) -> LocalCompleter:
-    "A model of the backend, to be asked in words."
+    "A completer that samples from a model of the backend, with that model's own chat format."
     return LocalCompleter(service.create_sampling_client(model), get_renderer("auto", service.get_tokenizer(model)))
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #27a26607
@@ -280,7 +280,7 @@ def open_reference(config: RlConfig, service: ServiceClient) -> SamplingClient |
 def open_critic(
     config: RlConfig, service: ServiceClient, renderer: Renderer
 ) -> tuple[TrainingClient | None, TrainingClient | None, ScalarHead | None]:
-    "Open a critic, where there is to be one, and once more as it is before it learns."
+    "Critic, an untrained copy of it, and the head that reads values; three Nones where `baseline` is `group`."
     if config.baseline == "group":
         return None, None, None
     service.capabilities().require("custom_loss")
@@ -363,7 +363,7 @@ def load_rollouts(run: Run, least: float = -1e300, most: float = 1e300) -> list[
 
 @stage(gives="steps")
 def count_steps(config: RolloutConfig, rounds_played: int) -> int:
-    "How many optimizer steps that were."
+    "Optimizer steps of so many rounds: `num_substeps` in each, or 1 where the settings have none."
     return rounds_played * getattr(config, "num_substeps", 1)
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #3551ba0f
@@ -388,7 +388,7 @@ def answer_problems(
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #69ed7f06
 def group_to_answer(group: TrajectoryGroup) -> Answer:
-    "The first episode of a group as an answer; one that failed is worth nothing."
+    "The first episode of a group as an answer graded by its reward, cut to [0, 1]; grade 0 and its error if all failed."
     if not group.trajectories:
         said = group.discarded[0].metadata["error"] if group.discarded else ""
         return Answer(Question(group.text, (), group.gold), f"(failed: {said})", 0.0, "error")

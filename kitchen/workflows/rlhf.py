@@ -70,7 +70,7 @@ class SftThenRlConfig(RlConfig):
 
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #f950b9e5
 class FullSftThenRlConfig(SftThenRlConfig):
-    "Reinforcement learning of what the embedded model has never seen: all weights learn its signs, adapters could not."
+    "Reinforcement learning on signs the embedded model has never seen: trains all weights, because adapters could not learn them."
 
     model_presets: ClassVar[dict[str, dict[str, Any]]] = {}  # what suits a model there, by its name
 
@@ -78,7 +78,7 @@ class FullSftThenRlConfig(SftThenRlConfig):
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:
-        "Rates of its own where they are known, else those of learning from rollouts."
+        "The presets that `model_presets` has for this model, else those of RL."
         return cls.model_presets.get(model, super().presets(model))
 
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #58c7957f
@@ -130,7 +130,7 @@ _SHARED_SETTINGS = frozenset(
 
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #b0331f5c
 class _PhaseConfig:
-    "Settings of one training within a run."
+    "Settings of one phase: overrides first, then shared settings from the run's config, else the defaults of `kind`."
 
     def __init__(self, config: TrainingConfig, kind: type[TrainingConfig], **instead: Any):
         self.config, self.overrides = config, {name: value for name, value in instead.items() if value is not None}
@@ -148,7 +148,7 @@ _ConfigT = TypeVar("_ConfigT", bound=TrainingConfig)
 
 
 def _phase_config(config: TrainingConfig, kind: type[_ConfigT], **instead: Any) -> _ConfigT:
-    "Settings of one training within a run, read like those of its kind."
+    "A `_PhaseConfig` typed as `kind`; entries of `instead` that are None are ignored."
     return cast(_ConfigT, _PhaseConfig(config, kind, **instead))
 
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #d496d354
@@ -257,7 +257,7 @@ def _with_judge(problem: Problem, judge: RewardModel) -> Problem:
 
 
 def _first_messages(problem: Problem) -> list[Message]:
-    "What a policy sees first."
+    "The messages with which the first environment of a problem starts."
     return list(problem.make(1)[0].start())
 
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #b35a108c

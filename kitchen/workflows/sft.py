@@ -82,7 +82,7 @@ class PretrainConfig(SftConfig):
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:
-        "None: everything starts from nothing."
+        "Always empty: weights are random, so no model's presets apply."
         return {}
 
 # %% ../../nbs/55_workflows/2_sft.ipynb #39a49b46

@@ -20,7 +20,7 @@ class FileBlobs:
         self.directory = Path(directory).resolve()
 
     def path(self, key: str) -> Path:
-        "Where a key's bytes lie."
+        "Path of the file that holds a key's bytes (it need not exist); InvalidValue for a key that is no relative path inside the folder."
         path = (self.directory / key).resolve()
         plain = PurePosixPath(key).as_posix() == key and not key.endswith(".unfinished")
         if not plain or not path.is_relative_to(self.directory) or path == self.directory:
@@ -28,7 +28,7 @@ class FileBlobs:
         return path
 
     def put(self, key: str, content: bytes) -> None:
-        "Keep the bytes; they are there whole or not at all."
+        "Write the bytes under a key, atomically; InvalidValue where the key is a folder or would lie below a file."
         path = self.path(key)
         taken = [one for one in path.parents if one.is_relative_to(self.directory) and one.is_file()]
         if path.is_dir() or taken:

@@ -89,7 +89,7 @@ def _split_file(path: Path, split: str) -> Path:
 # %% ../../../nbs/92_adapters.files/1_datasets.ipynb #a54625db
 @dataclass(frozen=True)
 class DatasetSource:
-    "Rows that can be read again and again, and what to call them."
+    "A slice (`start` to `stop`) of rows that `read` opens anew at each call, with the name used in origins and errors."
 
     name: str
     read: Callable[[], NumberedRows]
@@ -101,7 +101,7 @@ class DatasetSource:
         return islice(self.read(), self.start, self.stop)
 
     def table(self) -> Table:
-        "All of them in memory; none at all is an error."
+        "All chosen rows in memory, broken ones listed apart; raises the first RowError, or InvalidValue, if no row is usable."
         found = list(self._numbered_rows())
         kept = [(number, row) for number, row in found if not isinstance(row, RowError)]
         problems = [row for _, row in found if isinstance(row, RowError)]
@@ -110,14 +110,14 @@ class DatasetSource:
         return Table([row for _, row in kept], self.name, [number for number, _ in kept], problems)
 
     def stream(self) -> Stream[PlacedRow]:
-        "Read anew at each iteration, never held."
+        "The chosen rows one by one, each with its origin; every iteration reads the source again, and nothing is kept in memory."
         return Stream(
             lambda: ((f"{self.name}, row {number}", row) for number, row in self._numbered_rows()), self.name
         )
 
 # %% ../../../nbs/92_adapters.files/1_datasets.ipynb #24007aed
 def _local_source(reference: str, split: str) -> DatasetSource:
-    "What a reference to something on this machine means; nothing is read yet."
+    "The source of a `file:`, `package:` or `builtin:` reference, rows not yet read; InvalidValue for `hf:` or a split of a single file."
     parsed = parse_reference(reference)
     name, split = f"{parsed.scheme}:{parsed.name}", parsed.split or split
     if parsed.scheme == "hf":

@@ -30,7 +30,7 @@ class FileRegistry:
         return [_read_entry(path) for path in sorted(self.blobs.path(model).glob("[0-9]*/entry.json"))]
 
     def register(self, model: str, entry: Mapping[str, Any]) -> int:
-        "Add a version, numbered from 1; the same artifact of the same run is the version it was."
+        "Add a version and return its number, from 1; an artifact (run_id, name, sha256) that is registered already keeps its number."
         same = ("run_id", "artifact", "sha256")
         if all(name in entry for name in same):  # a run that was resumed may come here twice
             for known in reversed(self.versions(model)):
@@ -57,7 +57,7 @@ def _create_folder(folder: Path) -> bool:
 
 
 def _read_entry(path: Path) -> dict[str, Any]:
-    "One version's entry; damage is named."
+    "The content of an entry.json; DamagedData, with its path, if it is not JSON."
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

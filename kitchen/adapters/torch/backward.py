@@ -97,7 +97,7 @@ class Learner:
                 self.weights[name].copy_(master)
 
     def moments(self) -> dict[str, torch.Tensor]:
-        "AdamW's memory by name; empty before the first step."
+        "AdamW's moments and step counts as `parameter/key` -> tensor; empty before the first step."
         states = {name: self.optimizer.state.get(master, {}) for name, master in self.masters.items()}
         return {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
 
@@ -116,7 +116,7 @@ class Learner:
             self.optimizer.state[self.masters[name]][part] = value.to(self.masters[name].device)
 
     def restore_gradient(self, gradient: Mapping[str, torch.Tensor], requests: int) -> None:
-        "Put back what had accumulated."
+        "Set the accumulated gradient by name, and the number of requests that made it up."
         self.requests = requests
         for name, value in gradient.items():
             self.masters[name].grad = value.to(self.masters[name].device)

@@ -172,7 +172,7 @@ def _export(model: PreTrainedModel, opened: OpenModel, lora: LoraParams | None, 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #f15aa1aa
 @contextmanager
 def _explain_out_of_memory() -> Iterator[None]:
-    "Say what to do where memory runs out."
+    "Turn torch.OutOfMemoryError into a BackendError that names the settings to lower."
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -195,14 +195,14 @@ class TorchTrainingClient:
     def forward_backward(
         self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
     ) -> Request:
-        "Add the gradient of the loss sum."
+        "Add the gradient of the summed loss to what has accumulated; result: the loss sum in nats, and [T] log-probabilities per datum."
         batch, objective = _prepare_batch(data, loss_fn, loss_fn_config, self.opened)
         return self.queue.submit("forward_backward", lambda: self._run_request(batch, objective, learn=True), vital=True)
 
     def forward(
         self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
     ) -> Request:
-        "The same numbers, without gradient and dropout."
+        "Loss sum and [T] log-probabilities per datum, as `forward_backward` gives them but without dropout; no gradient is added."
         batch, objective = _prepare_batch(data, loss_fn, loss_fn_config, self.opened)
         return self.queue.submit("forward", lambda: self._run_request(batch, objective, learn=False))
 

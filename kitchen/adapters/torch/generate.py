@@ -21,7 +21,7 @@ from ...types import BackendError, Completion, InvalidValue, SampleOutput, Sampl
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #ac96bdc7
 @dataclass(frozen=True)
 class _StopCriteria:
-    "What ends a completion."
+    "Stop rules of a completion: token ids, and texts that are looked for in its decoded tail."
 
     tokens: frozenset[int]
     texts: tuple[str, ...]

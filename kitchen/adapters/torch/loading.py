@@ -193,7 +193,7 @@ class OpenModel:
 
     @property
     def vocab_size(self) -> int:
-        "Ids that the model knows."
+        "Number of token ids the input embedding has; it may exceed the tokenizer's."
         return self.model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportReturnType, reportIndexIssue]
 
     @property

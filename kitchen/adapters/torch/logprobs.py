@@ -108,7 +108,7 @@ def _packed_attention(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    "The attention function that transformers calls."
+    "Attention [1, tokens, heads, width], bucket by bucket within `_use_packing`, else plain SDPA; NotImplementedError for unknown options."
     packing = _PACKING.get()
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
@@ -196,7 +196,7 @@ class _TargetLogprobs(torch.autograd.Function):
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #ae06dd76
 @dataclass(frozen=True)
 class Traits:
-    "Which short cuts a model allows."
+    "Which short cuts a model allows: packing sequences into one row, and applying its output embedding to chosen positions only."
 
     packed: bool  # sequences may stand in one row
     plain_head: bool  # logits are the output embedding applied to the last hidden state

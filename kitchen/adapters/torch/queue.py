@@ -39,7 +39,7 @@ class Request(AdapterFuture):
             raise
 
     def acknowledge_error(self) -> None:
-        "Whoever asked knows of the failure now."
+        "Tell the queue that this request's error was raised to the caller."
         self.queue.acknowledge_failure()
 
 # %% ../../../nbs/91_adapters.torch/4_queue.ipynb #31e52530
@@ -120,7 +120,7 @@ class RequestQueue:
         self.closing = False
 
     def refuse(self, request: Request) -> None:
-        "Raise if the request was submitted before an earlier failure was known."
+        "BackendError if a failure stands that the caller had not seen when it submitted this request; a later request clears the failure."
         if self.failure is None:
             return
         if self.acknowledged_at is not None and request.number > self.acknowledged_at:
@@ -136,6 +136,6 @@ class RequestQueue:
             self.failure, self.acknowledged_at = (request, error), None
 
     def acknowledge_failure(self) -> None:
-        "Somebody has been told: requests from here on know of the failure."
+        "Note that the failure was raised to a caller: the next request submitted clears it, those submitted before still fail."
         if self.failure is not None and self.acknowledged_at is None:
             self.acknowledged_at = self.submitted

@@ -51,14 +51,14 @@ class _BatchedRequest:
         return self.request
 
     def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
-        "Call it when the result is there."
+        "Call `callback` with the batch's request once that is done; kept until the batch is submitted."
         if self.request is None:
             self.callbacks.append(callback)
         else:
             self.request.add_done_callback(callback)
 
     def result(self, timeout: float | None = None) -> Any:
-        "Run what was collected, and wait for this part of it."
+        "Submit the collected batch, wait for it, and return this request's part; raises the batch's error."
         self.client.flush()
         return self._batch_request().result(timeout)[self.place]
 

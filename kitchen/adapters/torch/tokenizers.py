@@ -75,7 +75,7 @@ def _is_byte_level(description: Mapping[str, Any]) -> bool:
 
 
 def _unknown_token(description: Mapping[str, Any]) -> str | None:
-    "The token that text becomes which the vocabulary does not know."
+    "Spelling of the token for unknown text; None for byte-level vocabularies, which know every text, or where none is named."
     model = description["model"]
     if _is_byte_level(description):
         return None

@@ -112,7 +112,7 @@ def _dropout_masks(network: ToyNetwork, count: int, rng: np.random.Generator | N
 # %% ../../../nbs/90_adapters.toy/7_backward.ipynb #c20dd23f
 @dataclass(frozen=True)
 class BlockResult:
-    "What a block of datums gave."
+    "Results of one block of datums: log-probabilities, loss sum, metrics, and gradients by weight name."
 
     logprobs: list[np.ndarray]  # float64 [T] of each datum; NaN where the loss does not look
     value: float  # sum of the loss over the block

@@ -94,13 +94,13 @@ class ToyTrainingClient:
     def forward_backward(
         self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
     ) -> Future[ForwardBackwardOutput]:
-        "Add the gradient of the loss sum."
+        "Add the gradient of the summed loss to what has accumulated; result: the loss sum in nats, and [T] log-probabilities per datum."
         return self._submit(data, loss_fn, loss_fn_config, learn=True)
 
     def forward(
         self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
     ) -> Future[ForwardBackwardOutput]:
-        "The same numbers, without gradient and dropout."
+        "Loss sum and [T] log-probabilities per datum, as `forward_backward` gives them but without dropout; no gradient is added."
         return self._submit(data, loss_fn, loss_fn_config, learn=False)
 
     def _submit(

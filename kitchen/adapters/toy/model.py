@@ -36,7 +36,7 @@ class ToyNetwork:
 
 @dataclass(frozen=True)
 class DropoutMasks:
-    "What dropout leaves: factors 0 or 1/(1 − p); None is no dropout."
+    "Dropout masks of hidden units and adapter inputs: factors 0 or 1/(1 − p); None means no dropout."
 
     hidden: np.ndarray | None = None  # [N, H] of hidden units
     adapters: Mapping[str, np.ndarray] | None = None  # of each adapter's input
@@ -44,7 +44,7 @@ class DropoutMasks:
 # %% ../../../nbs/90_adapters.toy/2_model.ipynb #d873aa5f
 @dataclass(frozen=True)
 class _Activations:
-    "What the backward pass needs of the forward pass."
+    "Inputs, hidden values and log-probabilities that the forward pass keeps for the backward pass."
 
     seen: np.ndarray  # int64 [N, C]
     inputs: Mapping[str, np.ndarray]  # of each matrix: [N, C·D], [N, H]

@@ -15,7 +15,7 @@ from ...ports.futures import AdapterFuture
 
 # %% ../../../nbs/90_adapters.toy/5_queue.ipynb #6faac395
 class _ReadyFuture:
-    "A result that is there already."
+    "A finished future: holds a value, or the error that `result()` raises."
 
     def __init__(self, value: Any = None, error: Exception | None = None):
         self.value, self.error = value, error
@@ -31,7 +31,7 @@ class _ReadyFuture:
         return self.value
 
     def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
-        "Call it now."
+        "Call `callback` with this future at once, since it is done."
         callback(self)
 
 # %% ../../../nbs/90_adapters.toy/5_queue.ipynb #ec50ccb6
