@@ -70,7 +70,7 @@ def current_names(config: type[BaseModel], values: Mapping[str, Any]) -> dict[st
 
 # %% ../nbs/10_core/2_config.ipynb #910c8a6f
 class Config(BaseModel):
-    "Base of all settings: frozen, strict about names, clear about mistakes."
+    "Base class of all settings: frozen; ConfigError for an unknown name (with the nearest one) or a wrong value."
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -199,7 +199,7 @@ def package_version(name: str) -> str | None:
 
 # %% ../nbs/10_core/2_config.ipynb #1a80691f
 def _cpu_model() -> str:
-    "What the processor calls itself; its instructions decide how sums are rounded."
+    "The processor's model name (sums are rounded as its instructions do); the architecture where the system tells no name."
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # only Linux has this file

@@ -53,7 +53,7 @@ DiagnosticRule = Callable[..., str | None]  # a reading for each measurement it 
 
 
 def _rising_loss(loss: MeasurementHistory) -> str | None:
-    "A training loss above where it began."
+    "Warns if the recent mean of the training loss is over 1.1 times the early mean; None otherwise."
     # where single batches differ by 20 %, the two means differ by 5 % of noise; twice that is no accident
     if loss.count >= 2 * _RECENT_COUNT and loss.recent_mean > 1.1 * loss.early_mean:
         return f"The training loss rose from {loss.early_mean:.3g} to {loss.recent_mean:.3g}. Lower the learning rate, or warm up longer."
@@ -99,7 +99,7 @@ def _likelihood_displacement(chosen: MeasurementHistory, accuracy: MeasurementHi
 
 
 def _equal_rewards(spread: MeasurementHistory) -> str | None:
-    "Groups in which all answers earn the same."
+    "Warns if in over 80 % of the groups all answers have equal rewards, so that every advantage is 0; None otherwise."
     # their advantages are 0: with one group in five left the gradient is as noisy as that of a batch a fifth the size (√5 = 2.2 times)
     if spread.count >= 3 and (now := fmean(list(spread.recent)[-5:])) > 0.8:
         return (
@@ -110,7 +110,7 @@ def _equal_rewards(spread: MeasurementHistory) -> str | None:
 
 # %% ../nbs/40_evaluation/2_diagnostics.ipynb #27ec7f3f
 def _flat_reward(reward: MeasurementHistory) -> str | None:
-    "Rewards that do not grow."
+    "Warns unless the recent mean reward is above the early one by more than 1 % of it; None otherwise."
     # From 60 values on the means of the first 20 and the last 40 share none. With 64 rewards of 0 or 1 a round their difference has a
     # standard error of 0.5/√64 · √(1/20 + 1/40) = 0.017: a flat reward stays under the margin in most readings, a rise of 0.06 in 1 of 1,000.
     if reward.count >= 3 * _EARLY_COUNT and reward.recent_mean <= reward.early_mean + 0.01 * max(
@@ -122,7 +122,7 @@ def _flat_reward(reward: MeasurementHistory) -> str | None:
 
 
 def _entropy_collapse(entropy: MeasurementHistory) -> str | None:
-    "A policy that always says the same."
+    "Warns if the entropy per token fell below 5 % of its early mean; None otherwise."
     # Where 1 nat a token was, 0.05 are left: the e^20 likely answers of 20 tokens have become e^1, so that a group of 8 repeats itself.
     # Of two tokens the better one then has 99 % (its entropy is 0.05 nats at 0.991).
     if entropy.count >= _RECENT_COUNT and entropy.recent_mean < 0.05 * entropy.early_mean:
@@ -143,7 +143,7 @@ def _large_updates(moved: MeasurementHistory) -> str | None:
 
 
 def _frequent_clipping(clipped: MeasurementHistory) -> str | None:
-    "Ratios of which most lie beyond their bounds."
+    "Warns if over 30 % of the tokens are clipped and so give no gradient; None otherwise."
     # Only one side counts as clipped: above for good answers, below for bad ones. Where ratios stray to both sides alike, 30 % clipped
     # means that 60 % lie beyond: the usual token no longer teaches.
     if clipped.count >= 5 and (now := fmean(list(clipped.recent)[-5:])) > 0.3:
@@ -152,7 +152,7 @@ def _frequent_clipping(clipped: MeasurementHistory) -> str | None:
 
 # %% ../nbs/40_evaluation/2_diagnostics.ipynb #c018a3ce
 def _truncated_answers(cut: MeasurementHistory) -> str | None:
-    "Answers that end where they may not go on."
+    "Warns if over 30 % of the answers are cut at their greatest length; None otherwise."
     # at 30 %, a group of 8 holds a cut answer 94 times in 100 (1 − 0.7⁸): advantages compare lengths more than answers
     if cut.count >= 3 and (now := fmean(list(cut.recent)[-5:])) > 0.3:
         return f"{now:.0%} of the answers are cut at their greatest length. Raise max_tokens, or reward short ones."
@@ -211,7 +211,7 @@ class Diagnostics:
 
     @staticmethod
     def _counted_split(item: Event) -> str:
-        "The split that counts: of losses between steps the held-out one."
+        "The split whose values count for this kind of event: `test` for train.evaluate, `train` for all others."
         return "test" if item.name == "train.evaluate" else "train"
 
     def warning_texts(self) -> list[str]:

@@ -299,14 +299,14 @@ NONDETERMINISTIC_UNITS = frozenset({"s", "tokens/s", "bytes"})  # units of what 
 
 
 def event_content(item: Event) -> tuple[Any, ...]:
-    "What an event says, without time and place: equal for equal work."
+    "Name, step, measurements and metadata, without whatever differs when equal work is done again, such as durations."
     units = EVENTS[item.name].measurements
     measured = {name: value for name, value in item.measurements.items() if units.get(name) not in NONDETERMINISTIC_UNITS}
     return item.name, item.step, measured, dict(item.metadata)
 
 # %% ../nbs/10_core/3_telemetry.ipynb #42e48318
 class Log(Protocol):
-    "Whatever keeps events in the order in which they are appended, and numbers them."
+    "The interface of event logs: keeps events in the order in which they are appended, and numbers them."
 
     def append(self, event: Event, /) -> Event:
         "Keep the event; the result carries its sequence number."
@@ -400,7 +400,7 @@ def event_table() -> "pandas.DataFrame":
 # %% ../nbs/10_core/3_telemetry.ipynb #7132f29a
 @cache
 def _cached_process(number: int) -> Any:
-    "A process, looked up once; a forked child asks for its own."
+    "The psutil.Process with this process id, cached; a forked child has another id and so gets its own."
     import psutil
 
     return psutil.Process(number)

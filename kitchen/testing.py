@@ -90,7 +90,7 @@ def expect_different(what: str, first: Any, second: Any, bound: float) -> CheckF
 
 
 def expect_true(what: str, condition: bool, detail: str = "") -> CheckFinding:
-    "Something that must be so."
+    "A finding that passes if the condition is true; `detail` explains a failure."
     return CheckFinding(what, bool(condition), detail)
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #6fa5ba69
@@ -100,7 +100,7 @@ def expect_error(
     *kinds: type[Exception],  # errors that are right; any KitchenError if none is named
     mentions: str = "",  # what the message has to name
 ) -> CheckFinding:
-    "A mistake that must be answered with a clear error."
+    "A finding that passes if the action raises one of the kinds, with `mentions` in its message; other errors fail it too."
     wanted = kinds or (KitchenError,)
     try:
         action()
@@ -144,12 +144,12 @@ class Bench:
 
     @property
     def exact_tolerance(self) -> float:
-        "The bound for what must be equal to the bit on deterministic backends."
+        "The bound for what should repeat exactly: 0 on deterministic backends, else `tolerance`."
         return 0.0 if self.capabilities.deterministic else self.tolerance
 
     @property
     def training(self) -> str:
-        "How training is done."
+        "`full` without LoRA parameters, else `LoRA`: the word for the report."
         return "full" if self.lora is None else "LoRA"
 
     def open(self, seed: int = 0) -> TrainingClient:
@@ -799,7 +799,7 @@ def mistakes_are_refused(bench: Bench) -> Iterator[CheckFinding]:
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #d0235e16
 def _sampler_mistakes(bench: Bench) -> Iterator[CheckFinding]:
-    "Mistakes that only a sampler can be asked."
+    "A sampler must refuse empty prompts, unknown tokens and zero samples; no findings where the backend cannot sample."
     if not bench.capabilities.sampling:
         return
     sampler, params = bench.open().create_sampling_client(), SamplingParams(max_tokens=2)

@@ -41,7 +41,7 @@ from ..types import DamagedData, InvalidValue, SavedState, UnknownName
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #b3d61fd3
 @dataclass(frozen=True)
 class _BoundaryState:
-    "The small part of a run's state at a boundary."
+    "A run's position, step, settings and data cursors at a boundary, without weights or values."
 
     sequence: int  # events in the log
     position: WorkflowPosition
@@ -53,7 +53,7 @@ class _BoundaryState:
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #d2bad70c
 def boundary_state(flow: Flow, sequence: int) -> _BoundaryState:
-    "The moment at which a flow stands."
+    "Position, step, config, data cursors and training-client call counts of a flow now, after `sequence` events."
     values = flow.values.items()
     return _BoundaryState(
         sequence,
@@ -109,7 +109,7 @@ class SnapshotPolicy:
             _parse_best(self.best)
 
     def value(self, item: Event) -> float | None:
-        "What an event says about the best, smaller is better; None if it says nothing."
+        "The measurement named by `best`, negated for max so that smaller is better; None if the event does not have it."
         if not self.best:
             return None
         sign, name, measurement = _parse_best(self.best)
@@ -198,7 +198,7 @@ class SnapshotFolder:
         return write_atomically(self.folder / f"{snapshot.sequence}.json", lambda file: file.write_text(text, "utf-8"))
 
     def head_hash(self, sequence: int) -> str:
-        "Hash of the last of so many events."
+        "Chain hash after `sequence` events; empty for 0."
         return self.run.log.heads[sequence - 1] if sequence else ""
 
     def paths(self) -> list[Path]:
@@ -215,7 +215,7 @@ class SnapshotFolder:
                 continue
 
     def is_current(self, snapshot: Snapshot) -> bool:
-        "Whether the moment belongs to the story as it is now, and not to one that was rewound."
+        "Whether its events are still in the log with the same hash, and its last one was not taken back by a rewind."
         log = self.run.log
         if snapshot.sequence > len(log.events) or self.head_hash(snapshot.sequence) != snapshot.head:
             return False
@@ -317,7 +317,7 @@ class SnapshotSchedule:
         self._due_at = time.perf_counter() + max(self.policy.pause, cost / self.policy.share)
 
     def delay_retry(self) -> None:
-        "After one that could not be written: no try for a while."
+        "After a failed write: no further snapshot for a fixed number of seconds."
         self._retry_at = time.perf_counter() + _RETRY_AFTER
 
     def update_best(self, item: Event) -> bool:
@@ -487,7 +487,7 @@ class History:
         return event("snapshot.error", at.step, snapshot=str(at.sequence), reason=reason)
 
     def finish_pending(self, wait: bool = False) -> None:
-        "Log what became of the last snapshot, if that is known."
+        "Log the outcome of the snapshot being written, once it is done; with `wait`, wait for it. Nothing if none is pending."
         pending = self.pending
         if pending is None or not (wait or pending.done()):
             return
@@ -559,7 +559,7 @@ def _remake_stage(flow: Flow, path: tuple[int, ...], known: Flow | None, told: S
 
 
 def _stage_record(told: Sequence[Event], label: str) -> list[tuple[Any, ...]]:
-    "What a stage's own events said when it ran last."
+    "Contents of the events between the last start and stop of the stage with this label, background events left out."
     found: list[tuple[Any, ...]] = []
     inside = False
     for item in told:

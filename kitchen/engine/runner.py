@@ -136,7 +136,7 @@ def edited_config(config: Config, settings: Mapping[str, Any]) -> Config:
 
 # %% ../../nbs/50_engine/4_runner.ipynb #19154221
 class Runner:
-    "A workflow of a run, under way."
+    "Drives the workflow of one run: advance, pause, edit, rewind, snapshot, resume."
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class Runner:
         self._boundary, self._best_score = boundary_state(flow, len(self.run.log.events)), None
 
     def _roll_back(self) -> None:
-        "Asked for by a stage's policy; answered by whoever drives the flow."
+        "Raise RolledBack: a stage's retry policy calls it, `advance` catches it and restores the last snapshot."
         raise RolledBack
 
     # -- forward ---------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class Runner:
                 self.advancing = False
 
     def _handle_event(self, item: Event, arrived: Callable[[Event], bool]) -> bool:
-        "Do what is due after an event; whether to stop there."
+        "After an event: take a due snapshot, apply edits at a boundary, test breakpoints; True if the run stops here."
         flow, boundary = self.flow, self.flow.at_boundary
         if self.history.schedule.update_best(item):
             self._best_score = self.history.schedule.best
@@ -226,7 +226,7 @@ class Runner:
     # -- edits -----------------------------------------------------------------------------------
 
     def _apply_edits(self) -> None:
-        "Make the edits of the log that belong here, and do what was asked for."
+        "Replay the logged edits due at this milestone, then make the edits and calls queued by `ask`."
         for item in self.replay_edits.pop(self._milestones_passed, []):
             self._apply_edit(item)
         while self._requests:
@@ -321,7 +321,7 @@ class Runner:
         return starts[0] + 1 if starts else 0
 
     def replay(self, later: list[Event]) -> None:
-        "Go through what these events tell of, from here: the same edits at the same places."
+        "Run on until as many milestones as in these events have passed, with their edits made again at the same ones."
         count, self.replay_edits = _count_milestones(later), edits_by_place(later)
         self._apply_edits()
         if count:

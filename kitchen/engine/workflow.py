@@ -551,11 +551,11 @@ class Scope(Composition):
         return (self.body,)
 
     def outer(self, name: str) -> str:
-        "Where a value given inside goes: through a door, or into the scope's own room."
+        "The outside name of a value given inside: as `gives` maps it, else `scope/name`."
         return self.gives.get(name) or f"{self.name}/{name}"
 
     def guaranteed_outputs(self) -> set[str]:
-        "What leaves through the doors, and what stays under the scope's name."
+        "Outside names of the values that the body is sure to give: mapped by `gives`, else `scope/name`."
         return {self.outer(name) for name in guaranteed_outputs(self.body)}
 
     def run(self, flow: Flow, at: WorkflowPosition = START) -> Iterator[Event]:

@@ -28,13 +28,13 @@ from ..types import InvalidValue, Message, SamplingParams
 # %% ../../nbs/25_envs/6_judge.ipynb #b26be455
 @dataclass(frozen=True)
 class _MessageFuture:
-    "A completion on its way, to be read as a message."
+    "A future of a sampled completion whose result is the assistant's Message, parsed by the renderer."
 
     future: Any
     renderer: Renderer
 
     def done(self) -> bool:
-        "Whether it is there."
+        "Whether result() would answer at once."
         return self.future.done()
 
     def result(self, timeout: float | None = None) -> Message:
@@ -209,7 +209,7 @@ _AnswerScorer = Callable[[Sequence[Message], Sequence[str]], Sequence[float]]  #
 
 
 def judge_by_scores(score: _AnswerScorer) -> PairwiseJudge:
-    r"A referee that knows scores: $\sigma(s_i - s_j)$."
+    r"A pairwise judge from a score of each answer: [G, G] with $\sigma(s_i - s_j)$, the chance that i beats j."
 
     def chances(messages: Sequence[Message], answers: Sequence[str]) -> np.ndarray:
         scores = np.asarray(score(messages, answers), dtype=np.float64)
@@ -226,7 +226,7 @@ _COMPARISON_INSTRUCTION = (
 
 # %% ../../nbs/25_envs/6_judge.ipynb #6a49e69d
 def judge_by_completer(completer: Completer, max_tokens: int = 8) -> PairwiseJudge:
-    "A referee that is asked, for every pair both ways round."
+    "A pairwise judge that asks a completer for every pair in both orders: [G, G] of 0, ½ or 1; NaN where it names neither."
 
     def request(messages: Sequence[Message], first: str, second: str) -> Any:
         said = [{"role": one.role, "content": one.content} for one in messages]

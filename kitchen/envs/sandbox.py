@@ -194,7 +194,7 @@ class _ProcessIO:
         return bytes(self._output[out]), bytes(self._output[err]), stopped
 
     def _communicate_until(self, deadline: float, given: bytes) -> str:
-        "Write and read until all is said, or there is a reason to stop."
+        "Write the input and read both streams until they end; `time` or `output` if that limit is reached first, else empty."
         rest = memoryview(given)
         while any(key.fileobj in self._output for key in self.selector.get_map().values()):
             left = deadline - time.monotonic()
@@ -212,7 +212,7 @@ class _ProcessIO:
         return ""
 
     def _write_some(self, stream: Any, rest: memoryview) -> memoryview:
-        "What is left after as much was written as there is room for."
+        "Write as much as the pipe has room for; returns what remains, and closes the pipe when nothing does."
         try:
             rest = rest[os.write(stream.fileno(), rest[:65536]) :]
         except BrokenPipeError:  # it does not want to know
@@ -223,7 +223,7 @@ class _ProcessIO:
         return rest
 
     def _read_some(self, stream: Any) -> bool:
-        "Read what is there; whether that is too much."
+        "Read what is available from a stream, kept up to output_bytes; True if more than that came."
         part, said = os.read(stream.fileno(), 65536), self._output[stream]
         if not part:
             self.selector.unregister(stream)
@@ -236,7 +236,7 @@ class _ProcessIO:
         return len(part) > room
 
     def _drain_pipes(self, deadline: float) -> None:
-        "Wait until the killed are gone, which closes the streams."
+        "After a kill, read and drop output until both streams close or the deadline (monotonic seconds) passes."
         if self._stdin in [key.fileobj for key in self.selector.get_map().values()]:
             self.selector.unregister(self._stdin)
         self._stdin.close()  # a launcher that waits for its program ends
@@ -280,7 +280,7 @@ def worker_count() -> int:
 
 # %% ../../nbs/25_envs/1_sandbox.ipynb #8251df0e
 def _run_contained(bubblewrap: str, interpreter: str, limits: SandboxLimits, stdin_bytes: bytes) -> ProgramResult:
-    "Run an interpreter behind walls."
+    "Run an interpreter in bubblewrap with a seccomp filter; SandboxFailed if bubblewrap itself ended without a result."
     with tempfile.TemporaryFile() as rules, tempfile.TemporaryFile() as report:
         rules.write(_seccomp_filter(platform.machine()))
         rules.seek(0)
@@ -332,7 +332,7 @@ def _kill_process(process: subprocess.Popen[Any], report: int | None) -> None:
 
 # %% ../../nbs/25_envs/1_sandbox.ipynb #4f452122
 def _stop_reason(code: int, complained: str) -> str:
-    "Why a program ended that we did not stop."
+    "`time`, `memory`, `killed`, or empty for an ordinary end, from the exit status and the text on stderr."
     if code == 128 + signal.SIGXCPU:
         return "time"
     if code == 1 and complained.rstrip().rpartition("\n")[2].startswith("MemoryError"):

@@ -88,7 +88,7 @@ def reward_model_loss(head: ScalarHead, pairs_of_step: int, margin: float = 0.0,
 
 # %% ../../nbs/30_losses/4_value.ipynb #6dba951f
 def last_trained_position(datum: Datum) -> int:
-    "The last position that is asked for."
+    "Index (0-based) of the last nonzero weight; IndexError if all weights are 0."
     return int(np.flatnonzero(datum.weights)[-1])
 
 # %% ../../nbs/30_losses/4_value.ipynb #f407ff72
