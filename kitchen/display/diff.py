@@ -77,7 +77,7 @@ def _row_cells(row: Mapping[str, Any]) -> list[str]:
 
 # %% ../../nbs/60_display/3_diff.ipynb #e14bdc93
 def _row_text(row: Mapping[str, Any], after_label: str = "after") -> str:
-    "The same as plain text; what is too much stands in ⟦ ⟧, what is missing in ‸ ‸."
+    "One question with its three answers as lines of text; extra pieces stand in ⟦ ⟧, missing ones in ‸ ‸."
     around = {"same": "{}", "extra": "⟦{}⟧", "missing": "‸{}‸"}
     lines = [("prompt", "", [("same", row["prompt"])]), ("right", "", [("same", row["gold"])])]
     for key, label in (("before", "before"), ("after", after_label)):

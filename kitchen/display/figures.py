@@ -214,7 +214,7 @@ def pair_figure(events: Iterable[Event]) -> "go.Figure":
 
 
 def policy_figure(events: Iterable[Event]) -> "go.Figure":
-    "What a policy earns, how sure it is, how far it moves."
+    "Reward, flat groups, entropy, KL divergences and clipped share over optimizer steps; only those that were measured."
     return _panel_figure(events, POLICY_PANELS)
 
 # %% ../../nbs/60_display/1_figures.ipynb #064d8730
@@ -246,7 +246,7 @@ def reward_figure(events: Iterable[Event]) -> "go.Figure":
 # %% ../../nbs/60_display/1_figures.ipynb #304a56b1
 @dataclass(frozen=True)
 class Span:
-    "A piece of work: on which row, from when to when."
+    "One bar of the timeline: a stage or a port call, with its start and its duration in seconds."
 
     row: str  # "train", or "training.forward_backward"
     kind: str  # "stage" or "port"
@@ -283,7 +283,7 @@ def _union_seconds(found: Iterable[Span]) -> float:
 # %% ../../nbs/60_display/1_figures.ipynb #e12b6df1
 @dataclass(frozen=True)
 class TimeShare:
-    "What one kind of work took."
+    "Calls, seconds and share of one stage, of one verb of a port, or of what ran outside ports."
 
     row: str
     kind: str  # "stage", "port" or "rest"
@@ -293,7 +293,7 @@ class TimeShare:
 
     @property
     def time_note(self) -> str:
-        "As a note beside a row."
+        "Duration, share (from 0.5 % on) and number of port calls, as the text beside a timeline row."
         calls = f" in {self.calls:,} calls" if self.kind == "port" and self.calls > 1 else ""
         share = f" · {self.share:.0%}" if self.share >= 0.005 else ""
         return f"{seconds_text(self.seconds)}{share}{calls}"
@@ -417,7 +417,7 @@ class Curve:
 # %% ../../nbs/60_display/1_figures.ipynb #80536b5b
 @dataclass(frozen=True)
 class PointMark:
-    "A point to look at."
+    "A labelled ring at (x, y) of a chart, in data units."
 
     x: float
     y: float
@@ -427,7 +427,7 @@ class PointMark:
 # %% ../../nbs/60_display/1_figures.ipynb #45575b6d
 @dataclass(frozen=True, eq=False)
 class Chart:
-    "Curves over a common axis."
+    "Curves over one pair of axes, with titles, labelled points and a text in the corner."
 
     curves: tuple[Curve, ...]
     x_title: str
@@ -438,7 +438,7 @@ class Chart:
     corner_text: str = ""  # what to read off it, above on the right
 
     def figure(self) -> "go.Figure":
-        "With plotly."
+        "A new plotly figure of the curves, decimated, with their marks; a note in its middle if there are no curves."
         import plotly.graph_objects as go
 
         figure = go.Figure()
@@ -470,5 +470,5 @@ class Chart:
 
     @cached_property
     def picture(self) -> Picture:
-        "To look at anywhere."
+        "The chart as a `Picture`: plotly where a page runs it, else SVG or text; kept once made."
         return Picture(self.figure)

@@ -98,7 +98,7 @@ class RunProgress:
 
     @property
     def remarks_text(self) -> str:
-        "What the stage had to say, in one line."
+        "Remarks of the running stage in one line, such as rows read or accuracy; empty if there are none."
         return " · ".join(self.remarks.values())
 
 # %% ../../nbs/60_display/4_progress.ipynb #ed094e40
@@ -120,11 +120,11 @@ class ProgressDisplay(Protocol):
     run_progress: RunProgress
 
     def show(self, item: Event) -> None:
-        "Show one event, if it is worth it."
+        "Take in one event; something is printed or redrawn only for stages, notices and training steps."
         ...
 
     def close(self) -> None:
-        "Leave the terminal as a person wants it."
+        "End the display; a live bar is removed from the terminal."
         ...
 
 # %% ../../nbs/60_display/4_progress.ipynb #8719c8ec
@@ -154,7 +154,7 @@ class _PlainDisplay:
             print(f"  {self.run_progress.stage:<10} {self.run_progress.training_text}", file=self.stream, flush=True)
 
     def close(self) -> None:
-        "Nothing is left open."
+        "Does nothing: each line was flushed when it was printed."
 
 # %% ../../nbs/60_display/4_progress.ipynb #23c5453d
 class _LiveDisplay:

@@ -104,7 +104,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # %% ../../nbs/60_display/0_svg.ipynb #5309320e
 @dataclass(frozen=True)
 class _Axis:
-    "Numbers, or names, to places in a drawing."
+    "Maps the data of one axis, numbers or category names, to pixels of the drawing."
 
     low: float  # of a logarithmic axis: the power of ten
     high: float
@@ -115,7 +115,7 @@ class _Axis:
     short: bool = False  # 7.2M for 7,200,000
 
     def _data_to_pixel(self, values: Any) -> Any:
-        "Where values are drawn."
+        "Data to pixels, by their log10 on a logarithmic axis; on an axis of names each value must be one of them."
         if self.names:
             found = np.array([self.names.index(value) for value in values], dtype=float)
         else:
@@ -127,11 +127,11 @@ class _Axis:
         return self.start + (self.end - self.start) * (number - self.low) / ((self.high - self.low) or 1.0)
 
     def _annotation_pixel(self, value: Any) -> float:
-        "Where a name, or a number of the axis itself, stands."
+        "The pixel of an annotation's coordinate: an HTML-escaped name, or a number in axis units."
         return float(self._data_to_pixel([html.unescape(value)])[0]) if self.names else float(self._axis_to_pixel(value))
 
     def ticks(self, count: int = 6) -> list[tuple[float, str]]:
-        "Where grid lines are drawn, and what is written there."
+        "Grid lines as (pixel, label): every name, every power of ten if logarithmic, else at most `count` round numbers."
         if self.names:
             return list(zip(self._data_to_pixel(self.names).tolist(), self.names, strict=True))
         if self.log:
@@ -142,7 +142,7 @@ class _Axis:
 
 # %% ../../nbs/60_display/0_svg.ipynb #f5f38dcc
 def _si_text(value: float) -> str:
-    "A number in little room, with the signs of SI."
+    "A number with an SI suffix, such as 10k, 1.5M or 2G; below 10,000 as `number_text` writes it."
     for sign, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= 10 * size or (abs(value) >= size and sign != "k"):
             return f"{value / size:.4g}{sign}"
@@ -207,7 +207,7 @@ class _Subplot:
 
 # %% ../../nbs/60_display/0_svg.ipynb #20282a59
 def _stroke_attributes(line: Any, opacity: float | None) -> str:
-    "The looks of a stroke."
+    "SVG attributes of a line: colour, width in pixels, opacity unless it is 1, and dashes."
     through = f' stroke-opacity="{opacity:g}"' if opacity not in (None, 1) else ""
     return f'stroke="{line.color or NEUTRAL_GREY}" stroke-width="{line.width or 2:g}"{through}{_DASH_STYLES[line.dash or "solid"]}'
 
@@ -230,7 +230,7 @@ def _scatter_svg(plot: _Subplot, trace: Any) -> Iterator[str]:
 
 # %% ../../nbs/60_display/0_svg.ipynb #1494a6ec
 def _bar_svg(plot: _Subplot, trace: Any) -> Iterator[str]:
-    "Bars that lie, each on the row of its name."
+    "SVG rectangles of a horizontal bar trace, each on the row of its name, at least 1.2 pixels wide."
     starts, seconds = np.asarray(trace.base, dtype=float), np.asarray(trace.x, dtype=float)
     left, right, middle = (
         plot.x._data_to_pixel(starts), plot.x._data_to_pixel(starts + seconds), plot.y._data_to_pixel([html.unescape(name) for name in trace.y]),
@@ -270,7 +270,7 @@ class _PlotArea:
 
 # %% ../../nbs/60_display/0_svg.ipynb #16db3d04
 def _figure_layout(figure: "go.Figure") -> Any:
-    "What a figure says of itself beside its traces."
+    "The figure's plotly layout (axes, legend, annotations, size), typed as Any."
     return figure.layout
 
 
@@ -301,7 +301,7 @@ def _trace_numbers(values: Any) -> np.ndarray:
 
 
 def _x_values(trace: Any) -> np.ndarray:
-    "Everything of a trace that has a place on the x axis."
+    "All x coordinates of a trace: its indices if it has no x; of bars, starts and ends."
     x = _trace_numbers(trace.x) if trace.x is not None else np.arange(float(len(_trace_numbers(trace.y))))
     base = np.asarray(trace.base, dtype=float) if trace.type == "bar" else None
     return x if base is None else np.concatenate([base, base + x])
@@ -355,7 +355,7 @@ def _legend_svg(figure: "go.Figure", left: float) -> tuple[list[str], float]:
 
 # %% ../../nbs/60_display/0_svg.ipynb #18798fb6
 def _legend_sign_svg(trace: Any, x: float, y: float) -> str:
-    "How a trace looks, in small."
+    "The legend's sample of a trace as SVG: a square for bars, else a stroke, a dot or both, by its mode."
     if trace.type == "bar":
         return f'<rect x="{x + 6:.1f}" y="{y - 6:.1f}" width="12" height="12" fill="{_bar_color(trace)}"/>'
     dot = f'<circle cx="{x + 12:.1f}" cy="{y:.1f}" r="3.5" fill="{trace.marker.color or trace.line.color}"/>'
@@ -430,24 +430,24 @@ def figure_svg(figure: "go.Figure") -> str:
 # %% ../../nbs/60_display/0_svg.ipynb #4eec0983
 @dataclass(frozen=True, eq=False)
 class Picture:
-    "A figure with words for those who cannot see it."
+    "A plotly figure, made when first needed, with an SVG drawing and a text for pages and terminals without plotly."
 
     make_figure: "Callable[[], go.Figure]"  # asked when somebody looks; plotly takes a second to load
     alt_text: str = ""  # empty: each curve in a line
 
     @cached_property
     def figure(self) -> "go.Figure":
-        "With plotly: to zoom, to hover."
+        "The plotly figure; made on first access, then kept."
         return self.make_figure()
 
     @cached_property
     def svg(self) -> str:
-        "Without any script."
+        "The figure as a static SVG document; made on first access, then kept."
         return figure_svg(self.figure)
 
     @cached_property
     def text(self) -> str:
-        "In words."
+        "`alt_text`; if it is empty, a line for each named trace: a sparkline, its first and its last value."
         return self.alt_text or _curves_text(self.figure)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:

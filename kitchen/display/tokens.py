@@ -111,14 +111,14 @@ def token_label(text: str) -> str:
 # %% ../../nbs/60_display/2_tokens.ipynb #627f6e82
 @dataclass(frozen=True)
 class ColoredToken:
-    "A stretch of text with its number."
+    "A piece of text, the number that colours it (not finite: uncoloured context) and its hover text."
 
     text: str
     value: float  # not finite: context
     hover: str = ""
 
     def html(self, peak: float) -> str:
-        "Escaped, coloured by its number."
+        "An HTML span of the escaped text: blue for positive numbers, orange for negative, as strong as |value| / peak."
         text = html.escape(visible_text(show_white_space(self.text)) or "▫")
         if not math.isfinite(self.value):
             return f'<span style="opacity:.65">{text}</span>'
@@ -178,14 +178,14 @@ def _window_around_peak(tokens: Sequence[ColoredToken], limit: int) -> tuple[lis
 
 # %% ../../nbs/60_display/2_tokens.ipynb #72ba054a
 def tokens_html(tokens: Sequence[ColoredToken], peak: float, limit: int = 240, edge: str = "rgba(128,128,128,.4)") -> str:
-    "A line of tokens."
+    "An HTML block of at most `limit` coloured tokens around the largest number, and how many are left out."
     some, rest = _window_around_peak(tokens, limit)
     frame = f"{TOKEN_BOX_STYLE};border-left:3px solid {edge};padding-left:.8em;margin:.15em 0 .5em"
     return f'<div style="{frame}">{"".join(token.html(peak) for token in some)}{small_html(rest) if rest else ""}</div>'
 
 
 def tokens_text(tokens: Sequence[ColoredToken], peak: float, limit: int = 240) -> str:
-    "The same for a terminal: numbers of at least half the largest stand in ⟦ ⟧."
+    "At most `limit` tokens as text; those with a number of at least half of `peak` stand in ⟦ ⟧."
     some, rest = _window_around_peak(tokens, limit)
     pieces, inside = [], False
     for token in some:

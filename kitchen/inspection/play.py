@@ -75,7 +75,7 @@ class PlaySession:
         return self
 
     def _advance_opponents(self) -> "PlaySession":
-        "Let others move until it is the person's turn, or all is over; then the judge of the group is heard."
+        "Let the opponent act until it is the person's turn; once all episodes are over, set the final reward and its parts."
         self._current_episode: Episode | None = None
         self.reward, self.parts = 0.0, dict[str, float]()
         while active := episodes_to_act(self.episodes, self.limits):

@@ -27,7 +27,7 @@ Measure = str | Mapping[str, float] | Sequence[Reward] | Callable[[str, Row], fl
 
 
 def _measure_rewards(measure: Measure) -> list[Reward]:
-    "The measure as rewards."
+    "The rewards of a measure given as name, names with weights, rewards or function; UnknownName for an unknown name."
     if callable(measure):
         return [Reward(getattr(measure, "__name__", "measure"), measure, gold=None)]
     if isinstance(measure, Sequence) and not isinstance(measure, str):
@@ -71,7 +71,7 @@ class RegradedAnswers:
 # %% ../../nbs/65_inspection/2_regrade.ipynb #7e4d5ce6
 @dataclass(frozen=True)
 class RegradeResult:
-    "Evaluations graded anew."
+    "Answers of each evaluation with old and new grades; shows both means and the answers whose grade changed."
 
     measure: str
     rows: tuple[RegradedAnswers, ...]
@@ -129,7 +129,7 @@ def regrade(answers: Mapping[str, Sequence[Answer]], measure: Measure) -> Regrad
 
 # %% ../../nbs/65_inspection/2_regrade.ipynb #bd185370
 def read_answers(run: Run) -> dict[str, list[Answer]]:
-    "What a run has kept of its evaluations."
+    "Answers in a run's results artifacts, under 'before' and 'after'; empty if there are none yet."
     found: dict[str, list[Answer]] = {}
     for made in run.artifacts():
         content = json.loads(made.path.read_text("utf-8")) if made.kind == "results" else {}

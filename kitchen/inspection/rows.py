@@ -45,7 +45,7 @@ def row_datums(row: Any) -> dict[str, Datum]:
 
 
 def show_row(row: Any, tokenizer: Tokenizer) -> TokenView | View:
-    "One row of a batch."
+    "The coloured tokens of one batch row; of a pair or a soft target, each of its datums under its name."
     if isinstance(row, Datum):
         return show_tokens(row, tokenizer)
     shown = {name: show_datum(datum, tokenizer) for name, datum in row_datums(row).items()}
@@ -86,7 +86,7 @@ def _token_logprobs(training: TrainingClient, data: Sequence[Datum]) -> list[dic
 
 
 def _token_values(datum: Datum, numbers: Mapping[str, np.ndarray], by: str) -> tuple[np.ndarray | None, str]:
-    "What a datum is coloured by, and its name; None: as it usually is."
+    "Values [T] to colour a datum by, and their name; None for the default. UnknownName if `by` is not among its numbers."
     if not by:
         return None, ""
     inputs = {name.removesuffix("s"): column for name, column in datum.loss_fn_inputs.items() if name != "targets"}
@@ -123,7 +123,7 @@ def ask_current_model(training: TrainingClient, renderer: Renderer, questions: S
 # %% ../../nbs/65_inspection/0_rows.ipynb #dff7444a
 @dataclass(frozen=True, eq=False)
 class RowLoss:
-    "A datum and what the model found hard in it."
+    "A datum with its mean loss and the loss of each of its tokens."
 
     datum: Datum
     loss: float  # nats/token
@@ -132,7 +132,7 @@ class RowLoss:
 # %% ../../nbs/65_inspection/0_rows.ipynb #a9161f28
 @dataclass(frozen=True, eq=False)
 class TopLosses:
-    "The hardest rows, hardest first."
+    "Rows with the highest mean loss, highest first; shows their tokens coloured by loss."
 
     rows: tuple[RowLoss, ...]
     count: int  # rows that were looked at

@@ -58,7 +58,7 @@ def show_scores(run: Run) -> View:
 
 
 def read_results(run: Run) -> dict[str, Any]:
-    "What the run's report stage wrote."
+    "The run's artifacts/results.json; InvalidValue if its last stage has not written it yet."
     path = run.path / "artifacts" / "results.json"
     if not path.is_file():
         raise InvalidValue(
@@ -125,7 +125,7 @@ def show_pairs(run: Run) -> Picture:
 
 
 def show_policy(run: Run) -> Picture:
-    "What the policy earns, how sure it is, how far it moves."
+    "Reward, entropy, KL divergences and clipped share over optimizer steps."
     return Picture(lambda: policy_figure(run.log.active_events))
 
 # %% ../../nbs/64_reports/2_build.ipynb #94bd4724
@@ -180,7 +180,7 @@ def _percent_text(share: float | None) -> str:
 
 
 def _counts_text(counts: Mapping[str, int]) -> str:
-    "How many for which reason."
+    "Each count with its reason, divided by commas; '—' if there are none."
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "—"
 
 # %% ../../nbs/64_reports/2_build.ipynb #90b48e37

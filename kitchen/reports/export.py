@@ -171,7 +171,7 @@ def _content_security_policy(scripts: Sequence[str]) -> str:
 
 
 def _notebook_title(notebook: "NotebookNode", fallback: str) -> str:
-    "What the notebook says of itself, or its first heading."
+    "The title in the notebook's metadata, else its first heading, else `fallback`."
     noted = notebook.metadata.get("kitchen", {}).get("title")
     if noted:
         return visible_text(noted)

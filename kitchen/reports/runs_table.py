@@ -134,7 +134,7 @@ class RunsTable:
 
     @property
     def _head(self) -> str:
-        "What is shown, in words."
+        "How many runs are shown, how many older ones are not, and the filter."
         more = f", and {self.older_count:,} older" if self.older_count else ""
         return f"{len(self.rows):,} run{'s' * (len(self.rows) != 1)}{more}{self.filter_text}"
 

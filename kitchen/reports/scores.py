@@ -88,7 +88,7 @@ def _pair_scores(events: Sequence[Event]) -> list[Score]:
 
 # %% ../../nbs/64_reports/0_scores.ipynb #f545ddfa
 def _win_rate_scores(events: Sequence[Event]) -> list[Score]:
-    "How often a reward model prefers the answers after; half of the time is what no training would do."
+    "Share of answers after training that a reward model prefers (0.5: no change), and the mean scores before and after."
     found = []
     for one in (item for item in events if item.name == "evaluate.wins"):
         note = f"{one['count']:,.0f} held-out answers, chosen by the reward model between after and before; a tie is half a win"

@@ -44,7 +44,7 @@ def _stages_html(position: Mapping[str, str], seconds: Mapping[str, float], abou
 
 
 def _stages_text(position: Mapping[str, str]) -> str:
-    "The same for a terminal."
+    "The stages in one line of text, each behind the sign of its status."
     return "  ".join(f"{STATUS_SIGNS[status].sign} {visible_text(name)}" for name, status in position.items())
 
 # %% ../../nbs/66_session/2_card.ipynb #4f149661

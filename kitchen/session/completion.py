@@ -124,7 +124,7 @@ def session_completions(text: str, namespace: Mapping[str, Any], session_class: 
 
 # %% ../../nbs/66_session/4_completion.ipynb #5b68ab2e
 def _new_session_names(place: CursorPlace) -> list[str]:
-    "For a session to be: recipes, or settings of the recipe that stands first."
+    "Completions in the call that makes a session: recipes in its first string, settings of that recipe after it."
     recipe = re.match(r"""\s*(?:recipe\s*=\s*)?["'](\w+)["']""", place.arguments)
     name = recipe.group(1) if recipe else "sft"
     if place.in_string and (place.argument == "recipe" or not (place.argument or place.number)):
@@ -158,12 +158,12 @@ def _setting_names(driver: SessionDriver) -> list[str]:
 
 # %% ../../nbs/66_session/4_completion.ipynb #837458ac
 def _beginning(prefix: str, names: list[str]) -> list[str]:
-    "Names that begin so, each once."
+    "The names that begin with `prefix`, each once, in their order."
     return [name for name in dict.fromkeys(names) if name.startswith(prefix)]
 
 
 def _session_driver(value: Any, session_class: type) -> SessionDriver | None:
-    "The driver of a session, or of the one whose `state` a dotted name ends on."
+    "The driver of a session; None for any other value."
     return value.driver if isinstance(value, session_class) else None  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -232,7 +232,7 @@ class SessionDriver:
 
     @property
     def position_text(self) -> str:
-        "Where the model stands, in words."
+        "The last optimizer step, such as 'step 1,200'; 'the start' before the first."
         return f"step {self.last_step.step:,}" if self.last_step else "the start"
 
     def update_index(self) -> None:
@@ -289,7 +289,7 @@ class SessionDriver:
             self.connected_runner.edit(**settings)
 
     def throwaway_runner(self) -> contextlib.AbstractContextManager[Runner]:
-        "This run from here on as one that may be spoilt; it is thrown away at the end."
+        "A context with a runner on a throw-away copy of this run; InvalidValue while the run goes on in the background."
         self.require_idle()
         return self.connected_runner.throwaway_copy()
 

@@ -94,7 +94,7 @@ def _rewind(session: _ControlledSession, step: int) -> str:
 
 
 def _checkpoint(session: _ControlledSession) -> str:
-    "Keep the state."
+    "Write a snapshot of the run; the message names it."
     return f"Kept as snapshot {session.snapshot()}."
 
 
@@ -104,7 +104,7 @@ def _sample(session: _ControlledSession, count: int = 4) -> str:
 
 # %% ../../nbs/62_widgets/1_commands.ipynb #013ed4ee
 def _fork(session: _ControlledSession, **changes: Any) -> str:
-    "A run that goes its own way from here."
+    "Fork the run here, with changed settings; the message names the new run."
     return f"Forked as {session.fork(**changes).run_record.run_id}."
 
 
@@ -142,7 +142,7 @@ class CommandQueue:
     done_count: int = 0  # how many were carried out
 
     def submit_command(self, name: str, **arguments: Any) -> None:
-        "Leave a command; returns at once."
+        "Queue a command for the thread and return at once; UnknownName if there is no such command."
         if name not in _COMMANDS:
             raise UnknownName("command", name, _COMMANDS)
         if _COMMANDS[name].pauses_run and self.session.driver.busy:
@@ -154,7 +154,7 @@ class CommandQueue:
                 self.thread.start()
 
     def _work(self) -> None:
-        "Carry out what is waiting."
+        "The thread's loop: carry out queued commands in order; ends when none is left."
         while True:
             with self.lock:
                 if not self._pending:
@@ -164,7 +164,7 @@ class CommandQueue:
             self._execute(self.current_command, arguments)
 
     def _execute(self, name: str, arguments: Mapping[str, Any]) -> None:
-        "Do it now, or leave it to the thread that drives the run."
+        "Carry out a command now, or hand it to the runner for its next boundary if it is an `at_boundary` one."
         command = _COMMANDS[name]
         with self._capture_errors():
             if command.at_boundary:
@@ -174,7 +174,7 @@ class CommandQueue:
                 self.last_message = command.command_function(self.session, **arguments)
 
     def _run_at_boundary(self, command: _Command, arguments: Mapping[str, Any]) -> None:
-        "Do it at a boundary; training goes on whatever happens."
+        "Carry out a command at a boundary; an error becomes the message and does not end training."
         with self._capture_errors():
             self.last_message = command.command_function(self.session, **arguments)
 

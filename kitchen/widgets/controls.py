@@ -139,7 +139,7 @@ class SettingsForm:
         self.command_queue().submit_command("edit", **{name: value})
 
     def _show_error(self, reason: str) -> None:
-        "Say why a value cannot be."
+        "Write into the form's message why a value was refused."
         self.message.value = f'<span style="color:{VERMILION}">{html.escape(reason)}</span>'
 
     def fill(self, config: Config) -> None:

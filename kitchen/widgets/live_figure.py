@@ -386,7 +386,7 @@ def _full_board(phases: Sequence[TrainingPhase | None]) -> Board:
 
 
 def static_board(names: Sequence[str], phases: Sequence[TrainingPhase | None], words: Sequence[str]) -> "go.Figure":
-    "Everything, below some words."
+    "A still plotly figure of every slot that has values, a line for each run, with `words` as the lines of its title."
     figure = Canvas(names, _full_board(phases), phases, live=False).figure
     place = {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 13}}
     return figure.update_layout(title={"text": "<br>".join(plotly_text(line) for line in words), **place})

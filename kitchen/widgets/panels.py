@@ -69,7 +69,7 @@ _RUNNING_STYLE = f"background:{BLUE_SHADE};border-left:3px solid {BLUE};font-wei
 
 
 def _tree_rows(part: WorkflowPart, prefix: str = "", depth: int = 0) -> Iterator[tuple[int, str, Stage | None, str]]:
-    "Depth, what is written, the stage if it is one, and its label."
+    "A row for each part of a workflow, depth first: depth, text, the stage or None, and the stage's full label."
     if isinstance(part, Stage):
         yield depth, part.name, part, prefix + part.name
         return
