@@ -63,6 +63,7 @@ def report_command(
     "Write a run's report again, or its results as a table for a paper.\n\nRUNS are ids or paths; none: the latest."
     from kitchen.reports.build import paper_table, report_notebook
     from kitchen.reports.export import to_html, to_pdf
+    from kitchen.store.files import check_replaceable
     from kitchen.types import InvalidValue
 
     paths = [find_run(name) for name in runs or ("latest",)]
@@ -75,9 +76,10 @@ def report_command(
         raise InvalidValue("a report is of one run; results of several fit into a table: --latex or --markdown")
     (path,), (run,) = paths, opened
     executed: Path | NotebookNode = path / "report.ipynb"
-    page = to_html(
-        executed if executed.is_file() else report_notebook(run), target or path / "report.html", hide_code
-    )
+    target = target or path / "report.html"
+    if pdf:
+        check_replaceable(target.with_suffix(".pdf"))
+    page = to_html(executed if executed.is_file() else report_notebook(run), target, hide_code)
     click.echo(page)
     if pdf:
         click.echo(to_pdf(page, page.with_suffix(".pdf")))

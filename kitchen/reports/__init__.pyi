@@ -33,6 +33,7 @@ from .export import read_recorded as read_recorded
 from .export import record_values as record_values
 from .export import to_html as to_html
 from .export import to_pdf as to_pdf
+from .export import write_notebook as write_notebook
 from .runs_table import RunRow as RunRow
 from .runs_table import RunsTable as RunsTable
 from .runs_table import runs as runs

@@ -4,9 +4,12 @@ from . import index as index
 from . import log as log
 from . import objects as objects
 from . import run as run
+from .files import check_replaceable as check_replaceable
 from .files import content_hash as content_hash
 from .files import file_hash as file_hash
+from .files import is_sealed as is_sealed
 from .files import write_atomically as write_atomically
+from .files import write_output as write_output
 from .index import RunIndex as RunIndex
 from .log import EventLog as EventLog
 from .log import LogFailed as LogFailed

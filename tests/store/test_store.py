@@ -5,11 +5,14 @@ import multiprocessing
 import os
 import signal
 import time
+from functools import partial
 
 import pytest
 
 from kitchen.config import ExperimentSpec
-from kitchen.store.files import write_atomically
+from kitchen.reports.build import write_report
+from kitchen.reports.export import find_browser, to_pdf
+from kitchen.store.files import is_sealed, write_atomically
 from kitchen.store.index import RunIndex
 from kitchen.store.log import EventLog
 from kitchen.store.run import Run
@@ -136,3 +139,33 @@ def test_a_report_written_onto_a_folder_leaves_the_folder(tmp_path):
         with pytest.raises(InvalidValue, match="is a folder"):
             k.report(folder)
     assert (folder / "one.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.ipynb", "report.pdf"])
+@pytest.mark.parametrize("whose", ["somebody's", "kitchen's, with notes", "kitchen's"])
+def test_only_a_report_that_nobody_changed_is_replaced(tmp_path, name, whose):
+    if name.endswith(".pdf") and find_browser() is None:
+        pytest.skip("no browser to print with")
+    made = Run.create(ExperimentSpec(recipe="sft"), tmp_path / "run")
+    write = partial(write_report, made)
+    if name.endswith(".pdf"):
+        page = write(tmp_path / "page.html")
+        write = partial(to_pdf, page)
+    path = tmp_path / name
+    if whose == "somebody's":
+        path.write_bytes(b"years of work")
+    else:
+        write(path)
+        assert is_sealed(path)
+    if whose == "kitchen's, with notes":
+        path.write_bytes(path.read_bytes().replace(b"2", b"3", 1))
+    before = path.read_bytes()
+    if whose == "kitchen's":
+        made.log.append(event("run.stop", status="completed", seconds=1.0))
+        write(path)
+        assert is_sealed(path)
+    else:
+        with pytest.raises(InvalidValue, match="is there already, and is not as kitchen wrote it; it is left alone"):
+            write(path)
+        assert path.read_bytes() == before
+    assert not [item.name for item in tmp_path.iterdir() if "unfinished" in item.name]
