@@ -55,10 +55,7 @@ def _log_run_end(run_dir: Path, status: str, reason: str) -> None:
 # %% ../../nbs/68_cli/4_cook.ipynb #ca01d1c9
 def _finish_report(what: CookRequest, run_dir: Path, status: str, reason: str) -> Path | None:
     "Give the executed notebook its name, and write it as HTML; None if there is nothing to keep."
-    import nbformat
-
-    from kitchen.reports.export import read_notebook, to_html
-    from kitchen.store.files import write_atomically
+    from kitchen.reports.export import read_notebook, to_html, write_notebook
 
     unfinished = run_dir / UNFINISHED_NAME
     if not unfinished.is_file():
@@ -66,9 +63,7 @@ def _finish_report(what: CookRequest, run_dir: Path, status: str, reason: str) -
     document = read_notebook(unfinished)
     document.metadata["kitchen"] = {"status": status, "reason": reason}
     document.metadata.get("papermill", {}).update(input_path=what.notebook.name, output_path="report.ipynb")
-    write_atomically(
-        run_dir / "report.ipynb", lambda path: path.write_text(nbformat.writes(document), encoding="utf-8")
-    )
+    write_notebook(document, run_dir / "report.ipynb")
     unfinished.unlink()
     return to_html(document, run_dir / "report.html")
 
@@ -98,6 +93,7 @@ _REQUEST_NAME = "order.json"  # what was cooked, so that it can be taken up agai
 # %% ../../nbs/68_cli/4_cook.ipynb #4c313a29
 def _find_unfinished_run(what: CookRequest, name: str) -> Path:
     "The directory of a run of this recipe or notebook."
+    from kitchen.store.files import check_replaceable
     from kitchen.store.log import EventLog
     from kitchen.types import InvalidValue
 
@@ -107,6 +103,8 @@ def _find_unfinished_run(what: CookRequest, name: str) -> Path:
         raise InvalidValue(f"{run_dir} was not cooked from a notebook; `kitchen resume {name}` goes on with it")
     if cooked["name"] != what.name:
         raise InvalidValue(f"{run_dir} is a run of {cooked['name']!r}, not of {what.name!r}")
+    for report in ("report.ipynb", "report.html"):  # with notes in them they are the user's, which is said before any work
+        check_replaceable(run_dir / report)
     EventLog(run_dir / "events.jsonl").claim().close()  # somebody who still writes it is noticed before a kernel is started
     return run_dir
 

@@ -40,9 +40,10 @@ from kitchen.reports.export import (
     MANIFEST_MIME,
     notebook_outputs,
     to_html,
+    write_notebook,
 )
 from .scores import scores, scores_table, scores_view
-from ..store.files import write_atomically
+from ..store.files import check_replaceable
 from ..store.log import to_jsonable
 from ..store.run import Run
 from ..telemetry import Event
@@ -257,10 +258,8 @@ def report_notebook(run: Run) -> "NotebookNode":
 # %% ../../nbs/64_reports/2_build.ipynb #48cb1f86
 def write_report(run: Run, path: str | Path | None = None) -> Path:
     "Write the report of a run from its log: HTML, or a notebook where the name ends in .ipynb."
-    import nbformat
-
-    path = Path(path or run.path / "report.html")
+    path = check_replaceable(Path(path or run.path / "report.html"))
     document = report_notebook(run)
     if path.suffix == ".ipynb":
-        return write_atomically(path, lambda file: file.write_text(nbformat.writes(document), encoding="utf-8"))
+        return write_notebook(document, path)
     return to_html(document, path)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESULT_MIME', 'MANIFEST_MIME', 'record_values', 'read_notebook', 'notebook_outputs', 'read_recorded', 'to_html',
-           'find_browser', 'to_pdf']
+           'write_notebook', 'find_browser', 'to_pdf']
 
 # %% ../../nbs/64_reports/1_export.ipynb #233adf8c
 import base64
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formatting import PLOTLY_MIME, visible_text
-from ..store.files import write_atomically
+from ..store.files import check_replaceable, write_output
 from ..store.log import to_jsonable
 from ..types import InvalidValue, KitchenError, MissingCapability
 
@@ -255,7 +255,8 @@ def to_html(
     html_path: str | Path,
     hide_code: bool = False,
 ) -> Path:
-    "Write an executed notebook as one HTML file that opens without a network."
+    "Write an executed notebook as one HTML file that opens without a network; a file there that is not kitchen's is refused."
+    check_replaceable(Path(html_path))  # before any work
     read = read_notebook(notebook)
     body = _body_html(_offline_copy(read), hide_code)
     scripts = [_plotly_script(), _asset_text("report.js")] if 'class="figure"' in body else []
@@ -270,7 +271,18 @@ def to_html(
         body=body,
         drawing=drawing if scripts else "",
     )
-    return write_atomically(Path(html_path), lambda path: path.write_text(text, encoding="utf-8"))
+    return write_output(Path(html_path), lambda path, mark: path.write_text(f"{text}<!-- {mark} -->\n", encoding="utf-8"))
+
+# %% ../../nbs/64_reports/1_export.ipynb #2d742173
+def write_notebook(document: "NotebookNode", path: str | Path) -> Path:
+    "Write a report as a notebook; a file there that is not kitchen's, or was changed since, is refused."
+    import nbformat
+
+    def write(unfinished: Path, mark: str) -> None:
+        document.metadata.setdefault("kitchen", {})["seal"] = mark
+        unfinished.write_text(nbformat.writes(document), encoding="utf-8")
+
+    return write_output(Path(path), write)
 
 # %% ../../nbs/64_reports/1_export.ipynb #4f9a8628
 _BROWSERS = (
@@ -284,7 +296,8 @@ def find_browser() -> str | None:
 
 # %% ../../nbs/64_reports/1_export.ipynb #0240dcfc
 def to_pdf(html_path: str | Path, pdf_path: str | Path, timeout: float = 120.0) -> Path:
-    "Print an HTML report as PDF."
+    "Print an HTML report as PDF; a file there that is not kitchen's is refused."
+    check_replaceable(Path(pdf_path))
     found, page = find_browser(), Path(html_path).absolute()
     if found is None:
         raise MissingCapability(
@@ -292,7 +305,7 @@ def to_pdf(html_path: str | Path, pdf_path: str | Path, timeout: float = 120.0) 
             f"(looked for {', '.join(_BROWSERS)}); or open {page} and print it there"
         )
 
-    def print_page(path: Path) -> None:
+    def print_page(path: Path, mark: str) -> None:
         "Have the browser write the page to this path; KitchenError if it cannot be started, takes too long or writes no PDF."
         with tempfile.TemporaryDirectory(prefix="kitchen-browser-") as profile:
             words = [f"--user-data-dir={profile}", f"--print-to-pdf={path}", "--virtual-time-budget=20000"]
@@ -304,8 +317,10 @@ def to_pdf(html_path: str | Path, pdf_path: str | Path, timeout: float = 120.0) 
         if not path.is_file() or not path.read_bytes().startswith(b"%PDF"):
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise KitchenError(f"{found} did not print {page} (exit code {done.returncode}): {visible_text(' '.join(said[-2:]))}")
+        with path.open("ab") as file:  # a comment behind the end, which readers of PDF skip
+            file.write(f"\n%{mark}\n".encode())
 
-    return write_atomically(Path(pdf_path).absolute(), print_page)
+    return write_output(Path(pdf_path).absolute(), print_page)
 
 # %% ../../nbs/64_reports/1_export.ipynb #a35670fc
 def _is_root() -> bool:
