@@ -208,7 +208,7 @@ class SampleSchedule:
     _due: bool = False  # whether a question is due and not asked yet
 
     def on_event(self, item: Event) -> None:
-        "Have the model asked at the next boundary if this event ends an `every`th step; called in the thread that trains."
+        "Have the model asked at the next boundary if the step that this event ends is a multiple of `every`; called in the thread that trains."
         if item.name == "train.step" and self.every and not self._due and (item.step or 0) % self.every == 0:
             self._due = True
             self.command_queue.session.driver.runner.visit_at_boundary(self._sample)
