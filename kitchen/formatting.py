@@ -14,7 +14,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -101,10 +101,13 @@ def is_interactive() -> bool:
     return bool(shell) and "IPKernelApp" in shell.config and not os.environ.get("KITCHEN_HEADLESS")
 
 
-def display_widget(widget: Any, fallback: View) -> None:
-    "Show a widget; a saved notebook opened without a kernel, or where widgets are not installed, shows `fallback`."
+def display_widget(make_widget: Callable[[], Any], view: View) -> None:
+    "Show a widget to a person before a notebook; everywhere else, and where the notebook is opened without a kernel, the view."
     display = import_module("IPython.display").display  # its parameters have no types
-    display({**widget._repr_mimebundle_(), "text/html": fallback.html, "text/plain": fallback.text}, raw=True)
+    if not is_interactive():
+        display(view)
+        return
+    display({**make_widget()._repr_mimebundle_(), "text/html": view.html, "text/plain": view.text}, raw=True)
 
 # %% ../nbs/10_core/1_formatting.ipynb #a9eeae62
 def align_columns(rows: Sequence[Sequence[str]], limit: int = 80) -> str:

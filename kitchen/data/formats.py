@@ -174,7 +174,6 @@ def extract_reasoning(conversation: Conversation) -> Conversation:
     return replace(conversation, messages=tuple(map(apart, conversation.messages)))
 
 # %% ../../nbs/22_data/1_formats.ipynb #0388edd0
-_ParsedRow = Conversation | Preference | Rating
 RowReader = Callable[[Row], tuple[Any, ...]]
 
 

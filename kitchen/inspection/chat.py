@@ -23,7 +23,6 @@ from kitchen.formatting import (
     box_html,
     display_widget,
     escape_html,
-    is_interactive,
     small_html,
     table_html,
     visible_text,
@@ -183,13 +182,7 @@ class Chat:
         return box_html(*(parts or [small_html(_EMPTY_HINT)]))
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        view = View(self._repr_html_(), repr(self))
-        if is_interactive():
-            display_widget(_chat_widget(self), view)
-        else:
-            display(view)
+        display_widget(lambda: _chat_widget(self), View(self._repr_html_(), repr(self)))
 
     def __repr__(self) -> str:
         said = [("system", self.system)] if self.system else []

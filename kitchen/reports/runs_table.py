@@ -23,7 +23,6 @@ from kitchen.formatting import (
     box_html,
     display_widget,
     escape_html,
-    is_interactive,
     number_text,
     seconds_text,
     sign_html,
@@ -161,13 +160,7 @@ class RunsTable:
         return box_html(small_html(self._head), table_html(heads, lines, (4, 5, 6)))
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        view = View(self._repr_html_(), repr(self))
-        if is_interactive():
-            display_widget(_runs_widget(self), view)
-        else:
-            display(view)
+        display_widget(lambda: _runs_widget(self), View(self._repr_html_(), repr(self)))
 
     def __repr__(self) -> str:
         heads = ["", "run", "recipe", "began", f"{'took':>11}", f"{'steps':>8}", f"{'last loss':>9}", "training loss"]

@@ -50,6 +50,14 @@ def _fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 # %% ../../nbs/14_store/0_files.ipynb #72d66133
+def _refuse_link_or_folder(path: Path) -> None:
+    "InvalidValue for a path whose replacement would reach another file, or take somebody's work with it."
+    if path.is_symlink():
+        raise InvalidValue(f"{path} is a link; kitchen does not write through or over links: name the file itself")
+    if path.is_dir():
+        raise InvalidValue(f"{path} is a folder, and would be lost; name a path that does not exist yet")
+
+
 def write_atomically(
     path: Path,
     write: Callable[[Path], Any],
@@ -57,10 +65,8 @@ def write_atomically(
 ) -> Path:
     "Let `write` fill a temporary path beside, then rename it to `path`: whole, or absent. A folder there is refused at once."
     path = Path(path)
-    if path.is_symlink():
-        raise InvalidValue(f"{path} is a link; kitchen does not write through or over links: name the file itself")
-    if path.is_dir() and not replace_folder:  # somebody's work may be in it
-        raise InvalidValue(f"{path} is a folder, and would be lost; name a path that does not exist yet")
+    if path.is_symlink() or not replace_folder:
+        _refuse_link_or_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
     try:
@@ -108,10 +114,7 @@ def is_sealed(path: Path) -> bool:
 def check_replaceable(path: Path) -> Path:
     "The path, if nothing of the user's is lost by writing there: no link, no folder, no file that is not kitchen's own; else InvalidValue."
     path = Path(path)
-    if path.is_symlink():
-        raise InvalidValue(f"{path} is a link; kitchen does not write through or over links: name the file itself")
-    if path.is_dir():
-        raise InvalidValue(f"{path} is a folder, and would be lost; name a path that does not exist yet")
+    _refuse_link_or_folder(path)
     if path.exists() and not (path.is_file() and is_sealed(path)):
         raise InvalidValue(
             f"{path} is there already, and is not as kitchen wrote it; it is left alone: name another path, or move it away"
