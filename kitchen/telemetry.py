@@ -58,13 +58,17 @@ declare_event(
 )
 declare_event("run.pause", "the run pauses on a boundary", "reason")
 declare_event("run.fork", "this run left its parent here; the events before are the parent's", "parent parent_head")
+declare_event("run.spec", "what the run is, as spec.json says it from here on", "spec")
+declare_event("run.file", "a file of the run was written, other than an artifact", "path sha256", bytes="bytes")
 declare_event("run.digest", "the state a run ended with", "digest")
 declare_event("log.repair", "the log was torn by a crash and mended", "reason", bytes="bytes")
 declare_event(
     "config.edit", "a setting was edited while the run stood at a boundary", "setting before after position"
 )
 declare_event("state.edit", "a value was replaced while the run stood at a boundary", "value object position")
-declare_event("snapshot.save", "the state can be returned to", "snapshot digest", bytes="bytes", seconds="s")
+declare_event(  # `seal` is that of its file, `kept` names all that are left after it: what verification expects to find
+    "snapshot.save", "the state can be returned to", "snapshot digest seal kept", bytes="bytes", seconds="s"
+)
 declare_event("snapshot.error", "a snapshot could not be written or read; others are used", "snapshot reason")
 declare_event("stage.start", "a stage of the workflow begins", "stage")
 declare_event("stage.stop", "a stage ended well", "stage gives reads", seconds="s")
@@ -263,6 +267,9 @@ declare_event(
     bytes="bytes",
     seconds="s",
 )
+declare_event(
+    "artifact.aside", "something in the artifact's place was not as kitchen had written it, and was moved aside", "path moved_to"
+)
 declare_event("artifact.register", "an artifact entered the registry", "model version sha256 simulated")
 
 # %% ../nbs/10_core/3_telemetry.ipynb #380cf4f6
@@ -279,7 +286,10 @@ class Event:
 
     def __getitem__(self, name: str) -> Any:
         "A measurement, or else a metadata value, by name."
-        return self.measurements[name] if name in self.measurements else self.metadata[name]
+        found = self.measurements if name in self.measurements else self.metadata
+        if name not in found:
+            raise UnknownName(f"value of event {self.name}", name, [*self.measurements, *self.metadata])
+        return found[name]
 
 # %% ../nbs/10_core/3_telemetry.ipynb #9806d62c
 def event(name: str, step: int | None = None, **values: Any) -> Event:

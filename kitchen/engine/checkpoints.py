@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from kitchen.engine.workflow import (
 )
 from ..ports.protocols import Future
 from ..ports.spans import ObservedPort
-from ..store.files import write_atomically
+from ..store.files import parse_json, path_inside, read_json, write_atomically
 from ..store.objects import ObjectStore, StateStore, WriteFuture, decode_value, encode_value
 from ..store.run import Run
 from ..telemetry import EVENTS, Event, MemoryLog, event, event_content
@@ -150,24 +151,30 @@ class Snapshot:
         "Where its values of a kind lie: ('client', 'state') or ('kept', 'object')."
         return {entry[where] for entry in self.values.values() if entry["kind"] == kind}
 
+    @property
+    def seal(self) -> str:
+        "SHA-256 of all that it says."
+        return json_digest({**vars(self), "position": self.position.to_json()})
+
     def to_json(self) -> dict[str, Any]:
         "As plain data, sealed with its own hash."
-        plain = {**vars(self), "position": self.position.to_json()}
-        return {"format": 1, **plain, "seal": json_digest(plain)}
+        return {"format": 1, **vars(self), "position": self.position.to_json(), "seal": self.seal}
 
     @classmethod
     def read(cls, path: Path) -> "Snapshot":
         "The snapshot in a file; DamagedData if it is not what was written."
+        plain: dict[str, Any] = read_json(path)
         try:
-            plain: dict[str, Any] = json.loads(path.read_text("utf-8"))
             seal, version = plain.pop("seal"), plain.pop("format")
-            sound = version == 1 and seal == json_digest(plain)
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise DamagedData(f"{path} is not a whole snapshot: {error}") from error
-        if not sound:
-            raise DamagedData(f"{path} is not what was written: its seal does not fit")
-        plain["position"] = WorkflowPosition.from_json(plain["position"])
-        return cls(**plain)
+            if version != 1 or seal != json_digest(plain):
+                raise DamagedData(f"{path} is not what was written: its seal does not fit")
+            plain["position"] = WorkflowPosition.from_json(plain["position"])
+            snapshot = cls(**plain)
+            if any(entry["kind"] not in ("kept", "client", "made") for entry in snapshot.values.values()):
+                raise ValueError("a value is kept in a way that is not known")
+            return snapshot
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise DamagedData(f"{path} is not a whole snapshot: {type(error).__name__}: {error}") from error
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #e3a2d6d5
 class InputChanged(DamagedData):
@@ -178,12 +185,15 @@ class InputChanged(DamagedData):
         self.stage = stage
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a002
+_SNAPSHOT_NAME = re.compile(r"0|[1-9][0-9]{0,17}")  # events in the log
+
+
 class SnapshotFolder:
     "The snapshots of a run on disk: one JSON file each, named by the number of events before it, and the objects they name."
 
     def __init__(self, run: Run):
-        self.run, self.folder = run, run.path / "snapshots"
-        self.objects = ObjectStore(self.folder / "objects")
+        self.run, self.folder = run, path_inside(run.path, "snapshots")
+        self.objects = ObjectStore(path_inside(run.path, "snapshots/objects"))
         self.edit_objects: set[str] = set()  # objects of edits that are still to be made
 
     def store_edit_value(self, content: bytes) -> str:
@@ -203,8 +213,15 @@ class SnapshotFolder:
 
     def paths(self) -> list[Path]:
         "Files of all snapshots, newest first."
-        found = [path for path in self.folder.glob("*.json") if path.stem.isdigit()]
+        found = [path for path in self.folder.glob("*.json") if _SNAPSHOT_NAME.fullmatch(path.stem)]
         return sorted(found, key=lambda path: int(path.stem), reverse=True)
+
+    def readable_head(self, path: Path) -> str | None:
+        "The log's hash that a snapshot was taken at; None of a damaged one, which is passed over when a run is resumed."
+        try:
+            return Snapshot.read(path).head
+        except DamagedData:
+            return None
 
     def readable(self) -> Iterator[tuple[Path, Snapshot]]:
         "Snapshots that can be read, newest first."
@@ -243,25 +260,66 @@ class SnapshotFolder:
         "Raise DamagedData unless everything the snapshot names is there and sound."
         for name in snapshot.locations("kept", "object"):
             self.objects.get(name)
-        for name in snapshot.locations("client", "state"):
-            if name.endswith(".json"):
-                StateStore.load(self.folder / name)
+        for entry in snapshot.values.values():
+            if entry["kind"] == "client" and (path := self.state_path(entry)) is not None:
+                StateStore.load(path)
+
+    def state_path(self, entry: Mapping[str, Any]) -> Path | None:
+        "The file of a client's state, checked to be the one that was saved; None for a state that a remote service keeps."
+        name = entry["state"]
+        if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DamagedData(f"{self.folder} names the state {name!r}, which is no place inside it")
+        if not name.endswith(".json"):
+            return None
+        path = path_inside(self.folder, name)
+        if StateStore.read_listing(path)["digest"] != entry.get("digest", "") and "digest" in entry:
+            raise DamagedData(f"{path} is another state than the one that was saved there")
+        return path
 
     def problems(self) -> list[str]:
-        "What is damaged among the snapshots; empty when all is well."
+        "What is damaged or missing among the snapshots, or does not agree with the log; empty when all is well."
         found: list[str] = []
+        saved = {item["snapshot"]: item for item in self.run.log.events if item.name == "snapshot.save"}
         for path in self.paths():
             try:
-                self.verify(Snapshot.read(path))
+                snapshot = Snapshot.read(path)
+                self.check_bound(path, snapshot, saved.get(path.stem))
+                self.verify(snapshot)
             except (DamagedData, InvalidValue) as error:
                 found.append(f"snapshot {path.stem}: {error}")
-        return found
+        return found + [f"snapshot {name}: missing; the log says that it is kept" for name in self._missing(saved)]
+
+    def check_bound(self, path: Path, snapshot: Snapshot, saved: Event | None) -> None:
+        "Raise DamagedData unless the log has the events that a snapshot was taken after, and knows its file."
+        count = len(self.run.log.events)
+        if snapshot.sequence > count:
+            raise DamagedData(f"taken after {snapshot.sequence:,} events, of which the log has {count:,}: its end was removed")
+        if str(snapshot.sequence) != path.stem or self.head_hash(snapshot.sequence) != snapshot.head:
+            raise DamagedData(f"{path} belongs to another history than the log")
+        if saved is not None and saved.metadata.get("seal", snapshot.seal) != snapshot.seal:
+            raise DamagedData(f"{path} is another snapshot than the one that was saved there")
+
+    def standing(self) -> list[str]:
+        "Snapshots that were saved in the story as it stands, and not removed since, as the log tells it."
+        saved = [item for item in self.run.log.active_events if item.name == "snapshot.save"]
+        return list(saved[-1].metadata.get("kept", [])) if saved else []
+
+    def _missing(self, saved: Mapping[str, Event]) -> list[str]:
+        "Snapshots that were kept when the last one was written, and are not there."
+        last = next(reversed(saved.values()), None)
+        there = {path.stem for path in self.paths()}
+        begins = (self.run.spec.parent or {}).get("sequence", 0)  # of a fork, which took one snapshot with it
+        if begins and (last is None or last.sequence < begins):
+            return [] if there else [str(begins)]
+        if last is None or any(int(name) > int(last["snapshot"]) and name not in saved for name in there):
+            return []  # the process died while it wrote the next one, and removed others
+        return sorted(set(last.metadata.get("kept", ())) - there, key=int)
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a004
 def state_files(snapshots: SnapshotFolder, snapshot: Snapshot) -> list[Path]:
     "Files of the clients' states that lie here, and not with a remote service."
-    paths = [snapshots.folder / name for name in sorted(snapshot.locations("client", "state"))]
-    return [path for path in paths if path.is_file()]
+    entries = [entry for _, entry in sorted(snapshot.values.items()) if entry["kind"] == "client"]
+    return sorted({path for path in map(snapshots.state_path, entries) if path is not None})
 
 
 def object_names(snapshots: SnapshotFolder, named_by: Iterable[Snapshot]) -> set[str]:
@@ -335,6 +393,14 @@ class SnapshotSchedule:
         self.last_step = None
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a00a
+def _is_state(path: Path) -> bool:
+    "Whether a file is a client's state as it was saved; what is not, may be somebody else's and is left alone."
+    try:
+        return bool(StateStore.read_listing(path))
+    except (DamagedData, InvalidValue):
+        return False
+
+
 def prune_snapshots(snapshots: SnapshotFolder, policy: SnapshotPolicy, workflow: WorkflowPart, newest: Path) -> int:
     "Remove snapshots that the policy does not keep, and what only they named; bytes that are left in objects."
     found = {
@@ -344,17 +410,22 @@ def prune_snapshots(snapshots: SnapshotFolder, policy: SnapshotPolicy, workflow:
     ends = [path for path, snapshot in found.items() if ends_stage(workflow, snapshot.position)]
     steps = [path for path in found if path not in ends]
     wanted = {*ends, *steps[: policy.last], newest, *(path for _, path in scored[:1])}
-    for path in set(snapshots.paths()) - wanted:
+    for path in {path for path, _ in snapshots.readable()} - wanted:
         path.unlink(missing_ok=True)
     states = {state for path in wanted for state in found[path].locations("client", "state")}
     for path in snapshots.folder.glob("*-*.json"):
-        if path.name not in states:
+        if path.name not in states and _is_state(path):
             path.unlink(missing_ok=True)
     objects = snapshots.objects
     objects.prune(object_names(snapshots, [found[path] for path in wanted]))
     return sum(objects.path(name).stat().st_size for name in objects.names())
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a00c
+def _state_digest(path: Path) -> dict[str, str]:
+    "The digest of a state that lies here, which binds a snapshot to it; nothing for one that a service keeps."
+    return {"digest": StateStore.read_listing(path)["digest"]} if path.is_file() else {}
+
+
 _PendingState = tuple[str, Any, int, Future[SavedState]]  # a client's name, the client, its changes, its state on the way
 
 
@@ -397,7 +468,7 @@ class _SavedValues:
         known = self._states.get(name)
         there = known is not None and (Path(known[2]).suffix != ".json" or (self.snapshots.folder / known[2]).is_file())
         if known is not None and there and known[0] is client and known[1] == changes >= 0:
-            return {"state": known[2], "adapter": adapter}
+            return {"state": known[2], "adapter": adapter, **_state_digest(self.snapshots.folder / known[2])}
         label = f"{name.replace('/', '.')}-{now.sequence}"
         waits.append((name, client, changes, client.save_state(label)))
         return {"state": label, "adapter": adapter}
@@ -408,16 +479,18 @@ class _SavedValues:
         for name, client, changes, future in waits:
             path = Path(future.result().path)
             entries[name]["state"] = path.name if path.parent == self.snapshots.folder else str(path)
+            entries[name] |= _state_digest(self.snapshots.folder / entries[name]["state"])
             self._states[name] = (client, changes, entries[name]["state"])
         return entries
 
     def read(self, name: str, entry: Mapping[str, Any], base: Mapping[str, Any]) -> Any:
         "A value that was kept, or a training client opened from its state by the service that saved it."
         if entry["kind"] == "kept":
-            value = decode_value(json.loads(self.snapshots.objects.get(entry["object"])), self.snapshots.run.path)
+            content = parse_json(self.snapshots.objects.get(entry["object"]), f"object {entry['object']}")
+            value = decode_value(content, self.snapshots.run.path)
             self._objects[name] = (value, entry["object"])
             return value
-        client = _reopen_client(entry, base, self.snapshots.folder)
+        client = _reopen_client(entry, base, self.snapshots.state_path(entry))
         self._states[name] = (client, getattr(client, "changes", -1), entry["state"])
         return client
 
@@ -471,9 +544,13 @@ class History:
         try:
             values = self._saved.finish(snapshot.values, waits)
             self.run.log.sync()
-            path = self.snapshots.write(replace(snapshot, values=values))
-            about = {"snapshot": path.stem, "digest": json_digest([values, snapshot.cursors, snapshot.progress])}
+            whole = replace(snapshot, values=values)
+            path = self.snapshots.write(whole)
             size = prune_snapshots(self.snapshots, self.snapshot_policy, self.workflow, path)
+            about = {
+                "snapshot": path.stem, "seal": whole.seal, "kept": [one.stem for one in self.snapshots.paths()],
+                "digest": json_digest([values, snapshot.cursors, snapshot.progress]),
+            }  # fmt: skip
             said = event("snapshot.save", snapshot.step, **about, bytes=size, seconds=time.perf_counter() - began)
         except Exception as error:  # training goes on; the event says what failed
             said = self._failure_event(snapshot, error)
@@ -525,12 +602,11 @@ def restore_flow(snapshot: Snapshot | None, flow: Flow, saved: _SavedValues, kno
     return flow
 
 
-def _reopen_client(entry: Mapping[str, Any], base: Mapping[str, Any], folder: Path) -> Any:
-    "A training client from its saved state."
+def _reopen_client(entry: Mapping[str, Any], base: Mapping[str, Any], local: Path | None) -> Any:
+    "A training client from its saved state, which is a file here or is kept by its service."
     services = [one for one in base.values() if hasattr(one, "create_training_client_from_state")]
     service = next((one for one in services if getattr(one, "adapter", "") == entry["adapter"]), services[0])
-    local = folder / entry["state"]
-    return service.create_training_client_from_state(str(local if local.exists() else entry["state"]))
+    return service.create_training_client_from_state(str(local if local is not None else entry["state"]))
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a013
 _BACKGROUND_EVENTS = frozenset({"port", "snapshot", "run", "log", "config", "state"})  # events that are not a stage's own
@@ -571,24 +647,26 @@ def _stage_record(told: Sequence[Event], label: str) -> list[tuple[Any, ...]]:
     return found
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a015
-def fork_run(snapshots: SnapshotFolder, snapshot: Snapshot, path: Path, spec: ExperimentSpec) -> None:
-    "A new run directory that shares a run's story up to a snapshot; files are linked, not copied, where the disk can."
+def fork_run(snapshots: SnapshotFolder, snapshot: Snapshot, path: Path, spec: ExperimentSpec) -> Run:
+    "A new run, claimed, that shares a run's story up to a snapshot; files are linked, not copied, where the disk can."
     path.mkdir(parents=True, exist_ok=True)
-    if (path / "spec.json").exists():
+    if any(os.path.lexists(path / name) for name in ("spec.json", "events.jsonl")):
         raise InvalidValue(f"{path} holds a run already; choose another folder")
     run = snapshots.run
     lines = run.log.path.read_bytes().splitlines(keepends=True)[: snapshot.sequence]
     for item in run.log.active_events:
         if item.name == "artifact.save" and item.sequence < snapshot.sequence:
-            _link_or_copy(run.path / item["path"], path / item["path"])
-    _link_or_copy(run.path / "rollouts", path / "rollouts")  # later ones are written anew, or do not count
+            _link_or_copy(path_inside(run.path, item["path"]), path_inside(path, item["path"]))
+    for item in run.log.events[: snapshot.sequence]:
+        if item.name == "run.file":  # later ones are written anew
+            _link_or_copy(path_inside(run.path, item["path"]), path_inside(path, item["path"]))
     for file in [*state_files(snapshots, snapshot), snapshots.folder / f"{snapshot.sequence}.json"]:
         _link_or_copy(file, path / "snapshots" / file.name)
     target = ObjectStore(path / "snapshots" / "objects")
     for name in object_names(snapshots, [snapshot]):
         _link_or_copy(snapshots.objects.path(name), target.path(name))
     write_atomically(path / "events.jsonl", lambda file: file.write_bytes(b"".join(lines)))
-    Run.write_spec(path, spec)
+    return Run.begin(path, spec)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -36,7 +36,7 @@ from ..ports.spans import ObservedPort, observe
 from ..store.objects import decode_value, encode_value
 from ..store.run import Run
 from ..telemetry import Event, event
-from ..types import InvalidValue, KitchenError, UnknownName
+from ..types import DamagedData, InvalidValue, KitchenError, UnknownName
 
 # %% ../../nbs/50_engine/4_runner.ipynb #6f3448aa
 _MILESTONES = frozenset({"stage.stop", "train.step", "stream.item"})
@@ -295,10 +295,24 @@ class Runner:
 
     # -- back ------------------------------------------------------------------------------------
 
+    def stand_at_end(self) -> None:
+        "Stand where a completed run ended, to look at it: nothing is logged. DamagedData unless the very last snapshot is whole."
+        snapshot, saved = self.history.newest(), self.history.snapshots.standing()
+        if snapshot is None or str(snapshot.sequence) != max(saved, key=int, default=""):
+            earlier = f"; an earlier one, of step {snapshot.step}, is whole: rewind(step={snapshot.step}) goes back to it" if snapshot else ""
+            raise DamagedData(f"{self.run.path}: the snapshot that this run ended with is missing or damaged, so its end cannot be looked at{earlier}")
+        self._start_flow(self.history.restore(snapshot, self.base, self.flow))
+        self._boundary = boundary_state(self.flow, snapshot.sequence)
+
     def go_back(self, reason: str, target: int | None = None) -> int:
         "Restore the last snapshot of at most `target` events; milestones from there to the target."
         self.close()
         snapshot = self.history.newest(target)
+        if snapshot is None and reason == "resume" and (saved := self.history.snapshots.standing()):
+            raise DamagedData(
+                f"{self.run.path}: {len(saved)} snapshots were kept, and none of them is whole; `kitchen verify` says what is wrong with each. "
+                "Put them back from a copy, or begin a new run: to go on from step 0 would lose what this one has done"
+            )
         keep = snapshot.sequence if snapshot else self._events_before_start
         between = [item for item in self.run.log.active_events if keep <= item.sequence < (math.inf if target is None else target)]
         flow = self.history.restore(snapshot, self.base, self.flow)
@@ -374,8 +388,7 @@ class Runner:
         "The same run from this moment on, in a folder to be thrown away: what is done to it leaves this one as it is."
         snapshot, folder = self.snapshot(), self.run.path / f"aside-{secrets.token_hex(4)}"
         try:
-            fork_run(self.history.snapshots, snapshot, folder, self.run.spec)
-            run = Run(folder).claim()
+            run = fork_run(self.history.snapshots, snapshot, folder, self.run.spec)
             base = {name: _share_value(value, run) for name, value in self.base.items()} | {"run": run}
             known, other = copy.copy(self.flow), Runner(run, self.workflow, base, SnapshotPolicy(every=-1))
             known.values = self._values_for(run)

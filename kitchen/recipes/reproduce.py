@@ -23,6 +23,7 @@ from .registry import Recipe, get_recipe
 from ..store.log import to_jsonable
 from ..store.objects import ObjectStore
 from ..store.run import Run, runs_root
+from ..store.trust import require_trusted_modules
 from ..telemetry import EVENTS, NONDETERMINISTIC_UNITS, Event, event
 from ..types import InvalidValue
 
@@ -223,13 +224,15 @@ def reproduce(
     tolerance: float = 1e-2,
     recipe: Recipe | None = None,  # where it is none of kitchen's own
     listen: Callable[[Event], None] | None = None,
+    trust: Sequence[str] = (),  # modules that the run names, and that may be executed
 ) -> Reproduction:
-    "Do a run again and compare; a run that had not been completed is refused."
+    "Do a run again and compare; a run that had not been completed is refused, and one that names modules which its user has not (NotTrusted)."
     if recorded["status"] != "completed":
         raise InvalidValue(
             f"{recorded['run_id']} was not completed (it is {recorded['status']}); there is nothing to compare with"
         )
     old = ExperimentSpec(**recorded["spec"])
+    require_trusted_modules({"settings": old.config, "edits": recorded["edits"]}, recorded["run_id"], trust)
     recipe = recipe or get_recipe(old.recipe)
     spec = old.replace(
         datasets={},

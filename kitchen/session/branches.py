@@ -7,16 +7,17 @@ __all__ = ['open_driver', 'restore_run', 'fork_driver']
 
 # %% ../../nbs/66_session/1_branches.ipynb #babc7cea
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..engine.checkpoints import InputChanged, fork_run
 from ..engine.runner import live_settings
+from ..engine.verification import open_resumable, recover_run
 from ..recipes.registry import Recipe
 from .driver import SessionDriver, checked_recipe
 from ..store.index import RunIndex
-from ..store.run import Run
+from ..store.trust import require_trusted_modules
 from ..telemetry import event
 from ..types import InvalidValue
 
@@ -26,11 +27,17 @@ def open_driver(
     recipe: str | Recipe | None = None,  # where it is none of kitchen's own
     adapters: Mapping[str, str] | None = None,
     new_input: bool = False,  # whether stages whose input has changed since are run again; else that is refused
+    recover: bool = False,  # whether a damaged run is gone on with from the last snapshot that can be proved; else that is refused
+    trust: Sequence[str] = (),  # modules that the run names and that may be executed
     changes: Mapping[str, Any] | None = None,  # settings that are to be others; what they decided is done again
 ) -> SessionDriver:
     "The driver of a run that is there already, standing at its last snapshot; a completed run is entered when first used."
     path = Path(run) if (Path(run) / "spec.json").is_file() else RunIndex().find(str(run))
-    opened, wanted = Run(path.absolute()).claim(), changes or {}
+    if recover:
+        recover_run(path.absolute())
+    opened, wanted = open_resumable(path.absolute()), changes or {}
+    require_trusted_modules({"settings": opened.settings, "changes": wanted}, path, trust)
+    opened.claim()
     try:
         chosen = {**opened.spec.adapters, **(adapters or {})}
         driver = SessionDriver(*checked_recipe(recipe or opened.spec.recipe, chosen, opened.spec.config))
@@ -68,7 +75,7 @@ def restore_run(driver: SessionDriver, new_input: bool, changed: Mapping[str, An
 def fork_driver(driver: SessionDriver, run_dir: str | Path | None, changes: Mapping[str, Any]) -> SessionDriver:
     "The driver of a new run that shares this one's story up to here and goes on with other settings."
     driver.require_idle()
-    runner, parent = driver.connected_runner, driver.run_record
+    runner, parent = driver.looking_runner, driver.run_record
     _check_fork_changes(driver, changes)
     snapshot = runner.snapshot() if runner.flow.at_boundary else runner.history.newest()
     if snapshot is None:
@@ -78,9 +85,9 @@ def fork_driver(driver: SessionDriver, run_dir: str | Path | None, changes: Mapp
     origin = {"run": parent.run_id, "step": snapshot.step, "sequence": snapshot.sequence, "head": snapshot.head}
     name = f"{parent.run_id.partition('-fork-')[0]}-fork-{secrets.token_hex(2)}"
     path = Path(run_dir).absolute() if run_dir else parent.path.parent / name
-    fork_run(runner.history.snapshots, snapshot, path, parent.spec.replace(parent=origin))
+    opened = fork_run(runner.history.snapshots, snapshot, path, parent.spec.replace(parent=origin))
     other = SessionDriver(*checked_recipe(driver.recipe, driver.adapters, parent.spec.config))
-    other.attach_run(Run(path).claim())
+    other.attach_run(opened)
     branch = other.connected_runner
     branch.go_back("fork")
     other.run_record.log.append(event("run.fork", snapshot.step, parent=parent.run_id, parent_head=snapshot.head))
@@ -100,7 +107,7 @@ def _check_fork_changes(driver: SessionDriver, changes: Mapping[str, Any]) -> No
     driver.config.replace(**changes)
     live = live_settings(driver.recipe.config)
     for name in changes:
-        readers = [stage for stage, reads in driver.connected_runner.flow.reads.items() if name in reads]
+        readers = [stage for stage, reads in driver.looking_runner.flow.reads.items() if name in reads]
         if readers and name not in live:
             raise InvalidValue(
                 f"{name!r} was used by stage {readers[0]!r}, which has run; "

@@ -29,6 +29,7 @@ from ..recipes.reproduce import initial_values
 from ..store.index import RunIndex
 from ..store.log import LogFailed
 from ..store.run import Run
+from ..store.trust import trust_modules
 from ..telemetry import Event, event
 from ..types import InvalidValue, KitchenError, UnknownName
 from ..workflows.distillation import OffPolicyDistillationConfig, OnPolicyDistillationConfig, PromptDistillationConfig
@@ -161,6 +162,7 @@ def checked_recipe(
 # %% ../../nbs/66_session/0_driver.ipynb #290a4618
 def new_run(recipe: Recipe, config: Any, adapters: Mapping[str, str], run_dir: str | Path | None) -> Run:
     "A run directory with the specification of what is to be done; without a folder it is one under the root of runs."
+    trust_modules(config.model_dump())  # who begins a run has named what it executes
     spec = ExperimentSpec(
         recipe=recipe.name,
         config=config.model_dump(),
@@ -192,6 +194,7 @@ class SessionDriver:
         self.thread: threading.Thread | None = None  # while the run goes on in the background
         self.forks: list[Any] = []  # sessions that left this one
         self.was_completed = False  # whether this is a run that had ended, and has not been entered yet
+        self._viewer: Runner | None = None  # at the end of such a run, to look at it
         self._command: tuple[StopCondition, bool] | None = None  # what the last run() was to do, and whether it waited
         self._started_at = time.perf_counter()
 
@@ -246,6 +249,8 @@ class SessionDriver:
         self.run_record.log.append(
             event("run.stop", status=status, reason=reason, seconds=time.perf_counter() - self._started_at)
         )
+        with contextlib.suppress(OSError):  # a full disk: `verify` says that it is missing
+            self.run_record.sign_off()
         self.update_index()
 
     # -- the runner ------------------------------------------------------------------------------
@@ -270,15 +275,35 @@ class SessionDriver:
         return self.runner
 
     @property
+    def looking_runner(self) -> Runner:
+        "What to look through: the runner or, of a completed run that nothing was asked of yet, one that stands at its end and writes nothing."
+        if not self.was_completed or self.runner is not None:
+            return self.connected_runner
+        if self._viewer is None:
+            run = self.run_record.view()
+            base = initial_values(self.recipe, self.adapters, self.initial_config, run)
+            viewer = Runner(run, self.recipe.workflow, base, SnapshotPolicy(every=-1))
+            viewer.stand_at_end()
+            self._viewer = viewer
+        return self._viewer
+
+    def digest(self) -> str:
+        "SHA-256 of the state; of a completed run that which it logged at its end."
+        told = [item["digest"] for item in self.log if item.name == "run.digest"] if self.was_completed and self.runner is None else []
+        return told[-1] if told else self.looking_runner.digest()
+
+    @property
     def values(self) -> Mapping[str, Any]:
         "Values of the workflow by name; before it has begun, its settings."
         if self.was_completed:
-            return self.connected_runner.flow.values
+            return self.looking_runner.flow.values
         return self.runner.flow.values if self.runner else {"config": self.initial_config}
 
     @property
     def config(self) -> RecipeConfig:
         "The settings as they are now."
+        if self.was_completed:
+            return self.looking_runner.flow.values["config"]
         return self.runner.flow.values["config"] if self.runner else self.initial_config
 
     def edit(self, settings: Mapping[str, Any]) -> None:
@@ -291,7 +316,7 @@ class SessionDriver:
     def throwaway_runner(self) -> contextlib.AbstractContextManager[Runner]:
         "A context with a runner on a throw-away copy of this run; InvalidValue while the run goes on in the background."
         self.require_idle()
-        return self.connected_runner.throwaway_copy()
+        return self.looking_runner.throwaway_copy()
 
     # -- forward ---------------------------------------------------------------------------------
 

@@ -162,12 +162,14 @@ class Kitchen:
         recipe: str | Recipe | None = None,  # where it is none of kitchen's own
         adapters: Mapping[str, str] | None = None,
         new_input: bool = False,  # whether stages whose input has changed since are run again; else that is refused
+        recover: bool = False,  # whether a damaged run is gone on with from the last snapshot that can be proved; else that is refused
+        trust: Sequence[str] = (),  # modules that the run names, and that may be executed: "my_worlds" of env="module:my_worlds:riddles"
         **changes: Any,  # settings that are to be others; what they decided is done again
     ) -> "Kitchen":
         """A session over a run that was stopped, killed or has failed, at its last snapshot; here or on another machine.
 
         Example: `k = Kitchen.open("latest").run()`"""
-        return cls._of_driver(open_driver(run, recipe, adapters, new_input, changes))
+        return cls._of_driver(open_driver(run, recipe, adapters, new_input, recover, trust, changes))
 
     @classmethod
     def _of_driver(cls, driver: SessionDriver) -> "Kitchen":
@@ -358,7 +360,7 @@ class Kitchen:
         """SHA-256 of weights, optimizer, random streams, data cursors and position.
 
         Example: `k.digest() == other.digest()`"""
-        return self.driver.connected_runner.digest()
+        return self.driver.digest()
 
     def plan(self, measure: bool = True) -> Plan:
         """What this run would do: stages, steps, tokens, snapshots, and an estimate of the time. Nothing of the run is touched.

@@ -7,14 +7,16 @@ __all__ = ['RunIndex']
 
 # %% ../../nbs/14_store/3_index.ipynb #71975fc1
 import json
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from .files import check_regular
 from .log import has_writer
 from .run import Run, runs_root
-from ..types import UnknownName
+from ..types import InvalidValue, KitchenError, UnknownName
 
 # %% ../../nbs/14_store/3_index.ipynb #e3a5dbe8
 class RunIndex:
@@ -26,8 +28,35 @@ class RunIndex:
         self.root = root or runs_root()
         self.root.mkdir(parents=True, exist_ok=True)
         self.path = self.root / "index.sqlite"
+        is_new = not os.path.lexists(self.path)
+        if not is_new:
+            check_regular(self.path)
+        try:
+            self._create_table()
+            self.rows()
+        except sqlite3.OperationalError:  # locked, or a folder that may not be written
+            raise
+        except sqlite3.DatabaseError:
+            self._move_aside()
+            is_new = True
+        if is_new:
+            self._create_table()
+            self.rebuild()
+
+    def _create_table(self) -> None:
+        "The table, if it is not there yet."
         with closing(self._connect()) as database, database:
             database.execute(f"CREATE TABLE IF NOT EXISTS runs ({self._COLUMNS})")
+
+    def _move_aside(self) -> None:
+        "Keep what is no database under another name; its write-ahead files belong to it."
+        for number in range(1, 10**6):
+            kept = self.path.with_name(f"{self.path.name}.damaged-{number}")
+            if not os.path.lexists(kept):
+                break
+        for end in ("", "-wal", "-shm"):
+            if os.path.lexists(f"{self.path}{end}"):
+                os.replace(f"{self.path}{end}", f"{kept}{end}")
 
     def _connect(self) -> sqlite3.Connection:
         "A connection, in write-ahead mode."
@@ -38,7 +67,10 @@ class RunIndex:
     def put(self, run: Run) -> None:
         "Write a run's line in the index, in place of the one it had."
         created = run.log.events[0].time if run.log.events else run.path.stat().st_mtime
-        row = (run.run_id, run.spec.recipe, run.status, created, json.dumps(run.settings), str(run.path))
+        self._write_row(run.run_id, run.spec.recipe, run.status, created, json.dumps(run.settings), str(run.path))
+
+    def _write_row(self, *row: Any) -> None:
+        "One line of the table."
         with closing(self._connect()) as database, database:
             database.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?)", row)
 
@@ -48,9 +80,10 @@ class RunIndex:
             database.execute("DELETE FROM runs")
         found = sorted(path.parent for path in self.root.glob("*/spec.json"))
         for path in found:
-            run = Run(path)
-            self.put(run)
-            run.close()
+            try:
+                self.put(Run(path))
+            except (KitchenError, OSError):  # damaged: `kitchen verify` says how
+                self._write_row(path.name, "", "damaged", path.stat().st_mtime, "{}", str(path))
         return len(found)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -68,6 +101,8 @@ class RunIndex:
 
     def find(self, name: str) -> Path:
         "The directory of a run, by id, unique beginning of an id, or path; `latest` is the newest."
+        if "\0" in name:
+            raise InvalidValue("the name of a run holds no null character")
         if (Path(name) / "spec.json").is_file():
             return Path(name).absolute()
         rows = self.rows()

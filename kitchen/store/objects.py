@@ -11,20 +11,24 @@ import base64
 import dataclasses
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..config import canonical_json, json_digest
 from ..ports.futures import AdapterFuture
-from .files import write_atomically
-from ..types import DamagedData, InvalidValue, SavedState, is_list, is_mapping
+from .files import check_regular, parse_json, path_inside, read_json, write_atomically
+from ..types import DamagedData, InvalidValue, KitchenError, SavedState, is_list, is_mapping
 
 # %% ../../nbs/14_store/4_objects.ipynb #7ebe83b2
+_OBJECT_NAME = re.compile(r"[0-9a-f]{64}")
+
+
 class ObjectStore:
     "Bytes under the name of their SHA-256."
 
@@ -44,17 +48,20 @@ class ObjectStore:
 
     def get(self, name: str) -> bytes:
         "The bytes; DamagedData if they are missing or not what was stored."
+        if not _OBJECT_NAME.fullmatch(name):
+            raise DamagedData(f"{name!r} is no name of an object: those are 64 hexadecimal digits")
         try:
-            content = self.path(name).read_bytes()
-        except OSError as error:
-            raise DamagedData(f"object {name} is missing from {self.folder}") from error
+            content = check_regular(self.path(name)).read_bytes()
+        except (OSError, DamagedData) as error:
+            raise DamagedData(f"object {name} is missing from {self.folder}, or no plain file") from error
         if hashlib.sha256(content).hexdigest() != name:
             raise DamagedData(f"{self.path(name)} is not what was stored: its hash differs")
         return content
 
     def names(self) -> set[str]:
         "Names of all objects."
-        return {path.parent.name + path.name for path in self.folder.glob("??/*") if not path.name.startswith(".")}
+        found = {path.parent.name + path.name for path in self.folder.glob("??/*") if path.is_file() and not path.is_symlink()}
+        return {name for name in found if _OBJECT_NAME.fullmatch(name)}  # what has another name is somebody else's
 
     def prune(self, keep: Iterable[str]) -> int:
         "Remove every object that is not named; how many those were."
@@ -140,6 +147,7 @@ class StateStore:
     def load(cls, path: str | Path) -> tuple[dict[str, dict[str, bytes]], dict[str, Any]]:
         "Packs of a saved state by group, and its settings; DamagedData if anything is not what was saved."
         listing, objects = cls.read_listing(path), ObjectStore(Path(path).parent / "objects")
+        path_inside(Path(path).parent, "objects/x")  # the folder is no link
         groups: dict[str, dict[str, bytes]] = {}
         for pack, name in listing["packs"].items():
             groups.setdefault(pack.partition("/")[0], {})[pack] = objects.get(name)
@@ -151,8 +159,9 @@ class StateStore:
         if not Path(path).is_file():
             raise InvalidValue(f"no saved state at {path}")
         try:
-            listing = json.loads(Path(path).read_text("utf-8"))
+            listing = read_json(Path(path))
             sound = listing["digest"] == _listing_digest(listing)
+            sound = sound and all(isinstance(name, str) for name in listing["packs"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedData(f"{path} is not a whole saved state: {error}") from error
         if not sound:
@@ -220,28 +229,41 @@ def encode_value(value: object, root: Path | None = None) -> Any:
 
 # %% ../../nbs/14_store/4_objects.ipynb #a8a5efc5
 def decode_value(content: object, root: Path | None = None) -> Any:
-    "The value that `encode_value` turned into JSON."
+    "The value that `encode_value` turned into JSON; DamagedData for JSON that it would not write."
+    try:
+        return _decode(content, root)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, KitchenError):
+            raise
+        raise DamagedData(f"a stored value is not what kitchen writes: {type(error).__name__}: {error}") from error
+
+
+def _decode(content: object, root: Path | None) -> Any:
+    "The value of some JSON; whatever its code raises where it is wrong."
     if is_list(content):
-        return [decode_value(item, root) for item in content]
+        return [_decode(item, root) for item in content]
     if not is_mapping(content):
         return content
     kind, of = content[_TYPE_KEY], content["of"]
     if kind in _DECODERS:
         return _DECODERS[kind](content, root)
-    return _dataclass_by_name(kind)(**{key: decode_value(item, root) for key, item in of.items()})
+    return _dataclass_by_name(kind)(**{key: _decode(item, root) for key, item in of.items()})
 
 
 def _decode_array(content: Mapping[str, Any], root: Path | None) -> Any:
     "An array, or a NumPy scalar where the shape is empty."
-    flat = np.frombuffer(base64.b64decode(content["of"]), np.dtype(content["dtype"]))
+    kind = np.dtype(content["dtype"])
+    if kind.hasobject:
+        raise DamagedData("a stored array holds Python objects, which are never stored")
+    flat = np.frombuffer(base64.b64decode(content["of"]), kind)
     return flat.reshape(content["shape"]).copy()[()]
 
 # %% ../../nbs/14_store/4_objects.ipynb #6bfc6cd3
 _DECODERS: dict[str, Callable[[Mapping[str, Any], Path | None], Any]] = {
     "float": lambda content, root: float(content["of"]),
-    "tuple": lambda content, root: tuple(decode_value(item, root) for item in content["of"]),
-    "dict": lambda content, root: {decode_value(key, root): decode_value(item, root) for key, item in content["of"]},
+    "tuple": lambda content, root: tuple(_decode(item, root) for item in content["of"]),
+    "dict": lambda content, root: {_decode(key, root): _decode(item, root) for key, item in content["of"]},
     "array": _decode_array,
     "path": lambda content, root: Path(content["of"]),
-    "inside": lambda content, root: (root or Path()) / PurePosixPath(content["of"]),
+    "inside": lambda content, root: path_inside(root or Path(), content["of"]) if content["of"] != "." else root or Path(),
 }

@@ -47,7 +47,7 @@ from kitchen.ports.protocols import (
 from ..rendering.base import Renderer
 from ..rendering.registry import get_renderer
 from ..seeding import derive_seed, random_generator
-from ..store.files import write_atomically
+from ..store.files import parse_json
 from ..store.objects import decode_value, encode_value
 from ..store.run import Run
 from ..train.ppo import Critic, learn_with_critic
@@ -345,17 +345,16 @@ def adam_at(config: TrainingConfig, step: int, total: int) -> AdamParams:
 
 def save_rollouts(run: Run, rollout_round: RolloutRound) -> Path:
     "Write a round's trajectories into the run; written again after a rewind, the same."
-    path = run.path / "rollouts" / f"{rollout_round.number:06}.json"
-    text = json.dumps(encode_value(list(rollout_round.groups)), ensure_ascii=False)
-    return write_atomically(path, lambda file: file.write_text(text, "utf-8"))
+    text = json.dumps(encode_value(list(rollout_round.groups)))
+    return run.write_file(f"rollouts/{rollout_round.number:06}.json", text.encode())
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #f8519321
 def load_rollouts(run: Run, least: float = -1e300, most: float = 1e300) -> list[tuple[int, TrajectoryGroup]]:
-    "Round and group of all trajectories in a run whose reward lies in the bounds, in the order they were played."
+    "Round and group of all trajectories in a run whose reward lies in the bounds, in the order they were played; DamagedData for altered ones."
     played, standing = (sum(item.name == "rollout.batch" for item in log) for log in (run.log.events, run.log.active_events))
     found, files = [], sorted((run.path / "rollouts").glob("*.json"))
     for path in files[:standing] if played else files:  # what a rewind took back does not count
-        for group in decode_value(json.loads(path.read_text("utf-8"))):
+        for group in decode_value(parse_json(run.read_file(f"rollouts/{path.name}"), path)):
             kept = tuple(one for one in group.trajectories if least <= one.total_reward <= most)
             found += [(int(path.stem), replace(group, trajectories=kept))] if kept else []
     return found
