@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,27 @@ def _log_run_end(run_dir: Path, status: str, reason: str) -> None:
     run.close()
 
 # %% ../../nbs/68_cli/4_cook.ipynb #ca01d1c9
-def _finish_report(what: CookRequest, run_dir: Path, status: str, reason: str) -> Path | None:
-    "Give the executed notebook its name, and write it as HTML; None if there is nothing to keep."
+def _finish_report(what: CookRequest, run_dir: Path, status: str, reason: str, is_second: bool = False) -> Path | None:
+    "Give the executed notebook its name, and write it as HTML; None if there is nothing to keep. A second report of a completed run gets a name of its own."
     from kitchen.reports.export import read_notebook, to_html, write_notebook
+    from kitchen.store.files import free_path
 
     unfinished = run_dir / UNFINISHED_NAME
     if not unfinished.is_file():
         return None
     document = read_notebook(unfinished)
     document.metadata["kitchen"] = {"status": status, "reason": reason}
-    document.metadata.get("papermill", {}).update(input_path=what.notebook.name, output_path="report.ipynb")
-    write_notebook(document, run_dir / "report.ipynb")
+    target = free_path(run_dir / "report.ipynb") if is_second else run_dir / "report.ipynb"
+    document.metadata.get("papermill", {}).update(input_path=what.notebook.name, output_path=target.name)
+    write_notebook(document, target)
     unfinished.unlink()
-    return to_html(document, run_dir / "report.html")
+    return to_html(document, free_path(run_dir / "report.html") if is_second else run_dir / "report.html")
+
+
+def _sign_off(run_dir: Path) -> None:
+    "Have the run sign off with its report."
+    if (run_dir / "spec.json").is_file():
+        open_run(run_dir).claim().close()
 
 # %% ../../nbs/68_cli/4_cook.ipynb #ebb0c40b
 @contextmanager
@@ -92,9 +100,10 @@ _REQUEST_NAME = "order.json"  # what was cooked, so that it can be taken up agai
 
 # %% ../../nbs/68_cli/4_cook.ipynb #4c313a29
 def _find_unfinished_run(what: CookRequest, name: str) -> Path:
-    "The directory of a run of this recipe or notebook."
+    "The directory of a run of this recipe or notebook, which may be gone on with."
+    from kitchen.engine.verification import open_resumable
     from kitchen.store.files import check_replaceable
-    from kitchen.store.log import EventLog
+    from kitchen.store.trust import require_trusted_modules
     from kitchen.types import InvalidValue
 
     run_dir = Path(name).absolute() if (Path(name) / _REQUEST_NAME).is_file() else find_run(name)
@@ -103,30 +112,63 @@ def _find_unfinished_run(what: CookRequest, name: str) -> Path:
         raise InvalidValue(f"{run_dir} was not cooked from a notebook; `kitchen resume {name}` goes on with it")
     if cooked["name"] != what.name:
         raise InvalidValue(f"{run_dir} is a run of {cooked['name']!r}, not of {what.name!r}")
-    for report in ("report.ipynb", "report.html"):  # with notes in them they are the user's, which is said before any work
-        check_replaceable(run_dir / report)
-    EventLog(run_dir / "events.jsonl").claim().close()  # somebody who still writes it is noticed before a kernel is started
+    run = open_resumable(run_dir)  # damage is said before a kernel is started
+    if run.status != "completed":
+        for report in ("report.ipynb", "report.html"):  # with notes in them they are the user's, which is said before any work
+            check_replaceable(run_dir / report)
+    require_trusted_modules({"settings": run.settings, "values": cooked["values"]}, run_dir)
+    run.claim().log.close()  # somebody who still writes it is noticed, too
     return run_dir
 
 # %% ../../nbs/68_cli/4_cook.ipynb #6a7bb871
 def _read_request(run_dir: Path) -> dict[str, Any]:
-    "What was cooked there: name, notebook and values; empty where nothing was cooked."
-    import json
+    "What was cooked there: name, notebook and values; empty where nothing was cooked, DamagedData where the log says otherwise."
+    from kitchen.store.files import parse_json, read_bounded
+    from kitchen.store.run import Run
+    from kitchen.types import DamagedData
 
     path = run_dir / _REQUEST_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    is_run = (run_dir / "spec.json").is_file()
+    if is_run and any(item.name == "run.file" and item["path"] == _REQUEST_NAME for item in Run(run_dir).log.events):
+        if Run(run_dir).spec.parent and not path.exists():  # a fork: its parent was cooked
+            return {}
+        remedy = "put it back from a copy, or go on without its notebook: `kitchen resume RUN --recover`"
+        try:
+            content = Run(run_dir).read_file(_REQUEST_NAME)
+        except DamagedData as error:
+            raise DamagedData(f"{error}\n{remedy}") from None
+    elif path.exists():
+        content = read_bounded(path)
+    else:
+        return {}
+    found = parse_json(content, path)
+    kinds = {"name": str, "notebook": str, "values": dict}
+    if not isinstance(found, dict) or any(not isinstance(found.get(name), kind) for name, kind in kinds.items()):
+        raise DamagedData(f"{path} is no order: it must have a name, a notebook and values")
+    return found
 
 # %% ../../nbs/68_cli/4_cook.ipynb #6c03f88e
 def _merge_request(what: CookRequest, run_dir: Path) -> CookRequest:
-    "The request with the run's stored values where no new ones are given; the merged values are stored in the run."
+    """The request with the run's stored values where no new ones are given; the merged values are stored in the run.
+
+    Stored values are checked as if they were given now: papermill writes their names into a cell as they are."""
     import json
 
     from kitchen.store.files import write_atomically
+    from kitchen.store.run import Run
 
-    values = {**_read_request(run_dir).get("values", {}), **what.values}
+    stored = _read_request(run_dir).get("values", {})
+    checked = make_request(what.name if what.is_recipe else str(what.notebook), stored).values if stored else {}
+    values = {**checked, **what.values}
     notebook = "" if what.is_recipe else str(what.notebook.absolute())
-    text = json.dumps({"name": what.name, "notebook": notebook, "values": values}, indent=1, ensure_ascii=False)
-    write_atomically(run_dir / _REQUEST_NAME, lambda file: file.write_text(text, encoding="utf-8"))
+    content = json.dumps({"name": what.name, "notebook": notebook, "values": values}, indent=1).encode()
+    path = run_dir / _REQUEST_NAME
+    if (run_dir / "spec.json").is_file() and content != path.read_bytes():
+        run = Run(run_dir).claim()
+        run.write_file(_REQUEST_NAME, content)
+        run.log.close()
+    elif not path.exists():  # the run, once the notebook makes it, tells its log of this
+        write_atomically(path, lambda file: file.write_bytes(content))
     return CookRequest(what.name, what.notebook, values)
 
 # %% ../../nbs/68_cli/4_cook.ipynb #73a28331
@@ -147,7 +189,7 @@ def _failure_reason(run_dir: Path, error: Exception) -> str:
 # %% ../../nbs/68_cli/4_cook.ipynb #4e206f34
 def _raise_unfinished(what: CookRequest, run_dir: Path, report: Path | None, status: str, reason: str) -> None:
     "End a cook that did not succeed; an empty directory is removed."
-    if {path.name for path in run_dir.iterdir()} <= {_REQUEST_NAME}:
+    if {path.name for path in run_dir.iterdir()} <= {_REQUEST_NAME}:  # our own, and nothing else
         (run_dir / _REQUEST_NAME).unlink(missing_ok=True)
         run_dir.rmdir()
     left = f"\n{'report' if report else 'run'}: {report or run_dir}" if run_dir.exists() else ""
@@ -169,9 +211,22 @@ def _print_result(run_dir: Path, report: Path | None) -> None:
     click.echo(f"run       {run_dir}\nreport    {report}")
 
 # %% ../../nbs/68_cli/4_cook.ipynb #0afa9140
+def _trust_request(what: CookRequest) -> None:
+    "Who cooks a notebook, or gives a setting that names a module, has named the code that this executes."
+    from kitchen.store.trust import notebook_code_hash, remember_trust, trust_modules
+    from kitchen.types import DamagedData
+
+    trust_modules(dict(what.values))
+    if not what.is_recipe:
+        with suppress(DamagedData):  # no notebook at all: the kernel says so in better words
+            remember_trust(f"notebook {what.notebook.absolute()}", notebook_code_hash(what.notebook))
+
+
 def _cook(what: CookRequest, out: Path | None = None, quiet: bool = False, resume: str | None = None) -> Path:
     "Execute a notebook into a run directory, new or to be gone on with, and leave its report there; the path of the directory."
+    _trust_request(what)
     run_dir = _new_run_dir(what.name, out) if resume is None else _find_unfinished_run(what, resume)
+    was_completed = resume is not None and open_run(run_dir).status == "completed"
     what = _merge_request(what, run_dir)
     if not quiet:
         click.echo(f"{'cooking' if resume is None else 'going on with'} {what.name} in {run_dir}", err=True)
@@ -188,7 +243,8 @@ def _cook(what: CookRequest, out: Path | None = None, quiet: bool = False, resum
             run_dir,
             *((status, reason) if reason else ("stopped", "the notebook ended before the workflow did")),
         )
-        report = _finish_report(what, run_dir, status, reason)
+        report = _finish_report(what, run_dir, status, reason, was_completed)
+        _sign_off(run_dir)
     except (
         OSError,
         sqlite3.Error,
@@ -230,13 +286,32 @@ def cook_group() -> None:
 # %% ../../nbs/68_cli/4_cook.ipynb #bf63b7b8
 @click.command("resume")
 @click.argument("run", default="latest")
+@click.option("--recover", is_flag=True, help="Go on with a damaged run from the last snapshot that can be proved.")
+@click.option("--trust", multiple=True, metavar="NAME", help="A notebook or module that the run names, and that may be executed.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
-def resume_command(run: str, quiet: bool) -> None:
+def resume_command(run: str, recover: bool, trust: tuple[str, ...], quiet: bool) -> None:
     "Go on with a run that was interrupted, stopped or has failed."
+    from kitchen.engine.verification import open_resumable, recover_run
+    from kitchen.store.trust import require_trusted_modules, require_trusted_notebook
+    from kitchen.types import DamagedData
+
     path = find_run(run)
-    cooked = _read_request(path)
+    for done in recover_run(path) if recover else []:
+        click.echo(f"recovered: {done}", err=True)
+    opened = open_resumable(path)
+    try:
+        cooked = _read_request(path)
+    except DamagedData as error:
+        if not recover:
+            raise
+        click.echo(f"going on without the notebook: {error}", err=True)
+        cooked = {}
+    require_trusted_modules({"settings": opened.settings, "values": cooked.get("values", {})}, path, trust)
     if cooked:
-        _cook(make_request(cooked["notebook"] or cooked["name"], {}), quiet=quiet, resume=str(path))
+        request = make_request(cooked["notebook"] or cooked["name"], {})
+        if not request.is_recipe:
+            require_trusted_notebook(request.notebook, path, trust)
+        _cook(request, quiet=quiet, resume=str(path))
         return
     from kitchen.display.progress import progress_display
     from kitchen.session.kitchen import Kitchen

@@ -33,6 +33,11 @@ def error_hint(reason: str) -> str:
     return next((f"\n{hint}" for mark, hint in _ERROR_HINTS.items() if mark.casefold() in reason.casefold()), "")
 
 # %% ../../nbs/68_cli/3_kernel.ipynb #d56eff68
+def _is_in_run(folder: Path) -> bool:
+    "Whether a folder is a run's, or lies inside one."
+    return any((place / name).exists() for place in (folder, *folder.parents) for name in ("spec.json", "events.jsonl"))
+
+
 @contextmanager
 def _notebook_kernel(run_dir: Path, resume: bool = False) -> Iterator[Any]:
     "A kernel that knows its run directory, and whether to go on there; gone at the end, whatever happens."
@@ -45,13 +50,17 @@ def _notebook_kernel(run_dir: Path, resume: bool = False) -> Iterator[Any]:
         "PLOTLY_RENDERER": "plotly_mimetype",  # figures as data; plotly.js joins them in the report
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the debugger's warning about frozen modules
     }
+    arguments = ["--log-level=40"]
+    if _is_in_run(Path.cwd()):  # what lies there may be somebody else's: no module is imported from it
+        about_run["PYTHONSAFEPATH"] = "1"
+        arguments.append("--InteractiveShellApp.ignore_cwd=True")
     threads = {"OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")}  # more only wait for each other
     manager = KernelManager(
         kernel_name="python3", client_class="jupyter_client.asynchronous.AsyncKernelClient"
     )
     log_path = run_dir / "kernel.log"
     with log_path.open("wb") as log:
-        outside = {"stdout": log, "stderr": log, "extra_arguments": ["--log-level=40"]}
+        outside = {"stdout": log, "stderr": log, "extra_arguments": arguments}
         manager.start_kernel(env={**os.environ, **threads, **about_run}, **outside)
         try:
             yield manager

@@ -13,7 +13,7 @@ from .doctor import doctor_command
 from .errors import KitchenGroup
 from .lab import lab_command
 from .recipes import describe_command, list_command, plan_group, validate_group
-from .runs import report_command, reproduce_command, runs_command, verify_command
+from .runs import report_command, reproduce_command, runs_command, sign_command, verify_command
 
 # %% ../../nbs/68_cli/8_main.ipynb #7a595989
 _COMMANDS = (
@@ -26,6 +26,7 @@ _COMMANDS = (
     report_command,
     runs_command,
     verify_command,
+    sign_command,
     reproduce_command,
     lab_command,
     doctor_command,

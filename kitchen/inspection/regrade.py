@@ -17,6 +17,7 @@ from ..data.references import Row
 from ..envs.rewards import REWARDS, Reward, weighted_reward
 from ..evaluation import METRICS, Answer, Question, wilson_interval
 from ..formatting import View, align_columns, box_html, small_html, text_table_html, visible_text
+from ..store.files import parse_json
 from ..store.run import Run
 from ..train.rollouts import regrade_group
 from ..types import InvalidValue, UnknownName
@@ -132,7 +133,7 @@ def read_answers(run: Run) -> dict[str, list[Answer]]:
     "Answers in a run's results artifacts, under 'before' and 'after'; empty if there are none yet."
     found: dict[str, list[Answer]] = {}
     for made in run.artifacts():
-        content = json.loads(made.path.read_text("utf-8")) if made.kind == "results" else {}
+        content = parse_json(run.read_file(f"artifacts/{made.name}"), made.path) if made.kind == "results" else {}
         for one in content.get("answers") or ():
             question = Question(one["prompt"], (), one["gold"])
             for label in ("before", "after"):

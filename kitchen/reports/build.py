@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['REPORT_SECTIONS', 'show_scores', 'read_results', 'show_answers', 'show_data', 'show_settings', 'paper_table',
            'show_losses', 'show_rates', 'show_pairs', 'show_policy', 'show_rewards', 'show_timeline', 'show_feedback',
-           'show_manifest', 'read_manifest', 'report_notebook', 'write_report']
+           'show_manifest', 'read_manifest', 'damage_of', 'altered_report', 'report_notebook', 'check_report_path',
+           'write_report']
 
 # %% ../../nbs/64_reports/2_build.ipynb #0396b244
 import html
@@ -43,11 +44,11 @@ from kitchen.reports.export import (
     write_notebook,
 )
 from .scores import scores, scores_table, scores_view
-from ..store.files import check_replaceable
+from ..store.files import check_replaceable, free_path, parse_json, seal_state
 from ..store.log import to_jsonable
 from ..store.run import Run
 from ..telemetry import Event
-from ..types import InvalidValue
+from ..types import DamagedData, InvalidValue, printable_text
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -59,13 +60,13 @@ def show_scores(run: Run) -> View:
 
 
 def read_results(run: Run) -> dict[str, Any]:
-    "The run's artifacts/results.json; InvalidValue if its last stage has not written it yet."
+    "The run's artifacts/results.json; InvalidValue if its last stage has not written it yet, DamagedData if it was altered since."
     path = run.path / "artifacts" / "results.json"
     if not path.is_file():
         raise InvalidValue(
             f"{run.run_id} has no results yet: they are written by its last stage (status: {run.status})"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    return parse_json(run.read_file("artifacts/results.json"), path)
 
 
 def show_answers(run: Run, count: int = 12) -> View:
@@ -236,6 +237,25 @@ def _mime_bundle(shown: Any) -> dict[str, Any]:
     return json.loads(json.dumps(to_jsonable(shown._repr_mimebundle_())))
 
 # %% ../../nbs/64_reports/2_build.ipynb #bee1731a
+def _section_bundle(show: Callable[[Run], Any], run: Run) -> dict[str, Any]:
+    "A section's display as data; in place of one that rests on a damaged file, the words that say so."
+    try:
+        return _mime_bundle(show(run))
+    except DamagedData as error:
+        return _mime_bundle(View(f"<p><b>Damaged.</b> {html.escape(printable_text(str(error)))}</p>", f"damaged: {error}"))
+
+
+def damage_of(run: Run) -> list[str]:
+    "What a reader of a report must know: artifacts that are not what was saved."
+    return [problem.removeprefix(f"{run.path}/") for problem in run.artifact_problems()]
+
+
+def altered_report(path: Path) -> list[str]:
+    "A word about an executed notebook that was changed since kitchen wrote it; its outputs may not be what the run showed."
+    altered = path.is_file() and seal_state(path) == "altered"
+    return [f"{path.name}: altered since it was written; what it shows may not be what the run showed"] if altered else []
+
+
 def report_notebook(run: Run) -> "NotebookNode":
     "The report of a run as a notebook document, built from its log and artifacts."
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -247,18 +267,30 @@ def report_notebook(run: Run) -> "NotebookNode":
     cells = [new_markdown_cell(f"# {escape_markdown(title)}"), new_code_cell(opening)]
     for heading, words, show, needed in REPORT_SECTIONS:
         if needed in present:
-            output = new_output("display_data", _mime_bundle(show(run)))
+            output = new_output("display_data", _section_bundle(show, run))
             cells.append(new_markdown_cell(f"## {heading}\n\n{words}"))
             cells.append(new_code_cell(f"{show.__name__}(run)", outputs=[output]))
     ended = [item for item in run.log.active_events if item.name == "run.stop"]
-    about = {"title": title, "status": run.status, "reason": ended[-1].metadata.get("reason", "") if ended else ""}
+    about = {
+        "title": title, "status": run.status, "reason": ended[-1].metadata.get("reason", "") if ended else "", "damage": damage_of(run)
+    }  # fmt: skip
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return new_notebook(cells=cells, metadata={"kernelspec": kernel, "kitchen": about})
 
 # %% ../../nbs/64_reports/2_build.ipynb #48cb1f86
+def check_report_path(run: Run, path: Path) -> Path:
+    "The path, if a report may be written there: nothing of the user's is lost, and no report that a run signed off with; else InvalidValue."
+    here = Run(path.parent) if (path.parent / "spec.json").is_file() else run
+    if path.parent.absolute() == here.path.absolute() and path.name in here.sealed_files():
+        raise InvalidValue(f"{path} is the report that {here.run_id} ended with, and stays as it is; name another path")
+    return check_replaceable(path)
+
+
 def write_report(run: Run, path: str | Path | None = None) -> Path:
-    "Write the report of a run from its log: HTML, or a notebook where the name ends in .ipynb."
-    path = check_replaceable(Path(path or run.path / "report.html"))
+    """Write the report of a run from its log: HTML, or a notebook where the name ends in .ipynb.
+
+    Without a path it goes into the run's folder, under a name that is free: a report that is there stays."""
+    path = check_report_path(run, Path(path)) if path else free_path(run.path / "report.html")
     document = report_notebook(run)
     if path.suffix == ".ipynb":
         return write_notebook(document, path)

@@ -200,6 +200,7 @@ _BANNERS = {
     "running": "RUNNING. This run had not ended when the report was written.",
     "interrupted": "INTERRUPTED. The process of this run is gone; `kitchen resume` goes on from its last snapshot.",
     "simulated": "SIMULATED. No real backend did this; the numbers stand for nothing.",
+    "damaged": "DAMAGED. Files of this run are not what it saved.",
 }
 
 # %% ../../nbs/64_reports/1_export.ipynb #6bcf1262
@@ -216,7 +217,9 @@ def _banners_html(notebook: "NotebookNode") -> str:
     "All warnings that belong at the top."
     manifests = notebook_outputs(notebook, MANIFEST_MIME)
     simulated = _banner_html("simulated", "") if manifests and manifests[-1]["simulated"] else ""
-    return _banner_html(*_status_and_reason(notebook)) + simulated
+    damage = notebook.metadata.get("kitchen", {}).get("damage", [])
+    damaged = _banner_html("damaged", "\n".join(map(str, damage))) if damage else ""
+    return _banner_html(*_status_and_reason(notebook)) + simulated + damaged
 
 # %% ../../nbs/64_reports/1_export.ipynb #cd0c6a6a
 def _body_html(notebook: "NotebookNode", hide_code: bool) -> str:

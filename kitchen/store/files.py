@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['file_hash', 'content_hash', 'write_atomically', 'check_regular', 'read_bounded', 'parse_json', 'read_json',
-           'path_inside', 'irregular_entries', 'is_sealed', 'seal_state', 'check_replaceable', 'write_output']
+           'path_inside', 'irregular_entries', 'is_sealed', 'seal_state', 'check_replaceable', 'free_path',
+           'write_output']
 
 # %% ../../nbs/14_store/0_files.ipynb #a0c9b59c
 import hashlib
@@ -219,6 +220,13 @@ def check_replaceable(path: Path) -> Path:
             f"{path} is there already, and is not as kitchen wrote it; it is left alone: name another path, or move it away"
         )
     return path
+
+
+def free_path(path: Path) -> Path:
+    "The path, or the first of NAME-2, NAME-3, … that nothing is at."
+    path = Path(path)
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 10**6))
+    return path if not os.path.lexists(path) else next(one for one in names if not os.path.lexists(one))
 
 
 def write_output(path: Path, make: Callable[[Path, str], Any]) -> Path:

@@ -114,6 +114,9 @@ class Run:
         run = cls.__new__(cls)
         run.path, run.run_id, run.log = path, path.name, EventLog(path / "events.jsonl").claim()
         run._write_spec(spec)
+        for name in ("order.json",):  # what was cooked is there before the run
+            if (path / name).is_file() and not run._written_hashes(name):
+                run.log.append(event("run.file", path=name, sha256=file_hash(path / name), bytes=(path / name).stat().st_size))
         return run
 
     def _write_spec(self, spec: ExperimentSpec) -> None:
@@ -288,6 +291,13 @@ class Run:
         elif files and count == len(self.log.events):
             for place, known in sealed["files"].items():
                 yield from filter(None, [_file_problem(path_inside(self.path, place), known)])
+
+    def sealed_files(self) -> frozenset[str]:
+        "Places of the files that the run signed off with, beside those that its log has; none before its end, or if the seal is damaged."
+        try:
+            return frozenset((self._seal() or {"files": ()})["files"])
+        except DamagedData:
+            return frozenset()
 
     @property
     def is_signed_off(self) -> bool:

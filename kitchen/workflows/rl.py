@@ -47,7 +47,7 @@ from kitchen.ports.protocols import (
 from ..rendering.base import Renderer
 from ..rendering.registry import get_renderer
 from ..seeding import derive_seed, random_generator
-from ..store.files import parse_json
+from ..store.files import parse_json, read_json
 from ..store.objects import decode_value, encode_value
 from ..store.run import Run
 from ..train.ppo import Critic, learn_with_critic
@@ -57,7 +57,7 @@ from ..train.rollouts import Policy, RolloutRound, collect_rollouts, play_groups
 from ..train.schedules import ScheduleName
 from ..train.sft import adam_schedule, train_start_event
 from ..train.trajectories import EpisodeLimits, TrajectoryGroup
-from ..types import AdamParams, InvalidValue, SamplingParams
+from ..types import AdamParams, DamagedData, InvalidValue, SamplingParams
 from kitchen.workflows.base import (
     MODEL_PRESETS,
     Splits,
@@ -227,9 +227,11 @@ def _local_completer(model: str, service: ServiceClient) -> LocalCompleter:
 def load_reward_model(folder: Path, service: ServiceClient) -> RewardModel:
     "Open the reward model in a run's folder: weights, renderer, score head; InvalidValue if the run has made none."
     run = Run(folder)
+    for problem in run.artifact_problems():
+        raise DamagedData(f"{problem}; rewards by a model that is not what was trained mean nothing")
     made = {artifact.name.rpartition("-")[2]: artifact.path for artifact in run.artifacts()}
     weights, results = made.get("adapter") or made.get("model"), made.get("results.json")
-    head = json.loads(results.read_text("utf-8")).get("head") if results else None
+    head = read_json(results).get("head") if results else None
     if weights is None or head is None:
         raise InvalidValue(f"{folder} (recipe {run.spec.recipe!r}) holds no reward model; name an ended run of reward_model")
     renderer = get_renderer(run.spec.config["renderer"], service.get_tokenizer(str(weights)))
