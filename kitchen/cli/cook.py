@@ -73,7 +73,9 @@ def _finish_report(what: CookRequest, run_dir: Path, status: str, reason: str, i
 def _sign_off(run_dir: Path) -> None:
     "Have the run sign off with its report."
     if (run_dir / "spec.json").is_file():
-        open_run(run_dir).claim().close()
+        run = open_run(run_dir).claim()
+        run.sign_off()
+        run.close()
 
 # %% ../../nbs/68_cli/4_cook.ipynb #ebb0c40b
 @contextmanager
@@ -321,6 +323,7 @@ def resume_command(run: str, recover: bool, trust: tuple[str, ...], quiet: bool)
     try:
         kitchen.driver.listeners.append(view.show)
         kitchen.run()
+        kitchen.run_record.sign_off()  # also where a process died before it could
     finally:
         view.close()
         kitchen.close()

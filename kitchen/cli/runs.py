@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def find_run(name: str) -> Path:
     "The directory of a run: of a path, an id, the beginning of an id, or `latest`; InvalidValue if there is none."
     from kitchen.store.index import RunIndex
-    from kitchen.store.run import runs_root
+    from kitchen.store.run import is_run_folder, runs_root
     from kitchen.types import InvalidValue
 
-    if (Path(name) / "spec.json").is_file():
+    if "\0" not in name and is_run_folder(Path(name)):
         return Path(name).absolute()
     if not runs_root().is_dir():
         raise InvalidValue(f"there are no runs in {runs_root()}; `kitchen cook` makes one")

@@ -240,7 +240,9 @@ class SnapshotFolder:
         return place < len(log.active_events) and log.active_events[place].sequence == snapshot.sequence - 1
 
     def newest(self, before: int | None = None) -> Snapshot | None:
-        "The last sound snapshot that still stands, of at most so many events; damaged ones are passed over, and that is logged."
+        "The last sound snapshot that still stands, of at most so many events; damaged and missing ones are passed over, and that is logged."
+        for name in self._missing({item["snapshot"]: item for item in self.run.log.events if item.name == "snapshot.save"}):
+            self._log_left_out(name, "left out: missing; the log says that it is kept")
         for path in self.paths():
             if before is not None and int(path.stem) > before:
                 continue
@@ -250,11 +252,14 @@ class SnapshotFolder:
                     self.verify(snapshot)
                     return snapshot
             except (DamagedData, InvalidValue) as error:
-                reason = f"left out: {error}"
-                known = any(item.name == "snapshot.error" and item["reason"] == reason for item in self.run.log.events)
-                if not known:
-                    self.run.log.append(event("snapshot.error", snapshot=path.stem, reason=reason))
+                self._log_left_out(path.stem, f"left out: {error}")
         return None
+
+    def _log_left_out(self, name: str, reason: str) -> None:
+        "Say once that a snapshot cannot be used."
+        said = ((item["snapshot"], item["reason"]) for item in self.run.log.events if item.name == "snapshot.error")
+        if (name, reason) not in said:
+            self.run.log.append(event("snapshot.error", snapshot=name, reason=reason))
 
     def verify(self, snapshot: Snapshot) -> None:
         "Raise DamagedData unless everything the snapshot names is there and sound."
@@ -301,12 +306,13 @@ class SnapshotFolder:
 
     def standing(self) -> list[str]:
         "Snapshots that were saved in the story as it stands, and not removed since, as the log tells it."
-        saved = [item for item in self.run.log.active_events if item.name == "snapshot.save"]
-        return list(saved[-1].metadata.get("kept", [])) if saved else []
+        kept = [set(item.metadata.get("kept", ())) for item in self.run.log.events if item.name == "snapshot.save"]
+        names = [item["snapshot"] for item in self.run.log.active_events if item.name == "snapshot.save"]
+        return [name for name in names if name in kept[-1]]
 
     def _missing(self, saved: Mapping[str, Event]) -> list[str]:
         "Snapshots that were kept when the last one was written, and are not there."
-        last = next(reversed(saved.values()), None)
+        last = [*saved.values()][-1] if saved else None
         there = {path.stem for path in self.paths()}
         begins = (self.run.spec.parent or {}).get("sequence", 0)  # of a fork, which took one snapshot with it
         if begins and (last is None or last.sequence < begins):

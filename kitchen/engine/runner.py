@@ -308,7 +308,7 @@ class Runner:
         "Restore the last snapshot of at most `target` events; milestones from there to the target."
         self.close()
         snapshot = self.history.newest(target)
-        if snapshot is None and reason == "resume" and (saved := self.history.snapshots.standing()):
+        if snapshot is None and target is None and (saved := self.history.snapshots.standing()):
             raise DamagedData(
                 f"{self.run.path}: {len(saved)} snapshots were kept, and none of them is whole; `kitchen verify` says what is wrong with each. "
                 "Put them back from a copy, or begin a new run: to go on from step 0 would lose what this one has done"

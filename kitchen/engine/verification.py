@@ -6,7 +6,6 @@
 __all__ = ['Verification', 'verify_run', 'open_resumable', 'recover_run']
 
 # %% ../../nbs/50_engine/5_verification.ipynb #6d4aa521
-import json
 import os
 import re
 import secrets
@@ -18,9 +17,9 @@ from ..config import ExperimentSpec
 from .checkpoints import Snapshot, SnapshotFolder
 from ..store.files import irregular_entries, seal_state, write_atomically
 from ..store.log import EventLog, LogDamaged, RunBusy, has_writer
-from ..store.run import SEAL_FILE, Run
+from ..store.run import SEAL_FILE, Run, is_run_folder
 from ..telemetry import event
-from ..types import DamagedData, InvalidValue, KitchenError, printable_text
+from ..types import DamagedData, InvalidValue, printable_text
 
 # %% ../../nbs/50_engine/5_verification.ipynb #09a60436
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Verification:
     artifacts: int
     snapshots: int
     problems: tuple[str, ...]
+    added: tuple[str, ...] = ()  # files that were put there since the run signed off, of which nothing is known
 
     @property
     def sound(self) -> bool:
@@ -42,7 +42,9 @@ class Verification:
     def __repr__(self) -> str:
         counts = f"{self.events:,} events, {self.artifacts} artifacts and {self.snapshots} snapshots"
         if self.sound:
-            return printable_text(f"{self.run_id}: {counts} agree")
+            lines = [f"{self.run_id}: {counts} agree"]
+            lines += [f"added since it ended, and not checked: {', '.join(self.added)}"] if self.added else []
+            return "\n".join(map(printable_text, lines))
         return "\n".join(map(printable_text, (f"{self.run_id}: {len(self.problems)} problems in {counts}", *self.problems)))
 
     def check(self) -> "Verification":
@@ -63,12 +65,13 @@ def verify_run(path: str | Path) -> Verification:
         snapshots = SnapshotFolder(run)
         problems = [*_torn_line(run), *run.verify(), *snapshots.problems(), *_report_problems(run)]
         return Verification(
-            run.run_id, run.status, len(run.log.events), len(run.artifacts()), len(snapshots.paths()), tuple(dict.fromkeys(problems))
-        )
+            run.run_id, run.status, len(run.log.events), len(run.artifacts()), len(snapshots.paths()),
+            tuple(dict.fromkeys(problems)), tuple(run.added_files()),
+        )  # fmt: skip
     except DamagedData as error:
         return Verification(path.name, "damaged", 0, 0, 0, (str(error),))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:  # a chain that fits, around what kitchen never writes
-        if isinstance(error, InvalidValue) and not (path / "spec.json").exists():
+        if isinstance(error, InvalidValue) and not is_run_folder(path):
             raise
         return Verification(path.name, "damaged", 0, 0, 0, (f"{path} holds what kitchen does not write: {type(error).__name__}: {error}",))
 
@@ -105,18 +108,10 @@ def open_resumable(path: Path) -> Run:
         raise DamagedData(problem)
     try:
         run = Run(path)
-        if not run.log.events:
-            raise DamagedData(f"{run.log.path} is empty or missing; every run begins with an event")
         snapshots = SnapshotFolder(run)
         for one in snapshots.paths():
-            if int(one.stem) > len(run.log.events):
-                raise DamagedData(
-                    f"{run.log.path}: its end was removed: snapshot {one.stem} was taken after {int(one.stem):,} events, and there are {len(run.log.events):,}"
-                )
             if snapshots.readable_head(one) not in (None, run.log.heads[int(one.stem) - 1] if int(one.stem) else ""):
                 raise DamagedData(f"{run.log.path} is another history than that of snapshot {one.stem}")
-        for problem in run.seal_problems(files=False):
-            raise DamagedData(problem)
         return run
     except DamagedData as error:
         raise DamagedData(f"{error}{_REMEDY}") from error
@@ -154,9 +149,9 @@ def recover_run(path: Path) -> list[str]:
     if _text(path / "spec.json") != text:
         done += [f"{_put_aside(path / 'spec.json').name} holds the spec as it was"] if (path / "spec.json").exists() else []
         write_atomically(path / "spec.json", lambda file: file.write_text(text, encoding="utf-8"))
-    run = Run(path)
-    if (path / SEAL_FILE).exists() and (done or any(run.seal_problems())):
+    if (path / SEAL_FILE).exists() and (done or any(_of_log(path, EventLog(log_path)).seal_problems())):
         done.append(f"{_put_aside(path / SEAL_FILE).name} holds the seal as it was")
+    run = Run(path)
     if done:
         run.claim().log.append(event("log.repair", reason="; ".join(done), bytes=len(content) - log.size))
         run.log.close()
@@ -181,11 +176,16 @@ def _recorded_spec(path: Path, log: EventLog) -> ExperimentSpec:
     return ExperimentSpec(**told[-1])
 
 
-def _sound_snapshots(path: Path, log: EventLog) -> list[Path]:
-    "Snapshots that were taken within a log, and are whole with all that they name."
+def _of_log(path: Path, log: EventLog) -> Run:
+    "A run with another log than its own, and no spec: what its parts are held against before it can be opened."
     run = Run.__new__(Run)
     run.path, run.run_id, run.log = path, path.name, log
-    snapshots, found = SnapshotFolder(run), list[Path]()
+    return run
+
+
+def _sound_snapshots(path: Path, log: EventLog) -> list[Path]:
+    "Snapshots that were taken within a log, and are whole with all that they name."
+    snapshots, found = SnapshotFolder(_of_log(path, log)), list[Path]()
     for one in snapshots.paths():
         try:
             snapshot = Snapshot.read(one)

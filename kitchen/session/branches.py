@@ -17,6 +17,7 @@ from ..engine.verification import open_resumable, recover_run
 from ..recipes.registry import Recipe
 from .driver import SessionDriver, checked_recipe
 from ..store.index import RunIndex
+from ..store.run import is_run_folder
 from ..store.trust import require_trusted_modules
 from ..telemetry import event
 from ..types import InvalidValue
@@ -32,7 +33,7 @@ def open_driver(
     changes: Mapping[str, Any] | None = None,  # settings that are to be others; what they decided is done again
 ) -> SessionDriver:
     "The driver of a run that is there already, standing at its last snapshot; a completed run is entered when first used."
-    path = Path(run) if (Path(run) / "spec.json").is_file() else RunIndex().find(str(run))
+    path = RunIndex().find(str(run)) if not is_run_folder(Path(run)) else Path(run)
     if recover:
         recover_run(path.absolute())
     opened, wanted = open_resumable(path.absolute()), changes or {}

@@ -35,7 +35,7 @@ from kitchen.session.driver import (
     step_condition,
     until_condition,
 )
-from ..store.run import Run
+from ..store.run import Run, is_run_folder
 from ..telemetry import Event, events_to_dataframe
 from ..types import InvalidValue, UnknownName, nearest
 
@@ -150,7 +150,7 @@ class Kitchen:
         known = {parameter.name for parameter in config_fields(get_recipe(recipe).config)}
         given = {name: namespace[name] for name in known & namespace.keys() if namespace[name] is not None}
         folder = Path(os.environ.get("KITCHEN_RUN_DIR") or ".")
-        if os.environ.get("KITCHEN_RESUME") and (folder / "spec.json").is_file():
+        if os.environ.get("KITCHEN_RESUME") and is_run_folder(folder):
             return cls.open(folder, recipe=recipe, new_input=True, **given)
         return cls(recipe, **given)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from .files import check_regular
 from .log import has_writer
-from .run import Run, runs_root
+from .run import Run, is_run_folder, runs_root
 from ..types import InvalidValue, KitchenError, UnknownName
 
 # %% ../../nbs/14_store/3_index.ipynb #e3a5dbe8
@@ -50,10 +50,9 @@ class RunIndex:
 
     def _move_aside(self) -> None:
         "Keep what is no database under another name; its write-ahead files belong to it."
-        for number in range(1, 10**6):
-            kept = self.path.with_name(f"{self.path.name}.damaged-{number}")
-            if not os.path.lexists(kept):
-                break
+        kept = next(
+            one for number in range(1, 10**6) if not os.path.lexists(one := self.path.with_name(f"{self.path.name}.damaged-{number}"))
+        )
         for end in ("", "-wal", "-shm"):
             if os.path.lexists(f"{self.path}{end}"):
                 os.replace(f"{self.path}{end}", f"{kept}{end}")
@@ -78,7 +77,7 @@ class RunIndex:
         "Read every run directory under the root anew; the number of runs."
         with closing(self._connect()) as database, database:
             database.execute("DELETE FROM runs")
-        found = sorted(path.parent for path in self.root.glob("*/spec.json"))
+        found = sorted(path for path in self.root.iterdir() if path.is_dir() and is_run_folder(path))
         for path in found:
             try:
                 self.put(Run(path))
@@ -103,7 +102,7 @@ class RunIndex:
         "The directory of a run, by id, unique beginning of an id, or path; `latest` is the newest."
         if "\0" in name:
             raise InvalidValue("the name of a run holds no null character")
-        if (Path(name) / "spec.json").is_file():
+        if is_run_folder(Path(name)):
             return Path(name).absolute()
         rows = self.rows()
         matches = rows[:1] if name == "latest" else [row for row in rows if row["run_id"].startswith(name)]

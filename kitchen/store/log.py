@@ -84,12 +84,9 @@ def event_from_text(text: str | bytes) -> Event:
         found = Event(body["name"], numbers, body["metadata"], body["step"], body["time"], body["sequence"])
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"no event: {type(error).__name__}: {error}") from None
-    fitting = (
-        isinstance(found.name, str) and is_mapping(found.metadata) and isinstance(found.sequence, int)
-        and isinstance(found.step, (int, type(None))) and isinstance(found.time, (int, float))
-        and all(isinstance(value, (int, float)) for value in numbers.values())
-    )  # fmt: skip
-    if not fitting:  # pyright: ignore[reportUnnecessaryComparison]  # read from a file
+    kinds = ((found.name, str), (found.sequence, int), (found.step, (int, type(None))), (found.time, (int, float)))
+    parts: list[tuple[object, Any]] = [*kinds, *((value, (int, float)) for value in numbers.values())]
+    if not (is_mapping(found.metadata) and all(isinstance(part, kind) for part, kind in parts)):
         raise ValueError("no event: a part of it has the wrong type")
     return found
 
@@ -140,6 +137,7 @@ class EventLog:
         self.heads: list[str] = []  # the chain's hash after each event
         self.lifecycle_event: Event | None = None  # the last event that began, ended or turned back the run
         self.size = 0  # bytes of whole lines
+        self.appended = 0  # events that were written here, and not by another process
         self.file: int | None = None  # descriptor, once claimed
         self.listeners: list[Callable[[Event], None]] = []
         if self.path.is_symlink() or self.path.exists():
@@ -170,11 +168,10 @@ class EventLog:
         head = _chain_hash(self.head, text + b"}")
         try:
             item = event_from_text(line)
-            sound = found == f'{head}"}}'.encode() and item.sequence == len(self.events)
-            sound = sound and not (item.name == "run.rewind" and "keep" not in item.measurements)
         except ValueError:
-            sound = False
-        if not sound:
+            raise LogDamaged(self.path, len(self.events) + 1, self.size) from None
+        whole = item.name != "run.rewind" or "keep" in item.measurements
+        if found != f'{head}"}}'.encode() or item.sequence != len(self.events) or not whole:
             raise LogDamaged(self.path, len(self.events) + 1, self.size)
         return item, head
 
@@ -219,6 +216,7 @@ class EventLog:
             head = _chain_hash(self.head, text)
             self._write_line(text[:-1] + f'{_HASH_FIELD}{head}"}}\n'.encode(), kept)
             self._add_event(kept, head)
+            self.appended += 1
         for listener in self.listeners:
             listener(kept)
         return kept

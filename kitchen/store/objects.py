@@ -10,7 +10,6 @@ __all__ = ['ObjectStore', 'pack_tensors', 'TrainingState', 'WriteFuture', 'State
 import base64
 import dataclasses
 import hashlib
-import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +21,7 @@ import numpy as np
 
 from ..config import canonical_json, json_digest
 from ..ports.futures import AdapterFuture
-from .files import check_regular, parse_json, path_inside, read_json, write_atomically
+from .files import check_regular, path_inside, read_json, write_atomically
 from ..types import DamagedData, InvalidValue, KitchenError, SavedState, is_list, is_mapping
 
 # %% ../../nbs/14_store/4_objects.ipynb #7ebe83b2

@@ -39,11 +39,16 @@ _IN_PROCESS = "KITCHEN_TRUSTED"  # hashes, separated by commas: for kernels that
 def trusted_hashes() -> frozenset[str]:
     "Hashes of all code that this user trusts."
     known = {one for one in os.environ.get(_IN_PROCESS, "").split(",") if one}
+    return frozenset(known | {str(one.get("sha256")) for one in _kept_entries() if is_mapping(one)})
+
+
+def _kept_entries() -> list[Any]:
+    "What the file holds; nothing if it is missing or damaged, since that trusts nobody."
     try:
-        kept = read_json(trust_file())
+        found: object = read_json(trust_file())
     except DamagedData:
-        kept = []
-    return frozenset(known | {one["sha256"] for one in kept if is_mapping(one) and "sha256" in one} if is_list(kept) else known)
+        return []
+    return list(found) if is_list(found) else []
 
 
 def remember_trust(name: str, sha256: str) -> None:
@@ -54,11 +59,7 @@ def remember_trust(name: str, sha256: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock"), timeout=10):
-            try:
-                kept = read_json(path)
-            except DamagedData:
-                kept = []
-            text = json.dumps([*(kept if is_list(kept) else []), entry], indent=1)
+            text = json.dumps([*_kept_entries(), entry], indent=1)
             write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
     except (OSError, TimeoutError):
         os.environ[_IN_PROCESS] = ",".join([*filter(None, [os.environ.get(_IN_PROCESS)]), sha256])

@@ -26,7 +26,7 @@ from kitchen.store.objects import StateStore
 from kitchen.store.run import Run
 from kitchen.telemetry import event_content
 from kitchen.train.sft import TrainingDiverged
-from kitchen.types import InvalidValue, KitchenError, UnknownName
+from kitchen.types import DamagedData, InvalidValue, KitchenError, UnknownName
 from kitchen.workflows.sft import supervised
 
 SMALL = {
@@ -381,10 +381,10 @@ def test_a_damaged_snapshot_is_found_and_an_earlier_one_used(straight, where, da
     found[len(found) // 2] ^= 4
     {"flip": lambda: path.write_bytes(found), "cut": lambda: path.write_bytes(found[:-9]), "remove": path.unlink}[damage]()
     problems = SnapshotFolder(Run(k.run_dir)).problems()
-    assert bool(problems) is ((where, damage) != ("manifest", "remove"))
+    assert problems
     again = Kitchen.open(k.run_dir)
     said = [item["reason"] for item in again.run_record.log.events if item.name == "snapshot.error"]
-    assert bool(said) is bool(problems) and again.driver.last_step.step == 6, "the one before"
+    assert said and again.driver.last_step.step == 6, "the one before"
     assert ended(again.run()) == straight
 
 
@@ -393,6 +393,9 @@ def test_a_torn_log_line_is_mended_and_said(straight):
     k.close()
     log = k.run_dir / "events.jsonl"
     log.write_bytes(log.read_bytes()[:-20])
+    with pytest.raises(DamagedData, match="of the 64 that were signed off|its end was removed"):
+        Kitchen.open(k.run_dir)  # a run that ended well has no torn line
+    (k.run_dir / "seal.json").unlink()  # as a killed process leaves it
     again = Kitchen.open(k.run_dir)
     assert any(item.name == "log.repair" for item in again.run_record.log.events)
     assert ended(again.run()) == straight and EventLog.verify(log)
@@ -441,7 +444,7 @@ def test_a_missing_artifact_is_named(runs):
     k.close()
     made = k.run_record.artifacts()[1]
     made.path.unlink()
-    assert Run(k.run_dir).verify() == [f"{made.path}: missing"]
+    assert f"{made.path}: missing" in Run(k.run_dir).verify()
 
 
 # -- what is kept ---------------------------------------------------------------------------------
