@@ -109,7 +109,7 @@ class _Nearly:
             return plain_equal(found, self.value)
         return bool(found == self.value or abs(found - self.value) <= max(self.rel * abs(self.value), self.abs))
 
-# %% ../../nbs/25_envs/4_assertions.ipynb #33b5be0d
+# %% ../../nbs/25_envs/4_assertions.ipynb #bfe4ea4d
 _NODES: tuple[type[ast.AST], ...] = (
     ast.Module, ast.Assert, ast.Expr, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.For, ast.While, ast.If, ast.Try, ast.ExceptHandler,
     ast.With, ast.withitem, ast.Raise, ast.Pass, ast.Break, ast.Continue, ast.FunctionDef, ast.Return, ast.Lambda, ast.arguments, ast.arg,
@@ -139,7 +139,7 @@ def _shifted(value: Any, places: Any) -> Any:
 
 def _product(left: Any, right: Any) -> Any:
     "Product; of a sequence and a number, if the outcome is not too long."
-    if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > _MOST_ITEMS:
+    if _kind(left) is int and _kind(right) is int and left.bit_length() + right.bit_length() > _MOST_ITEMS:
         raise NoPlainValue("a number in a test is too large")
     pairs: tuple[tuple[Any, Any], ...] = (left, right), (right, left)
     for many, times in pairs:
@@ -256,7 +256,7 @@ def _counted(items: Any = ()) -> dict[Any, int]:
 def _silent(*said: object, **options: object) -> None:
     "`print` in a test says nothing."
 
-# %% ../../nbs/25_envs/4_assertions.ipynb #42a5f04c
+# %% ../../nbs/25_envs/4_assertions.ipynb #6cbea7cc
 _TYPES: dict[str, type] = {one.__name__: one for one in (bool, int, float, str, bytes, list, tuple, set, frozenset, dict, complex)}
 _EXCEPTIONS: dict[str, type[BaseException]] = {
     name: one for name, one in vars(builtins).items() if isinstance(one, type) and issubclass(one, BaseException)
@@ -297,8 +297,9 @@ _METHODS: dict[type, frozenset[str]] = {
     int: frozenset("bit_count bit_length".split()),
     float: frozenset(["is_integer"]),
 }
+_ATTRIBUTES = frozenset({"__name__"}.union(*_METHODS.values(), *_MODULES.values()))  # all that a test may look at in plain values
 
-# %% ../../nbs/25_envs/4_assertions.ipynb #9dcdd052
+# %% ../../nbs/25_envs/4_assertions.ipynb #db3d8a85
 @dataclass(frozen=True)
 class TestScript:
     "A test that can be judged outside the program: its statements, and which names are the program's."
@@ -336,8 +337,11 @@ def parse_script(source: str, entry_point: str = "", gold: str = "") -> TestScri
     if not claims:
         raise InvalidValue(f"a test must be 'assert CALL == VALUE' or the like; this one claims nothing: {_shown(source)}")
     made = {one.func.id for one in ast.walk(tree) if isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id in free}
-    capital = classes if gold else {name for name in made if name[:1].isupper()}
-    return TestScript(source, frozenset(free), frozenset(capital & free), tuple(tree.body))
+    capital = (classes if gold else {name for name in made if name[:1].isupper()}) & free
+    odd = sorted({one.attr for one in ast.walk(tree) if isinstance(one, ast.Attribute)} - _ATTRIBUTES) if not capital else []
+    if odd:
+        raise InvalidValue(f"a test cannot be judged outside the program, since no plain value has {odd[0]!r} here: {_shown(source)}")
+    return TestScript(source, frozenset(free), frozenset(capital), tuple(tree.body))
 
 
 def _shown(source: str) -> str:
@@ -506,7 +510,7 @@ def judge_script(script: TestScript, answers: Sequence[tuple[Asked, Any]] = ()) 
         passed = False
     return Verdict(None if run.unknown else passed, run.asked)
 
-# %% ../../nbs/25_envs/4_assertions.ipynb #1803e4ad
+# %% ../../nbs/25_envs/4_assertions.ipynb #7a510ed4
 @dataclass
 class _TestRun:
     "One pass through a test: carries out its nodes on plain values, and asks the program for them."
@@ -581,7 +585,7 @@ class _TestRun:
         kind = _kind(value)
         if kind in _LISTS and any(type(one) in _HOLDERS for one in value):
             many = self.each(value, self.plain)
-            return value if all(map(operator.is_, many, value)) else kind(many)
+            return value if all(map(operator.is_, many, value)) else tuple(many) if kind is tuple else many
         if kind is dict and any(type(one) in _HOLDERS for one in value.values()):
             many = self.each(list(value.values()), self.plain)
             return value if all(map(operator.is_, many, value.values())) else dict(zip(value, many, strict=True))
