@@ -1,5 +1,6 @@
 # made from the modules' __all__ by `make prepare`
 from . import assertions as assertions
+from . import attacks as attacks
 from . import base as base
 from . import code as code
 from . import judge as judge
@@ -18,6 +19,11 @@ from .assertions import encode_plain as encode_plain
 from .assertions import judge_script as judge_script
 from .assertions import parse_script as parse_script
 from .assertions import plain_equal as plain_equal
+from .attacks import ATTACKS as ATTACKS
+from .attacks import Attack as Attack
+from .attacks import AttackResult as AttackResult
+from .attacks import best_attack as best_attack
+from .attacks import play_attack as play_attack
 from .base import Env as Env
 from .base import GuessNumber as GuessNumber
 from .base import JudgeReward as JudgeReward

@@ -1,7 +1,6 @@
 """Programs that want a reward without doing what is asked, and tests that must be judged on plain values only."""
 # ruff: noqa: E501
 
-
 import json
 import time
 
