@@ -1,4 +1,6 @@
 # made from the modules' __all__ by `make prepare`
+from . import assertions as assertions
+from . import attacks as attacks
 from . import base as base
 from . import code as code
 from . import judge as judge
@@ -7,6 +9,21 @@ from . import retrieval as retrieval
 from . import rewards as rewards
 from . import sandbox as sandbox
 from . import search as search
+from .assertions import Asked as Asked
+from .assertions import NO_ANSWER as NO_ANSWER
+from .assertions import NoPlainValue as NoPlainValue
+from .assertions import TestScript as TestScript
+from .assertions import Verdict as Verdict
+from .assertions import decode_plain as decode_plain
+from .assertions import encode_plain as encode_plain
+from .assertions import judge_script as judge_script
+from .assertions import parse_script as parse_script
+from .assertions import plain_equal as plain_equal
+from .attacks import ATTACKS as ATTACKS
+from .attacks import Attack as Attack
+from .attacks import AttackResult as AttackResult
+from .attacks import best_attack as best_attack
+from .attacks import play_attack as play_attack
 from .base import Env as Env
 from .base import GuessNumber as GuessNumber
 from .base import JudgeReward as JudgeReward

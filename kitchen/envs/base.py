@@ -291,7 +291,7 @@ class GuessNumber:
             return Step(reward=1.0 - 0.5 * (self._guess_count - 1) / self.turns, parts={"found": 1.0, "guesses": float(self._guess_count)})
         if self._guess_count == self.turns:
             return Step(parts={"found": 0.0, "guesses": float(self._guess_count)})
-        if not said.isdecimal():
+        if not said.isdecimal() or len(said) > 100:  # a number of thousands of digits is none that Python reads
             return Step((Message("user", "Say a number."),), done=False)
         return Step((Message("user", "higher" if int(said) < self.secret else "lower"),), done=False)
 

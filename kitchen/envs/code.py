@@ -21,6 +21,7 @@ from typing import Any
 
 from ..data.references import Row
 from ..data.synthetic import MAX_FAILED_DRAWS, SPLITS, choose_wording, make_task_row, split_of
+from .assertions import NO_ANSWER, Asked, TestScript, encode_plain, judge_script, parse_script
 from kitchen.envs.base import (
     Problem,
     QuestionEnv,
@@ -31,71 +32,176 @@ from kitchen.envs.base import (
 )
 from .rewards import Reward, gold_answer
 from .sandbox import Sandbox, SandboxLimits, worker_count
-from ..types import InvalidValue, Message, UnknownName, is_list, is_mapping
-
-# %% ../../nbs/25_envs/4_code.ipynb #2e947434
-@dataclass(frozen=True)
-class _CodeTest:
-    "One test: a call as Python source, and the value it should return, as JSON text."
-
-    call: str
-    expected: str
-
-
-def _parse_test(test: str | Mapping[str, Any]) -> _CodeTest:
-    "Read `assert f(2) == 4`, or {'call': 'f(2)', 'expected': 4}."
-    try:
-        call, value = _parse_assertion(test) if isinstance(test, str) else (str(test["call"]), test["expected"])
-        return _CodeTest(call, json.dumps(value, allow_nan=False))
-    except (SyntaxError, KeyError, ValueError, TypeError) as error:
-        raise InvalidValue(
-            f"a test must be 'assert CALL == VALUE', or a call and what is expected, with a plain value; not {test!r}"
-        ) from error
-
-# %% ../../nbs/25_envs/4_code.ipynb #58f02529
-def _parse_assertion(line: str) -> tuple[str, Any]:
-    "Call and value of an assertion."
-    match ast.parse(line.strip()).body:
-        case [ast.Assert(test=ast.Compare(left=call, ops=[ast.Eq() | ast.Is()], comparators=[value]))]:
-            return ast.unparse(call), ast.literal_eval(value)
-        case _:
-            raise ValueError(line)
-
-
-def _row_tests(row: Row) -> tuple[_CodeTest, ...]:
-    "The tests of a row: a list, or a text of one assertion a line."
-    tests = row.get("tests")
-    listed = [line for line in tests.splitlines() if line.strip()] if isinstance(tests, str) else tests
-    if not listed:
-        raise InvalidValue(f"a row of the code world needs tests: {sorted(row)}")
-    return tuple(_parse_test(test) for test in listed)
-
-# %% ../../nbs/25_envs/4_code.ipynb #f84ed13e
-_TEST_RUNNER = '''
-import json, os, sys
-
-def told(mark, program, calls):
-    space, write, dumps = {"__name__": "__main__"}, os.write, json.dumps
-    try:
-        space["f"] = eval(compile(program, "answer.py", "eval"), space)
-    except SyntaxError:
-        exec(compile(program, "answer.py", "exec"), space)
-    for index, call in enumerate(calls):
-        try:
-            text = dumps(eval(call, space))
-        except BaseException:
-            continue
-        write(1, f"\\n{mark} {index} {text}\\n".encode())
-
-told(**json.loads(sys.stdin.buffer.read()))
-'''
-_CODE_BLOCK_PATTERN = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+from ..types import InvalidValue, KitchenError, Message, UnknownName, is_mapping
 
 # %% ../../nbs/25_envs/4_code.ipynb #ecf2767b
+_CODE_BLOCK_PATTERN = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
 def _extract_program(answer: str) -> str:
     "The program in an answer: the last fenced block, or all of it."
     blocks = _CODE_BLOCK_PATTERN.findall(answer)
     return (blocks[-1] if blocks else answer).strip()
+
+# %% ../../nbs/25_envs/4_code.ipynb #2e947434
+@dataclass(frozen=True)
+class _OutputTest:
+    "What a program reads from stdin, and what it should print; white space at the ends of lines and of the whole means nothing."
+
+    stdin: str
+    stdout: str
+
+    def accepts(self, stdout: str) -> bool:
+        "Whether this is what should be printed."
+        said, wanted = ([line.rstrip() for line in text.strip().splitlines()] for text in (stdout, self.stdout))
+        return said == wanted
+
+
+_CodeTest = TestScript | _OutputTest
+
+
+@functools.lru_cache(4096)
+def _cached_script(source: str, entry_point: str, gold: str) -> TestScript:
+    "The script, taken apart once: every answer to a question is judged by the same."
+    return parse_script(source, entry_point, gold)
+
+
+def _parse_test(test: str | Mapping[str, Any], entry_point: str = "", gold: str = "") -> _CodeTest:
+    "Read `assert f(2) == 4`, {'call': 'f(2)', 'expected': 4}, or {'stdin': '2', 'stdout': '4'}."
+    if isinstance(test, str):
+        return _cached_script(test, entry_point, gold)
+    for given, printed in (("stdin", "stdout"), ("input", "output")):
+        if is_mapping(test) and isinstance(test.get(given), str) and isinstance(test.get(printed), str):
+            return _OutputTest(test[given], test[printed])
+    try:
+        call, expected = ast.unparse(ast.parse(str(test["call"]).strip(), mode="eval")), test["expected"]
+        json.dumps(encode_plain(expected))
+        source = f"assert {call} == {expected!r}"
+        ast.literal_eval(repr(expected))
+    except (SyntaxError, KeyError, ValueError, TypeError, RecursionError, KitchenError) as error:
+        raise InvalidValue(f"a test must be 'assert CALL == VALUE', or a call and what is expected, with a plain value; not {test!r}") from error
+    return _cached_script(source, entry_point, gold)
+
+# %% ../../nbs/25_envs/4_code.ipynb #58f02529
+def _split_tests(text: str) -> list[str]:
+    "A text of one assertion a line as so many tests; any other text is one test."
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines if all(line.startswith("assert ") and _is_python(line) for line in lines) else [text]
+
+
+def _is_python(line: str) -> bool:
+    "Whether a line stands for itself."
+    try:
+        return bool(ast.parse(line).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def _row_tests(row: Row) -> tuple[_CodeTest, ...]:
+    "The tests of a row: a list, or a text of one assertion a line or of one script."
+    tests = row.get("tests")
+    listed = _split_tests(tests) if isinstance(tests, str) else tests
+    if not listed:
+        raise InvalidValue(f"a row of the code world needs tests: {sorted(row)}")
+    gold = next((row[name] for name in ("solution", "answer") if isinstance(row.get(name), str)), "")
+    return tuple(_parse_test(test, str(row.get("entry_point") or ""), _extract_program(gold)) for test in listed)
+
+# %% ../../nbs/25_envs/4_code.ipynb #f84ed13e
+_TEST_RUNNER = '''
+import builtins, collections, itertools, json, math, os, sys
+
+def told(mark, program, scripts):
+    space, write, dumps = {"__name__": "__main__"}, os.write, json.dumps
+    mappings = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
+    sequences = {tuple: "tuple", set: "set", frozenset: "frozenset"}
+    streams = {type(one) for one in (iter([]), iter(()), iter(""), iter({}), iter(set()), iter(range(0)), (0 for _ in ()), zip(), map(len, ()),
+        filter(None, ()), enumerate(()), reversed([]), reversed(()), {}.keys(), {}.values(), {}.items(), collections.deque(), range(0))}
+
+    def plain(value):
+        kind = type(value)
+        if value is None or kind in (bool, int, str):
+            return value
+        if kind is float:
+            return value if math.isfinite(value) else {"t": "float", "v": repr(value)}
+        if kind is list:
+            return [plain(one) for one in value]
+        if kind in sequences:
+            return {"t": sequences[kind], "v": [plain(one) for one in value]}
+        if kind in mappings:
+            return {"t": "dict", "v": [[plain(name), plain(one)] for name, one in dict.items(value)]}
+        if kind is bytes:
+            return {"t": "bytes", "v": value.decode("latin-1")}
+        raise TypeError(kind.__name__)
+
+    def result(value, streamed):
+        try:
+            if streamed and type(value) in streams:
+                return dumps({"t": "items", "v": [plain(one) for one in itertools.islice(value, 4096)]})
+            return dumps(plain(value))
+        except TypeError:
+            return dumps({"t": "opaque"})
+
+    def read(told, results, arguments):
+        if isinstance(told, list):
+            return [read(one, results, arguments) for one in told]
+        if not isinstance(told, dict):
+            return told
+        kind, value = told["t"], told["v"]
+        if kind == "name":
+            if value not in space:
+                raise NameError(value)
+            return space[value]
+        if kind == "ref":
+            return results[value]
+        if kind == "argument":
+            return arguments[value[0]][value[1]]
+        if kind in ("attribute", "method"):
+            return getattr(read(value[0], results, arguments), value[1])
+        if kind == "lambda":
+            return eval(value[0], {name: read(one, results, arguments) for name, one in value[1].items()})
+        if kind == "builtin":
+            return getattr(builtins, value)
+        if kind == "dict":
+            return {read(name, results, arguments): read(one, results, arguments) for name, one in value}
+        if kind == "float":
+            return float(value)
+        if kind == "bytes":
+            return value.encode("latin-1")
+        return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](read(value, results, arguments))
+
+    def answer(question, results, arguments):
+        if question[0] == "tell":
+            return result(read(question[1], results, arguments), True)
+        given = read(question[2], results, arguments)
+        named = {name: read(one, results, arguments) for name, one in question[3].items()}
+        arguments[len(results)] = given
+        value = read(question[1], results, arguments)(*given, **named)
+        results[len(results)] = value
+        return result(value, False)
+
+    try:
+        space["f"] = eval(compile(program, "answer.py", "eval"), space)
+    except SyntaxError:
+        exec(compile(program, "answer.py", "exec"), space)
+    index = -1
+    for script in scripts:
+        results, arguments = {}, {}
+        for place, question in enumerate(script):
+            index += 1
+            try:
+                text = answer(question, results, arguments)
+            except BaseException as error:
+                try:
+                    names = [one.__name__ for one in type(error).__mro__ if getattr(builtins, one.__name__, None) is one]
+                    text = dumps({"t": "error", "v": names, "m": str(error)[:500]})
+                except BaseException:
+                    text = dumps({"t": "error", "v": ["Exception"]})
+            results.setdefault(place, None)
+            write(1, f"\\n{mark} {index} {text}\\n".encode())
+
+told(**json.loads(sys.stdin.buffer.read()))
+'''
+_MOST_ROUNDS = 8  # of questions to one program; each is a process, and a test that needs more depends on answers seven deep
 
 # %% ../../nbs/25_envs/4_code.ipynb #71222ba8
 def _parse_results(stdout: str, mark: str) -> dict[int, Any]:
@@ -113,17 +219,6 @@ def _parse_results(stdout: str, mark: str) -> dict[int, Any]:
         except (ValueError, RecursionError):
             continue
     return {index: value for index, value in values.items() if value is not Ellipsis}
-
-# %% ../../nbs/25_envs/4_code.ipynb #eb0ff9a8
-def _json_equal(found: object, wanted: object) -> bool:
-    "Whether two values of JSON are equal; true is not 1, and a text is no number."
-    if isinstance(wanted, bool) or isinstance(found, bool):
-        return found is wanted
-    if is_list(wanted) and is_list(found):
-        return len(found) == len(wanted) and all(map(_json_equal, found, wanted))
-    if is_mapping(wanted) and is_mapping(found):
-        return found.keys() == wanted.keys() and all(_json_equal(found[name], wanted[name]) for name in wanted)
-    return found == wanted
 
 # %% ../../nbs/25_envs/4_code.ipynb #11e5c899
 class CodeGrader:
@@ -152,12 +247,33 @@ class CodeGrader:
         return known
 
     def _run_tests(self, program: str, checks: Sequence[_CodeTest]) -> float:
-        "Run the program in the sandbox on all calls; the share whose printed value equals the expected one, 0 to 1."
+        "The share of tests that the program passes, 0 to 1."
+        scripts = [check for check in checks if isinstance(check, TestScript)]
+        printing = [check for check in checks if isinstance(check, _OutputTest)]
+        passed = self._run_scripts(program, scripts) if scripts else 0
+        for check in printing:
+            ended = self.sandbox.run(program, check.stdin)
+            passed += ended.ok and check.accepts(ended.stdout)
+        return passed / len(checks)
+
+    def _run_scripts(self, program: str, scripts: Sequence[TestScript]) -> int:
+        "How many scripts pass: the program is asked, in rounds, for the values that they need."
+        verdicts = {place: judge_script(script) for place, script in enumerate(scripts)}
+        for _ in range(_MOST_ROUNDS):
+            asked = {place: verdict.asked for place, verdict in verdicts.items() if verdict.passed is None}
+            if not asked:
+                break
+            answers = self._ask_program(program, list(asked.values()))
+            verdicts |= {place: judge_script(scripts[place], known) for place, known in zip(asked, answers, strict=True)}
+        return sum(verdict.passed is True for verdict in verdicts.values())
+
+    def _ask_program(self, program: str, scripts: Sequence[Sequence[Asked]]) -> list[list[tuple[Asked, Any]]]:
+        "Run the program in the sandbox and ask it all of this; each question with its answer."
         mark = secrets.token_hex(16)
-        job = json.dumps({"mark": mark, "program": program, "calls": [check.call for check in checks]})
+        job = json.dumps({"mark": mark, "program": program, "scripts": scripts})
         found = _parse_results(self.sandbox.run(_TEST_RUNNER, job).stdout, mark)
-        passed = [index in found and _json_equal(found[index], json.loads(check.expected)) for index, check in enumerate(checks)]
-        return sum(passed) / len(passed)
+        places = iter(range(sum(map(len, scripts))))
+        return [[(question, found.get(next(places), NO_ANSWER)) for question in asked] for asked in scripts]
 
     def pass_rate(self, answer: str, row: Row) -> float:
         "The share of a row's tests that an answer passes."

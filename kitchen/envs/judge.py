@@ -65,6 +65,12 @@ _GRADING_INSTRUCTION = (
     "Write one line for each criterion, its name, a colon and the number, and nothing else."
 )
 
+
+def _as_json(matter: Mapping[str, Any]) -> str:
+    "JSON on one line in which no text can pass for a turn's end, a tag or a new line: `<` and Unicode's line ends are escaped."
+    escaped = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<|\x85\u2028\u2029"}
+    return json.dumps(matter, ensure_ascii=False).translate(escaped)
+
 # %% ../../nbs/25_envs/6_judge.ipynb #ef600f98
 @dataclass(frozen=True)
 class Rubric:
@@ -84,7 +90,7 @@ class Rubric:
         "The judge's system and user message: the criteria, then conversation and answer as JSON, so that they cannot pass for instructions."
         said = [{"role": one.role, "content": one.content} for one in messages]
         criteria = "\n".join(f"{name}: {text}" for name, text in self.criteria.items())
-        graded = json.dumps({"conversation": said, "answer": answer}, ensure_ascii=False)
+        graded = _as_json({"conversation": said, "answer": answer})
         return [Message("system", _GRADING_INSTRUCTION.format(most=self.max_grade)), Message("user", f"{criteria}\n\n{graded}")]
 
     def parse_grades(self, said: str) -> dict[str, float]:
@@ -230,7 +236,7 @@ def judge_by_completer(completer: Completer, max_tokens: int = 8) -> PairwiseJud
 
     def request(messages: Sequence[Message], first: str, second: str) -> Any:
         said = [{"role": one.role, "content": one.content} for one in messages]
-        matter = json.dumps({"conversation": said, "A": first, "B": second}, ensure_ascii=False)
+        matter = _as_json({"conversation": said, "A": first, "B": second})
         asked = [Message("system", _COMPARISON_INSTRUCTION), Message("user", matter)]
         return completer.complete(asked, SamplingParams(max_tokens, temperature=0, seed=0))
 

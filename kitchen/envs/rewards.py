@@ -76,6 +76,29 @@ def gold_answer(row: Row, index: int = 0) -> str:
 
 # %% ../../nbs/25_envs/2_rewards.ipynb #b6487b64
 _NUMBER_PATTERN = re.compile(r"[-+]?\d+(?:\.\d+)?")
+_WORD_PATTERN = re.compile(r"[-+]?\d+(?:[.,]\d+)*|\w+")
+_LAST_WORDS = 10  # "The answer to your question is therefore this: …": there may be thoughts before, but no list of guesses
+
+
+def _split_words(text: str) -> list[str]:
+    "Words and numbers of a text, without regard to case and to commas in numbers."
+    return [word.replace(",", "") for word in _WORD_PATTERN.findall(text.casefold())]
+
+
+def _stands_in(words: Sequence[str], text: Sequence[str]) -> bool:
+    "Whether these words stand in a text, one behind the other."
+    return any(list(text[place : place + len(words)]) == list(words) for place in range(len(text) - len(words) + 1)) and bool(words)
+
+
+def _guess_kind(word: str) -> str:
+    "What a word can be one guess of many of: a number, or a letter (but no article); empty for other words."
+    return "number" if word[-1].isdigit() else "letter" if len(word) == 1 and word not in "ai" else ""
+
+
+def _asked_text(row: Row) -> str:
+    "What a row asks: its question, or its messages that are not the assistant's."
+    said = [str(one.get("content", "")) for one in row.get("messages", ()) if one.get("role") in ("user", "tool")]
+    return "\n".join([str(row.get("question", "")), *said])
 
 
 def exact_match_reward(answer: str, row: Row) -> float:
@@ -84,15 +107,24 @@ def exact_match_reward(answer: str, row: Row) -> float:
 
 
 def contains_reward(answer: str, row: Row) -> float:
-    "1 if the right answer stands somewhere in the text, whatever the case of letters."
-    return float(str(row["answer"]).strip().casefold() in answer.casefold())
+    "1 if the right answer, and no other, stands among the last words of the text, whatever the case of letters."
+    wanted, asked = _split_words(str(row["answer"])), _split_words(_asked_text(row))
+    said = _split_words(answer)[-(_LAST_WORDS + 2 * len(wanted)) :]
+    if not wanted or _stands_in(wanted, asked):  # whoever repeats the question would say it
+        return float(said == wanted) if wanted else exact_match_reward(answer, row)
+    rivals = [_split_words(str(one)) for one in row.get("options", ())]
+    several = any(_stands_in(one, said) for one in rivals if one != wanted) or {*map(_guess_kind, wanted)} & {
+        _guess_kind(word) for word in {*said} - {*wanted, *asked}
+    } - {""}
+    return float(_stands_in(wanted, said) and not several)
 
 
 def last_number_reward(answer: str, row: Row) -> float:
-    "1 if the last number of the text is the right one."
+    "1 if the last number of the text is the right one; where the right answer is a list of numbers, the last ones must be those."
     found = _NUMBER_PATTERN.findall(answer.replace(",", ""))
     wanted = _NUMBER_PATTERN.findall(str(row["answer"]).replace(",", ""))
-    return float(bool(found and wanted) and float(found[-1]) == float(wanted[-1]))
+    several = len(wanted) if not re.search(r"[^\d\s+.-]", str(row["answer"]).replace(",", "")) else 1  # not numbers of a solution's steps
+    return float(bool(found and wanted) and [*map(float, found[-several:])] == [*map(float, wanted[-several:])])
 
 # %% ../../nbs/25_envs/2_rewards.ipynb #fb64c791
 def overlap_reward(answer: str, row: Row) -> float:
@@ -109,10 +141,27 @@ def math_reward(answer: str, row: Row) -> float:
     except ImportError as error:
         raise MissingCapability("the reward 'math' needs math-verify: pip install 'crucible-kitchen[math]'") from error
     never: Any = None  # its time-outs use signals, which only the main thread has
+    if answer.strip() != str(row["answer"]).strip() and _takes_forever(answer):
+        return 0.0
     gold = parse(_as_formula(str(row["answer"])), parsing_timeout=never)
     return float(verify(gold, parse(answer, parsing_timeout=never), timeout_seconds=never))
 
 # %% ../../nbs/25_envs/2_rewards.ipynb #dd9cf29f
+_TOWER = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*[-+]?\d{5,}|(?:\^|\*\*)\s*[{(]*\s*[-+]?\d+\s*[)}]*\s*(?:\^|\*\*)|\d{5,}\s*!")
+_DEEPEST = 30  # brackets in brackets
+
+
+def _takes_forever(text: str) -> bool:
+    "Whether a formula has a tower of powers, a huge factorial, or brackets too deep: nobody would wait until it is worked out."
+    depth = deepest = 0
+    for sign in text:
+        depth += (sign in "([{") - (sign in ")]}")
+        deepest = max(deepest, depth)
+    bare = re.sub(r"\\[a-zA-Z]+", "", text)
+    factorial = re.search(r"[)}]\s*!", bare) and not re.search(r"[a-zA-Z]", bare)
+    return bool(deepest > _DEEPEST or _TOWER.search(text) or factorial)
+
+
 def _as_formula(text: str) -> str:
     "The text as a formula, unless it has marks of its own."
     return text if "$" in text or "\\boxed" in text else f"${text}$"

@@ -40,9 +40,10 @@ class SandboxLimits:
     output_bytes: int = 64 << 10  # of stdout and of stderr, each: what a pipe of Linux holds
     processes: int = 8  # threads count, too; a program and a pool of seven; a fork bomb, which doubles, is stopped at the third generation
     file_bytes: int = 8 << 20  # of each file, and of the work folder as a whole, which lies in memory: eight at a time take 64 MiB
+    files: int = 4096  # files, folders and links in the work folder; an empty one takes 1 KiB of the kernel's memory
 
     def __post_init__(self) -> None:
-        for name, least in {"seconds": 0, "memory_bytes": 1 << 24, "output_bytes": 0, "processes": 0, "file_bytes": 0}.items():
+        for name, least in {"seconds": 0, "memory_bytes": 1 << 24, "output_bytes": 0, "processes": 0, "file_bytes": 0, "files": 0}.items():
             if not getattr(self, name) > least:
                 raise InvalidValue(f"Limits: {name} must be more than {least}, not {getattr(self, name)}")
 
@@ -54,7 +55,7 @@ class ProgramResult:
     stdout: str
     stderr: str
     exit_code: int | None  # exit status; None if it had to be stopped
-    stop_reason: str  # "": it ended by itself; "time", "output", "memory", or "killed" by a signal
+    stop_reason: str  # "": it ended by itself; "time", "output", "memory", "files", or "killed" by a signal
     seconds: float
     contained: bool = True  # False: it ran with limits only, and could read and write what we can
 
@@ -168,6 +169,7 @@ def _launcher_input(program: str, stdin: str) -> bytes:
 # %% ../../nbs/25_envs/1_sandbox.ipynb #b1bfa278
 # SIGKILL takes effect when the kernel next runs the process; only one that hangs in a device or file system outlasts seconds
 _KILL_GRACE_SECONDS = 5.0
+_LOOK_SECONDS = 0.05  # between two looks at how many files there are: one takes 15 µs
 
 # %% ../../nbs/25_envs/1_sandbox.ipynb #dec20b02
 @dataclass
@@ -177,6 +179,7 @@ class _ProcessIO:
     process: subprocess.Popen[Any]
     limits: SandboxLimits
     kill: Callable[[], None]
+    count_files: Callable[[], int] = lambda: 0  # that the program has made, so far
 
     def __call__(self, stdin_bytes: bytes) -> tuple[bytes, bytes, str]:
         "Stdout, stderr, and why it was stopped."
@@ -194,13 +197,17 @@ class _ProcessIO:
         return bytes(self._output[out]), bytes(self._output[err]), stopped
 
     def _communicate_until(self, deadline: float, given: bytes) -> str:
-        "Write the input and read both streams until they end; `time` or `output` if that limit is reached first, else empty."
-        rest = memoryview(given)
+        "Write the input and read both streams until they end; `time`, `output` or `files` if that limit is reached first, else empty."
+        rest, look = memoryview(given), time.monotonic() + _LOOK_SECONDS
         while any(key.fileobj in self._output for key in self.selector.get_map().values()):
             left = deadline - time.monotonic()
             if left <= 0:
                 return "time"
-            for key, events in self.selector.select(left):
+            if look <= time.monotonic():
+                if self._has_greeted and self.count_files() > self.limits.files:
+                    return "files"
+                look = time.monotonic() + _LOOK_SECONDS
+            for key, events in self.selector.select(min(left, _LOOK_SECONDS)):
                 if events & selectors.EVENT_WRITE:
                     rest = self._write_some(key.fileobj, rest)
                 elif self._read_some(key.fileobj):
@@ -290,7 +297,7 @@ def _run_contained(bubblewrap: str, interpreter: str, limits: SandboxLimits, std
         unprivileged: dict[str, Any] = {"user": _NOBODY_ID, "group": _NOBODY_ID, "extra_groups": []} if os.geteuid() == 0 else {}
         files = (rules.fileno(), report.fileno())
         ended = _run_process(command, limits, stdin_bytes, report.fileno(), cwd="/", pass_fds=files, **unprivileged)
-        if ended.stop_reason not in ("time", "output") and b'"exit-code"' not in os.pread(report.fileno(), 65536, 0):
+        if ended.stop_reason not in ("time", "output", "files") and b'"exit-code"' not in os.pread(report.fileno(), 65536, 0):
             raise SandboxFailed(f"bubblewrap gave up: {ended.stderr.strip()[-300:] or f'exit status {ended.exit_code}'}")
         return ended
 
@@ -308,7 +315,7 @@ def _run_process(
     with subprocess.Popen(command, env={}, start_new_session=True, **streams, **options) as process:
         ending = functools.partial(_kill_process, process, report)
         try:
-            out, err, stopped = _ProcessIO(process, limits, ending)(stdin_bytes)
+            out, err, stopped = _ProcessIO(process, limits, ending, functools.partial(_count_files, report))(stdin_bytes)
         except BaseException:
             ending()
             raise
@@ -318,15 +325,29 @@ def _run_process(
     ended = code if stopped in ("", "memory") else None
     return ProgramResult(said, complained, ended, stopped, time.monotonic() - started, contained=report is not None)
 
+# %% ../../nbs/25_envs/1_sandbox.ipynb #f11e5c0a
+def _first_process(report: int | None) -> int:
+    "Number of the first process of the namespace, as bubblewrap reports it; 0 if there is none."
+    found = re.search(rb'"child-pid": *(\d+)', os.pread(report, 4096, 0)) if report is not None else None
+    return int(found[1]) if found else 0
+
+
+def _count_files(report: int | None) -> int:
+    "How many files, folders and links lie in the work folder of a sandbox; 0 without one, or when it has ended."
+    try:
+        state = os.statvfs(f"/proc/{_first_process(report)}/root{_WORK_FOLDER}") if report is not None else None
+    except OSError:  # it has just ended
+        return 0
+    return state.f_files - state.f_ffree if state else 0
+
 # %% ../../nbs/25_envs/1_sandbox.ipynb #70ee97a0
 def _kill_process(process: subprocess.Popen[Any], report: int | None) -> None:
     "Kill the first process of the namespace, and with it all that are in there; then bubblewrap itself."
     if process.poll() is not None:
         return
-    first = re.search(rb'"child-pid": *(\d+)', os.pread(report, 4096, 0)) if report is not None else None
     with contextlib.suppress(ProcessLookupError):
-        if first:
-            os.kill(int(first[1]), signal.SIGKILL)
+        if first := _first_process(report):
+            os.kill(first, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

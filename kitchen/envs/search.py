@@ -154,7 +154,10 @@ def search_problems(
     "`count` problems: a question about the atlas with the search tool, 4 calls at most; splits share no town."
     searching = _default_search_tool() if embeddings is None and vectors is None else search_tool(_atlas_index(embeddings, vectors))
     system = _SEARCH_SYSTEM_PROMPT if brief else tool_prompt([searching])
-    rows = [{key: row[key] for key in ("question", "answer", "task")} for row in search_rows(count, seed, split)]
+    rows = [
+        {**{key: row[key] for key in ("question", "answer", "task")}, "options": _rival_answers(row["answer"])}
+        for row in search_rows(count, seed, split)
+    ]
     made = [functools.partial(_search_env, row, rewards, searching, system) for row in rows]
     plain = question_problems(rows, rewards)
     return [replace(one, make=functools.partial(independent_envs, make)) for one, make in zip(plain, made, strict=True)]
@@ -163,3 +166,9 @@ def search_problems(
 def _search_env(row: Row, rewards: Sequence[Reward], searching: Tool, system: str) -> ToolEnv:
     "One episode of a row with the search tool and at most 4 calls."
     return ToolEnv(QuestionEnv(row, rewards), [searching], max_calls=4, system=system)
+
+
+def _rival_answers(answer: str) -> tuple[str, ...]:
+    "All answers of the kind of this one, where they can be counted: whoever names several has named none."
+    kinds = (_STONES, _GOODS, _MARKET_DAYS, _WATER_COLOURS, tuple(town.river for town in _make_towns()))
+    return next((kind for kind in kinds if answer in kind), ())

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from kitchen.envs.assertions import plain_equal
 from kitchen.envs.base import question_messages
-from kitchen.envs.code import CodeGrader, _json_equal, _parse_test, code_problems, code_rows
+from kitchen.envs.code import CodeGrader, _parse_test, code_problems, code_rows
 from kitchen.envs.rewards import check_gold_answers
 from kitchen.envs.sandbox import Sandbox, SandboxLimits, _find_containment, containment_problem
 from kitchen.train.rollouts import play_groups
@@ -537,7 +538,7 @@ def test_values_are_compared_by_kind(examiner):
     row = {"answer": "", "tests": [f"assert f({number}) == {value}" for number, value in enumerate(values)]}
     assert examiner.pass_rate("lambda i: [True, 1, (1, 'a', None), {'a': (1.5,)}][i]", row) == 1
     assert examiner.pass_rate("lambda i: [1, True, (1, 'a'), {'b': (1.5,)}][i]", row) == 0
-    assert not _json_equal({"a": 1}, {"a": True}) and _json_equal([], []) and not _json_equal([], {})
+    assert not plain_equal({"a": 1}, {"a": True}) and plain_equal([], []) and not plain_equal([], {})
     with pytest.raises(InvalidValue):
         _parse_test("assert f(1) == 2, f(2)  == 3 or import os")
 
