@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.checkpoints import InputChanged, fork_run
-from ..engine.runner import live_settings
+from ..engine.runner import Runner, live_settings
 from ..recipes.registry import Recipe
 from .driver import SessionDriver, checked_recipe
 from ..store.index import RunIndex
@@ -67,8 +67,13 @@ def restore_run(driver: SessionDriver, new_input: bool, changed: Mapping[str, An
 # %% ../../nbs/66_session/1_branches.ipynb #d48b9d10
 def fork_driver(driver: SessionDriver, run_dir: str | Path | None, changes: Mapping[str, Any]) -> SessionDriver:
     "The driver of a new run that shares this one's story up to here and goes on with other settings."
-    driver.require_idle()
-    runner, parent = driver.connected_runner, driver.run_record
+    with driver.held() as runner:
+        return _fork_held(driver, runner, run_dir, changes)
+
+
+def _fork_held(driver: SessionDriver, runner: Runner, run_dir: str | Path | None, changes: Mapping[str, Any]) -> SessionDriver:
+    "The same, while no other thread goes on with the run."
+    parent = driver.run_record
     _check_fork_changes(driver, changes)
     snapshot = runner.snapshot() if runner.flow.at_boundary else runner.history.newest()
     if snapshot is None:
