@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,9 @@ def _failure_reason(run_dir: Path, error: Exception) -> str:
     return reason + error_hint(reason)
 
 # %% ../../nbs/68_cli/4_cook.ipynb #4e206f34
-def _raise_unfinished(what: CookRequest, run_dir: Path, report: Path | None, status: str, reason: str) -> None:
+def _raise_unfinished(
+    what: CookRequest, run_dir: Path, report: Path | None, reason: str, ending: Callable[[str], BaseException]
+) -> None:
     "End a cook that did not succeed; an empty directory is removed."
     if {path.name for path in run_dir.iterdir()} <= {_REQUEST_NAME}:
         (run_dir / _REQUEST_NAME).unlink(missing_ok=True)
@@ -153,9 +155,8 @@ def _raise_unfinished(what: CookRequest, run_dir: Path, report: Path | None, sta
     left = f"\n{'report' if report else 'run'}: {report or run_dir}" if run_dir.exists() else ""
     if (run_dir / "spec.json").is_file():
         left += f"\ngo on with: kitchen resume {os.path.relpath(run_dir)}"
-    if status == "stopped":
-        raise KeyboardInterrupt(f"{what.name} was stopped{left}")
-    raise CookFailed(f"{what.name} failed in {reason}{left}")
+    words = f"failed in {reason}" if ending is CookFailed else "was stopped"
+    raise ending(f"{what.name} {words}{left}")
 
 # %% ../../nbs/68_cli/4_cook.ipynb #9d8b011b
 def _print_result(run_dir: Path, report: Path | None) -> None:
@@ -172,15 +173,19 @@ def _print_result(run_dir: Path, report: Path | None) -> None:
 def _cook(what: CookRequest, out: Path | None = None, quiet: bool = False, resume: str | None = None) -> Path:
     "Execute a notebook into a run directory, new or to be gone on with, and leave its report there; the path of the directory."
     run_dir = _new_run_dir(what.name, out) if resume is None else _find_unfinished_run(what, resume)
+    from kitchen.engine.control import Terminated
+
     what = _merge_request(what, run_dir)
     if not quiet:
         click.echo(f"{'cooking' if resume is None else 'going on with'} {what.name} in {run_dir}", err=True)
-    status, reason = "completed", ""
+    status, reason, ending = "completed", "", KeyboardInterrupt
     try:
         with _watch_progress(run_dir, quiet):
             execute_notebook(what, run_dir, resume is not None)
     except KeyboardInterrupt:
         status, reason = "stopped", "interrupted from the keyboard"
+    except Terminated:
+        status, reason, ending = "stopped", "ended by SIGTERM", Terminated
     except Exception as error:
         status, reason = "failed", _failure_reason(run_dir, error)
     try:
@@ -196,7 +201,7 @@ def _cook(what: CookRequest, out: Path | None = None, quiet: bool = False, resum
         status, report = "failed", None
         reason = f"{reason}\nwriting this down: {error}".strip() + error_hint(str(error))
     if status != "completed":
-        _raise_unfinished(what, run_dir, report, status, reason)
+        _raise_unfinished(what, run_dir, report, reason, ending if status == "stopped" else CookFailed)
     _print_result(run_dir, report)
     return run_dir
 
@@ -239,6 +244,7 @@ def resume_command(run: str, quiet: bool) -> None:
         _cook(make_request(cooked["notebook"] or cooked["name"], {}), quiet=quiet, resume=str(path))
         return
     from kitchen.display.progress import progress_display
+    from kitchen.engine.control import Terminated
     from kitchen.session.kitchen import Kitchen
 
     view = progress_display(quiet=quiet)
@@ -246,6 +252,8 @@ def resume_command(run: str, quiet: bool) -> None:
     try:
         kitchen.driver.listeners.append(view.show)
         kitchen.run()
+    except (KeyboardInterrupt, Terminated) as error:
+        raise type(error)(f"{path.name} was stopped\ngo on with: kitchen resume {os.path.relpath(path)}") from None
     finally:
         view.close()
         kitchen.close()

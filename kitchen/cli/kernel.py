@@ -13,12 +13,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import CookFailed
 from .parameters import CookRequest
+
+if TYPE_CHECKING:
+    from kitchen.engine.control import Interrupt
 
 # %% ../../nbs/68_cli/3_kernel.ipynb #2678e7e9
 _ERROR_HINTS = {
@@ -63,9 +66,11 @@ def _notebook_kernel(run_dir: Path, resume: bool = False) -> Iterator[Any]:
 
 # %% ../../nbs/68_cli/3_kernel.ipynb #40f0c069
 @contextmanager
-def _forward_interrupts(manager: Any, retry_seconds: float = 5.0) -> Iterator[None]:
-    "The first Ctrl-C interrupts the kernel, again after some seconds; the second raises KeyboardInterrupt here."
-    over, pressed = threading.Event(), threading.Event()
+def _forward_interrupts(manager: Any, retry_seconds: float = 5.0) -> "Iterator[Interrupt]":
+    "The first Ctrl-C or SIGTERM interrupts the kernel, again after some seconds; the second raises KeyboardInterrupt or Terminated here."
+    from kitchen.engine.control import Interrupt
+
+    over, pressed = threading.Event(), Interrupt()
 
     def interrupt() -> None:
         while not over.is_set():
@@ -73,18 +78,20 @@ def _forward_interrupts(manager: Any, retry_seconds: float = 5.0) -> Iterator[No
             over.wait(retry_seconds)  # then once more, until the notebook has ended
 
     def press(number: int, stack: Any) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-        click.echo("stopping after this step; Ctrl-C again stops at once", err=True)
+        again, pressed.number = bool(pressed), number
+        if again:
+            raise pressed.error("stopped at once")
+        word = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        click.echo(f"stopping after this step; {word} again stops at once", err=True)
         threading.Thread(target=interrupt, daemon=True).start()
 
-    before = signal.signal(signal.SIGINT, press)
+    before = {one: signal.signal(one, press) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield pressed
     finally:
         over.set()
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 # %% ../../nbs/68_cli/3_kernel.ipynb #cdf0d2a2
 @contextmanager
@@ -110,15 +117,16 @@ UNFINISHED_NAME = "report.unfinished.ipynb"  # its name until it is whole
 
 # %% ../../nbs/68_cli/3_kernel.ipynb #fd6b4caf
 def execute_notebook(what: CookRequest, run_dir: Path, resume: bool = False) -> None:
-    "Run the notebook by papermill; raises CookFailed with the error in few words, or KeyboardInterrupt."
+    "Run the notebook by papermill; raises CookFailed with the error in few words, or KeyboardInterrupt or Terminated after a signal."
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
+    from kitchen.engine.control import Terminated
     from kitchen.reports.export import read_notebook
 
     document, log_path = read_notebook(what.notebook), run_dir / "kernel.log"
-    with _silence_warnings(), _notebook_kernel(run_dir, resume) as manager, _forward_interrupts(manager):
+    with _silence_warnings(), _notebook_kernel(run_dir, resume) as manager, _forward_interrupts(manager) as pressed:
         try:
             execute_notebook(
                 document, str(run_dir / UNFINISHED_NAME), dict(what.values), km=manager, kernel_name="python3",
@@ -126,9 +134,13 @@ def execute_notebook(what: CookRequest, run_dir: Path, resume: bool = False) -> 
                 start_timeout=300,  # seconds for the kernel to answer; papermill's own 60 can be few on a busy machine
             )  # fmt: skip
         except PapermillExecutionError as error:
-            if error.ename == "KeyboardInterrupt":
-                raise KeyboardInterrupt from None
+            if pressed or error.ename == "KeyboardInterrupt":
+                raise pressed.error("") from None
+            if error.ename == "Terminated":  # the kernel alone was asked to end
+                raise Terminated from None
             raise CookFailed(f"cell {error.exec_count}: {error.ename}: {error.evalue}") from None
         except DeadKernelError:
+            if pressed:  # SIGTERM went to all processes of a service, and to the kernel between two cells
+                raise pressed.error("") from None
             last = log_path.read_text(errors="replace").strip().splitlines()[-1:]
             raise CookFailed(": ".join(["the kernel died, killed or out of memory", *last])) from None

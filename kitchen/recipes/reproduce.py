@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, ExperimentSpec, json_digest, package_version, runtime_environment
+from ..engine.control import deferred_interrupt
 from ..engine.runner import Runner, edits_by_place
 from ..ports.registry import adapter_class, create_adapter
 from ..ports.spans import observe
@@ -244,7 +245,15 @@ def reproduce(
         base = initial_values(recipe, spec.adapters, recipe.config(**spec.config), run)
         runner = Runner(run, recipe.workflow, base)
         runner.replay_edits = _edit_events(recorded["edits"], runner)
-        runner.advance(lambda item: False)
+        with deferred_interrupt(runner.control) as pressed, runner.driven():
+            if pressed:
+                runner.control.interrupt()
+            runner.advance(lambda item: False)
+        if not runner.ended:
+            runner.snapshot()
+            run.log.append(event("run.stop", status="stopped", seconds=time.perf_counter() - began))
+            runner.close()
+            raise pressed.error(f"the repetition of {recorded['run_id']} was stopped on a step boundary, in {run.path}")
         run.log.append(event("run.digest", digest=runner.digest()))
         run.log.append(event("run.stop", status="completed", seconds=time.perf_counter() - began))
         runner.close()
