@@ -341,7 +341,7 @@ def test_buttons_and_cells_at_once(going):
     together(press, press, often(30, going.pause, lambda: going.resume(wait=False)))
     queue.wait_until_idle(HANGS)
     going.pause()
-    assert queue.done_count == 14 and going.config.learning_rate == 4e-4
+    assert queue.done_count >= 14 and going.config.learning_rate == 4e-4
     queue.submit_command("stop")
     queue.wait_until_idle(HANGS)
     assert going.status == "stopped"
