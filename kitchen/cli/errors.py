@@ -6,6 +6,10 @@
 __all__ = ['CookFailed', 'KitchenGroup', 'debug_option']
 
 # %% ../../nbs/68_cli/0_errors.ipynb #01270660
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -16,9 +20,11 @@ class CookFailed(RuntimeError):
 
 
 def _exit_code(error: BaseException) -> int:
-    "2 for a wrong request, 130 for Ctrl-C, 1 for anything else."
+    "2 for a wrong request, 130 for Ctrl-C, 143 for SIGTERM, 1 for anything else."
     from kitchen.types import InvalidValue
 
+    if isinstance(error, SystemExit):
+        return int(error.code or 0)
     if isinstance(error, KeyboardInterrupt):
         return 130
     return 2 if isinstance(error, InvalidValue) else 1
@@ -28,23 +34,49 @@ def _error_message(error: BaseException) -> str:
     "The one message about an error: its own words, or type and words of one that nobody foresaw."
     from kitchen.types import KitchenError
 
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return str(error) or "interrupted"
     if isinstance(error, (KitchenError, CookFailed, OSError)):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}\n`kitchen --debug …` shows where"
 
 # %% ../../nbs/68_cli/0_errors.ipynb #f5632e14
+def _raise_terminated(number: int, stack: Any) -> None:
+    "Handle SIGTERM where nothing runs that would end on a boundary: unwind, as Ctrl-C does."
+    from kitchen.engine.control import Terminated
+
+    raise Terminated
+
+
+@contextmanager
+def _unwind_on_sigterm() -> Iterator[None]:
+    "SIGTERM is raised as Terminated, so that what was begun is put away and the exit code is kitchen's; somebody else's handler is kept."
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class KitchenGroup(click.Group):
     "A group of commands in which an error ends with one message and its exit code; `--debug` lets the traceback through."
 
     def invoke(self, ctx: click.Context) -> Any:
         "Run the command; translate its errors."
         try:
-            return super().invoke(ctx)
+            with _unwind_on_sigterm():
+                return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            from kitchen.engine.control import Terminated  # here, because it brings NumPy
+
+            if isinstance(error, SystemExit) and not isinstance(error, Terminated):
+                raise
             if ctx.find_root().params.get("debug"):
                 raise
             click.echo(f"kitchen: {_error_message(error)}", err=True)

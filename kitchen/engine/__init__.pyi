@@ -1,5 +1,6 @@
 # made from the modules' __all__ by `make prepare`
 from . import checkpoints as checkpoints
+from . import control as control
 from . import produce as produce
 from . import runner as runner
 from . import validation as validation
@@ -21,6 +22,21 @@ from .checkpoints import restore_flow as restore_flow
 from .checkpoints import state_files as state_files
 from .checkpoints import state_hash as state_hash
 from .checkpoints import training_clients as training_clients
+from .control import Answer as Answer
+from .control import Command as Command
+from .control import ControlState as ControlState
+from .control import DRIVEN_MODES as DRIVEN_MODES
+from .control import Interrupt as Interrupt
+from .control import Mode as Mode
+from .control import RunControl as RunControl
+from .control import TERMINATED_CODE as TERMINATED_CODE
+from .control import TRANSITIONS as TRANSITIONS
+from .control import Terminated as Terminated
+from .control import deferred_interrupt as deferred_interrupt
+from .control import handle_sigterm as handle_sigterm
+from .control import is_headless as is_headless
+from .control import is_terminating as is_terminating
+from .control import works_for_run as works_for_run
 from .produce import Produce as Produce
 from .produce import ProducerLag as ProducerLag
 from .runner import Breakpoint as Breakpoint

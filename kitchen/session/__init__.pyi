@@ -31,7 +31,6 @@ from .driver import SessionState as SessionState
 from .driver import StepUnit as StepUnit
 from .driver import StopCondition as StopCondition
 from .driver import checked_recipe as checked_recipe
-from .driver import deferred_interrupt as deferred_interrupt
 from .driver import last_train_step as last_train_step
 from .driver import new_run as new_run
 from .driver import snapshot_policy as snapshot_policy
