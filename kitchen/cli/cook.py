@@ -121,13 +121,23 @@ def _merge_request(what: CookRequest, run_dir: Path) -> CookRequest:
     "The request with the run's stored values where no new ones are given; the merged values are stored in the run."
     import json
 
+    from kitchen.config import settings_in_use
+    from kitchen.secrets import is_masked, mask_values
     from kitchen.store.files import write_atomically
+    from kitchen.types import InvalidValue
 
     values = {**_read_request(run_dir).get("values", {}), **what.values}
+    masked = [name for name, value in values.items() if is_masked(value)]
+    if masked:
+        raise InvalidValue(
+            f"{run_dir}: {', '.join(masked)} held a secret, which was masked when the run was written; give it again: "
+            f"kitchen cook {what.name} --resume {run_dir} -p {masked[0]} '$NAME_OF_A_VARIABLE'"
+        )
     notebook = "" if what.is_recipe else str(what.notebook.absolute())
-    text = json.dumps({"name": what.name, "notebook": notebook, "values": values}, indent=1, ensure_ascii=False)
+    text = json.dumps({"name": what.name, "notebook": notebook, "values": mask_values(values)}, indent=1, ensure_ascii=False)
     write_atomically(run_dir / _REQUEST_NAME, lambda file: file.write_text(text, encoding="utf-8"))
-    return CookRequest(what.name, what.notebook, values)
+    # kitchen looks the variables of its own recipes up when it connects ports; another notebook gets what they hold
+    return CookRequest(what.name, what.notebook, values if what.is_recipe else settings_in_use(values))
 
 # %% ../../nbs/68_cli/4_cook.ipynb #73a28331
 def _failure_reason(run_dir: Path, error: Exception) -> str:

@@ -32,6 +32,30 @@ def error_hint(reason: str) -> str:
     "A line with the remedy, for errors whose own words name none; else empty."
     return next((f"\n{hint}" for mark, hint in _ERROR_HINTS.items() if mark.casefold() in reason.casefold()), "")
 
+# %% ../../nbs/68_cli/3_kernel.ipynb #5ec7e713
+@contextmanager
+def _masked_file(path: Path) -> Iterator[int]:
+    "A descriptor for a child process: what it writes there comes into the file with secrets masked. A file with nothing in it is removed."
+    from kitchen.secrets import mask_secrets
+
+    reading, writing = os.pipe()
+
+    def copy() -> None:
+        with open(reading, encoding="utf-8", errors="replace") as lines, path.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(mask_secrets(line))
+                file.flush()
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        thread.join(timeout=10)  # seconds; a grandchild may hold the other end open for longer than anybody wants to wait
+        if path.is_file() and not path.stat().st_size:
+            path.unlink()
+
 # %% ../../nbs/68_cli/3_kernel.ipynb #d56eff68
 @contextmanager
 def _notebook_kernel(run_dir: Path, resume: bool = False) -> Iterator[Any]:
@@ -50,7 +74,7 @@ def _notebook_kernel(run_dir: Path, resume: bool = False) -> Iterator[Any]:
         kernel_name="python3", client_class="jupyter_client.asynchronous.AsyncKernelClient"
     )
     log_path = run_dir / "kernel.log"
-    with log_path.open("wb") as log:
+    with _masked_file(log_path) as log:
         outside = {"stdout": log, "stderr": log, "extra_arguments": ["--log-level=40"]}
         manager.start_kernel(env={**os.environ, **threads, **about_run}, **outside)
         try:
@@ -58,8 +82,6 @@ def _notebook_kernel(run_dir: Path, resume: bool = False) -> Iterator[Any]:
         finally:
             manager.shutdown_kernel(now=sys.exc_info()[0] is not None)
             manager.cleanup_resources()
-            if not log_path.stat().st_size:
-                log_path.unlink()
 
 # %% ../../nbs/68_cli/3_kernel.ipynb #40f0c069
 @contextmanager
@@ -108,20 +130,45 @@ def _silence_warnings() -> Iterator[None]:
 # %% ../../nbs/68_cli/3_kernel.ipynb #3075e728
 UNFINISHED_NAME = "report.unfinished.ipynb"  # its name until it is whole
 
+# %% ../../nbs/68_cli/3_kernel.ipynb #5ec7e714
+_OUTPUT_SCHEME = "kitchen-run://"  # papermill writes a notebook after each cell, to whoever answers for the beginning of its address
+
+
+class _MaskedOutput:
+    "Where papermill writes: into the run's directory, with secrets masked."
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def write(self, text: str, path: str) -> None:
+        "Write the notebook's JSON."
+        import nbformat
+
+        from kitchen.reports.export import masked_notebook
+
+        masked = masked_notebook(nbformat.reads(text, as_version=4))
+        (self.folder / path.removeprefix(_OUTPUT_SCHEME)).write_text(nbformat.writes(masked), encoding="utf-8")
+
+    def pretty_path(self, path: str) -> str:
+        "The path as papermill's messages name it."
+        return path
+
 # %% ../../nbs/68_cli/3_kernel.ipynb #fd6b4caf
 def execute_notebook(what: CookRequest, run_dir: Path, resume: bool = False) -> None:
     "Run the notebook by papermill; raises CookFailed with the error in few words, or KeyboardInterrupt."
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
+    from papermill.iorw import papermill_io
 
     from kitchen.reports.export import read_notebook
 
     document, log_path = read_notebook(what.notebook), run_dir / "kernel.log"
+    papermill_io.register(_OUTPUT_SCHEME, _MaskedOutput(run_dir))
     with _silence_warnings(), _notebook_kernel(run_dir, resume) as manager, _forward_interrupts(manager):
         try:
             execute_notebook(
-                document, str(run_dir / UNFINISHED_NAME), dict(what.values), km=manager, kernel_name="python3",
+                document, _OUTPUT_SCHEME + UNFINISHED_NAME, dict(what.values), km=manager, kernel_name="python3",
                 progress_bar=False, log_output=False, store_widget_state=False,
                 start_timeout=300,  # seconds for the kernel to answer; papermill's own 60 can be few on a busy machine
             )  # fmt: skip

@@ -107,6 +107,7 @@ def runs_command(recipe: str | None, status: str | None, text: str, count: int) 
 def verify_command(run: str) -> None:
     "Check a run's log, artifacts and snapshots.\n\nNames every file that was altered since it was written."
     from kitchen.engine.checkpoints import SnapshotFolder
+    from kitchen.secrets import secret_findings
     from kitchen.store.log import EventLog
     from kitchen.types import DamagedData
 
@@ -115,6 +116,7 @@ def verify_command(run: str) -> None:
     opened = open_run(path)
     snapshots = SnapshotFolder(opened)
     problems = opened.verify() + snapshots.problems()
+    problems += secret_findings(path)
     if problems:
         raise DamagedData("\n".join(problems))
     click.echo(
@@ -127,8 +129,9 @@ def verify_command(run: str) -> None:
 @click.argument("source", default="latest")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the new run; default: one under ./runs.")
 @click.option("--tolerance", default=1e-2, show_default=True, help="Relative, where equal bits cannot be expected.")
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Give a masked setting again, best as $VARIABLE.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the table.")
-def reproduce_command(source: str, out: Path | None, tolerance: float, quiet: bool) -> None:
+def reproduce_command(source: str, out: Path | None, tolerance: float, given: tuple[tuple[str, str], ...], quiet: bool) -> None:
     "Do a run again and compare.\n\nSOURCE is a report.ipynb or a run; the exit code is 1 if anything differs."
     from kitchen.formatting import align_columns
     from kitchen.display.progress import progress_display
@@ -139,7 +142,7 @@ def reproduce_command(source: str, out: Path | None, tolerance: float, quiet: bo
     then = read_manifest(Path(source)) if source.endswith(".ipynb") else manifest(open_run(find_run(source)))
     view = progress_display(quiet=quiet)
     try:
-        done = again(then, out.absolute() if out else None, tolerance, listen=view.show)
+        done = again(then, out.absolute() if out else None, tolerance, listen=view.show, given=dict(given))
     finally:
         view.close()
     words = {True: "agrees", False: "DIFFERS", None: "not compared"}

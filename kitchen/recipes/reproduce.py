@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, ExperimentSpec, json_digest, package_version, runtime_environment
+from ..config import Config, ExperimentSpec, json_digest, package_version, runtime_environment, settings_in_use
 from ..engine.runner import Runner, edits_by_place
 from ..ports.registry import adapter_class, create_adapter
 from ..ports.spans import observe
 from .registry import Recipe, get_recipe
+from ..secrets import is_masked, mask_values
 from ..store.log import to_jsonable
 from ..store.objects import ObjectStore
 from ..store.run import Run, runs_root
@@ -29,7 +30,7 @@ from ..types import InvalidValue
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #f8fe7f4d
 def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dict[str, Any]:
     "Every port the recipe names, connected and observed."
-    settings = config.model_dump()
+    settings = settings_in_use(config.model_dump())
     directories = {
         "service": run.path / "snapshots",
         "registry": runs_root() / "registry",
@@ -109,7 +110,7 @@ def manifest(run: Run) -> dict[str, Any]:
         "format": 1,
         "run_id": run.run_id,
         "status": run.status,
-        "spec": run.spec.model_dump(mode="json"),
+        "spec": mask_values(run.spec.model_dump(mode="json")),
         "spec_digest": run.spec.digest,
         "artifacts": [
             {"name": made.name, "kind": made.kind, "sha256": made.sha256, "bytes": made.bytes}
@@ -223,6 +224,7 @@ def reproduce(
     tolerance: float = 1e-2,
     recipe: Recipe | None = None,  # where it is none of kitchen's own
     listen: Callable[[Event], None] | None = None,
+    given: Mapping[str, Any] | None = None,  # settings that hold secrets, which the manifest has masked
 ) -> Reproduction:
     "Do a run again and compare; a run that had not been completed is refused."
     if recorded["status"] != "completed":
@@ -231,6 +233,10 @@ def reproduce(
         )
     old = ExperimentSpec(**recorded["spec"])
     recipe = recipe or get_recipe(old.recipe)
+    others = [name for name in given or {} if not is_masked(old.config.get(name))]
+    if others:
+        raise InvalidValue(f"only settings that are masked can be given again, and {', '.join(others)} is not")
+    config = recipe.config(**{**old.config, **(given or {})})
     spec = old.replace(
         datasets={},
         environment=runtime_environment(),
@@ -241,7 +247,7 @@ def reproduce(
     try:
         run.log.listeners += [listen] if listen else []
         run.log.append(event("run.start", recipe=spec.recipe, run_id=run.run_id))
-        base = initial_values(recipe, spec.adapters, recipe.config(**spec.config), run)
+        base = initial_values(recipe, spec.adapters, config, run)
         runner = Runner(run, recipe.workflow, base)
         runner.replay_edits = _edit_events(recorded["edits"], runner)
         runner.advance(lambda item: False)

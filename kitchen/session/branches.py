@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..config import restore_secrets
 from ..engine.checkpoints import InputChanged, fork_run
 from ..engine.runner import live_settings
 from ..recipes.registry import Recipe
+from ..secrets import is_masked
 from .driver import SessionDriver, checked_recipe
 from ..store.index import RunIndex
 from ..store.run import Run
@@ -33,11 +35,12 @@ def open_driver(
     opened, wanted = Run(path.absolute()).claim(), changes or {}
     try:
         chosen = {**opened.spec.adapters, **(adapters or {})}
-        driver = SessionDriver(*checked_recipe(recipe or opened.spec.recipe, chosen, opened.spec.config))
+        settings = {**opened.spec.config, **{name: value for name, value in wanted.items() if is_masked(opened.spec.config.get(name))}}
+        driver = SessionDriver(*checked_recipe(recipe or opened.spec.recipe, chosen, settings))
         driver.attach_run(opened)
         checked = driver.initial_config.replace(**wanted)
         edited = {item["setting"]: item["after"] for item in driver.log if item.name == "config.edit"}
-        now = {**opened.spec.config, **edited}
+        now = restore_secrets({**opened.spec.config, **edited}, checked)
         changed = {name: getattr(checked, name) for name in wanted if getattr(checked, name) != now.get(name)}
         driver.was_completed = opened.status == "completed" and not changed
         if not driver.was_completed:
@@ -79,7 +82,7 @@ def fork_driver(driver: SessionDriver, run_dir: str | Path | None, changes: Mapp
     name = f"{parent.run_id.partition('-fork-')[0]}-fork-{secrets.token_hex(2)}"
     path = Path(run_dir).absolute() if run_dir else parent.path.parent / name
     fork_run(runner.history.snapshots, snapshot, path, parent.spec.replace(parent=origin))
-    other = SessionDriver(*checked_recipe(driver.recipe, driver.adapters, parent.spec.config))
+    other = SessionDriver(*checked_recipe(driver.recipe, driver.adapters, restore_secrets(parent.spec.config, driver.initial_config)))
     other.attach_run(Run(path).claim())
     branch = other.connected_runner
     branch.go_back("fork")

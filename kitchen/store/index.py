@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from ..secrets import mask_values
 from .log import has_writer
 from .run import Run, runs_root
 from ..types import UnknownName
@@ -38,7 +39,7 @@ class RunIndex:
     def put(self, run: Run) -> None:
         "Write a run's line in the index, in place of the one it had."
         created = run.log.events[0].time if run.log.events else run.path.stat().st_mtime
-        row = (run.run_id, run.spec.recipe, run.status, created, json.dumps(run.settings), str(run.path))
+        row = (run.run_id, run.spec.recipe, run.status, created, json.dumps(mask_values(run.settings)), str(run.path))
         with closing(self._connect()) as database, database:
             database.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?)", row)
 

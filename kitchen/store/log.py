@@ -18,7 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
-from ..telemetry import Event, event
+from ..secrets import may_hold_secret
+from ..telemetry import Event, event, mask_event
 from ..types import DamagedData, InvalidValue, KitchenError, is_list, is_mapping
 
 # %% ../../nbs/14_store/1_log.ipynb #e7363bcb
@@ -44,6 +45,7 @@ def to_jsonable(value: object) -> Any:
 # %% ../../nbs/14_store/1_log.ipynb #4fb0eb00
 _GENESIS_HASH = "0" * 64
 _HASH_FIELD = ',"hash":"'
+_METADATA_FIELD = '"metadata":'  # from here on a line holds what others wrote; before it are numbers under declared names
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -171,6 +173,9 @@ class EventLog:
             self.claim()
             kept = replace(item, sequence=len(self.events))
             text = _event_text(kept)
+            if may_hold_secret(text[text.find(_METADATA_FIELD) :]):
+                kept = mask_event(kept)
+                text = _event_text(kept)
             head = _chain_hash(self.head, text)
             self._write_line(f'{text[:-1]}{_HASH_FIELD}{head}"}}\n'.encode(), kept)
             self._add_event(kept, head)
