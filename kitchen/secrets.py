@@ -6,7 +6,9 @@
 __all__ = ['MASK', 'REFERENCE', 'secret_certainty', 'may_hold_secret', 'mask_secrets', 'mask_values', 'is_masked',
            'resolve_references', 'secret_findings']
 
-# %% ../nbs/08_text/0_secrets.ipynb #11b001a9
+# %% ../nbs/08_text/0_secrets.ipynb #077dd0e5
+import io
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +17,10 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, quote_plus
 
-# %% ../nbs/08_text/0_secrets.ipynb #7cd02a85
+# %% ../nbs/08_text/0_secrets.ipynb #7f8f9cc5
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _SECRET_WORDS = frozenset(
-    "password passwd passphrase secret apikey accesskey secretkey privatekey authtoken accesstoken credential credentials "
+    "password passwd passphrase secret apikey accesskey secretkey privatekey authtoken accesstoken credential "
     "authorization cookie setcookie".split()
 )
 _SECRET_KEYS = frozenset(  # what may stand before `key`; a sort key or public key is none
@@ -35,9 +37,9 @@ _MODEL_TOKENS = frozenset(  # tokens of a language model
     "system assistant one a the this that every final answer likeliest chosen bytes".split()
 )
 _SECRET_PASSES = frozenset("smtp db database user mysql ftp proxy redis postgres mongo admin root ssh imap ldap".split())
-_MAYBE_WORDS = frozenset("token auth bearer pwd passwords secrets cookies apikeys".split())
+_MAYBE_WORDS = frozenset("token auth bearer pwd passwords secrets cookies apikeys credentials".split())
 
-# %% ../nbs/08_text/0_secrets.ipynb #d492e62d
+# %% ../nbs/08_text/0_secrets.ipynb #02386e0a
 @lru_cache(4096)
 def secret_certainty(name: str) -> int:
     "2 for a name under which every text is a secret, 1 where it is one if it looks like one, 0 for any other name."
@@ -45,8 +47,10 @@ def secret_certainty(name: str) -> int:
     if not words or name in ("PWD", "OLDPWD"):  # a shell's working directory
         return 0
     last, before = words[-1], words[-2] if len(words) > 1 else ""
-    if last in _SECRET_WORDS or (last in ("key", "keys") and before in _SECRET_KEYS):
+    if last in _SECRET_WORDS or (last == "key" and before in _SECRET_KEYS):
         return 2
+    if last == "keys" and before in _SECRET_KEYS:
+        return 1
     if last == "token" and before:
         shouted = name.isupper() and before not in _MODEL_TOKENS  # an environment variable's
         return 2 if before in _SECRET_TOKENS or shouted else 0 if before in _MODEL_TOKENS else 1
@@ -54,7 +58,7 @@ def secret_certainty(name: str) -> int:
         return 2
     return int(last in _MAYBE_WORDS)
 
-# %% ../nbs/08_text/0_secrets.ipynb #fe8e70fa
+# %% ../nbs/08_text/0_secrets.ipynb #3cc93dba
 MASK = re.compile(r"\*\*\*\([^()\n]{1,60}\)")  # what `mask_secrets` leaves: ***(password)
 REFERENCE = re.compile(r"\$(?:([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)\})|env:([A-Z_][A-Z0-9_]*)")  # of a variable
 _EMPTY_WORDS = frozenset(
@@ -76,7 +80,7 @@ def _is_told(name: str, value: str, quoted: bool) -> bool:
     bare, own = value.strip(), name.lower().replace("-", "_")
     if not bare or MASK.match(bare) or REFERENCE.fullmatch(bare) or _PLACEHOLDER.fullmatch(bare) or bare.lower() in _EMPTY_WORDS:
         return False
-    code = not quoted and (_CODE.match(bare) or own.endswith(bare.lower()) or bare.lower().endswith(own))
+    code = not quoted and (_CODE.match(bare) or re.fullmatch(r"[\w-]+", bare) and (own.endswith(bare.lower()) or bare.lower().endswith(own)))
     return not code
 
 # %% ../nbs/08_text/0_secrets.ipynb #7c77c4c2
@@ -91,7 +95,7 @@ def _is_opaque(value: str) -> bool:
     digits, letters = any(map(str.isdigit, value)), any(map(str.isalpha, value))
     return digits and letters or (len(value) >= 20 and not value.islower() and not value.isupper() and "/" not in value)
 
-# %% ../nbs/08_text/0_secrets.ipynb #67dabf36
+# %% ../nbs/08_text/0_secrets.ipynb #52b28c61
 _SHORTEST = 8  # characters; a shorter value would be found inside ordinary words
 
 
@@ -101,7 +105,8 @@ _ENVIRONMENT: Mapping[Any, Any] = vars(os.environ).get("_data", os.environ)
 
 def _spellings(value: str) -> set[str]:
     "A value as it stands in texts, JSON, Python and addresses."
-    return {value, repr(value)[1:-1], quote(value, safe=""), quote_plus(value), value.replace("\\", "\\\\").replace('"', '\\"')}
+    spelt = {value, repr(value)[1:-1], quote(value, safe=""), quote_plus(value)}
+    return spelt | {json.dumps(value, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
 
 
 def _is_secret_variable(name: str, value: str) -> bool:
@@ -158,11 +163,11 @@ _AUTHORIZATION = re.compile(
 _BEARER = re.compile(_BEGIN + r"""(bearer\s+)((?=[^\s"']*\d)[\w.~+/=-]{8,})""", re.IGNORECASE)
 _COOKIE = re.compile(rf"""((?:set-)?cookie{_QUOTE}?\s*[:,]\s*{_QUOTE}?)([\w.-]+=[^\n"'`<>]+)""", re.IGNORECASE)
 
-# %% ../nbs/08_text/0_secrets.ipynb #010e9497
+# %% ../nbs/08_text/0_secrets.ipynb #ce2629b6
 _NAMED = re.compile(
     rf"""(?P<head>(?:(?<![\w.\\-])|(?<=\\[nrt])|(?<=\\)(?![nrt]))(?=[\w.-]*(?:pass|pwd|secret|token|key|auth|bearer|credential|cookie))"""
     rf"""(?P<name>[A-Za-z_][\w.-]{{0,80}})(?P<close>{_QUOTE}?)(?P<sign>\s*(?:=>|=(?!=)|:(?!//))\s*|</t[dh]>\s*<t[dh][^>]*>|,\s*(?={_QUOTE})))"""
-    rf"""(?:[bru]?(?P<quote>{_QUOTE})(?P<quoted>(?:\\.|[^\\\n])*?)(?P=quote)|(?P<bare>[^\s"'`<>&,;]+))""",
+    rf"""(?:[bru]?(?P<quote>{_QUOTE})(?P<quoted>(?:\\.|[^\\\n])*?)(?P=quote)|(?P<bare>(?:(?!\\[nrt])[^\s"'`<>&,;])+))""",
     re.IGNORECASE,
 )
 _OPTION = re.compile(rf"""(--(?P<name>[\w-]+)\s+{_QUOTE}?)(?P<bare>[^\s"'`<>-][^\s"'`<>]*)""")
@@ -173,7 +178,7 @@ def _named_secret(found: re.Match[str]) -> tuple[int, int] | None:
     name, quoted = found["name"], found["quote"] is not None
     certainty = secret_certainty(name)
     value: str = found["quoted"] if quoted else found["bare"]
-    if not certainty or MASK.match(value):
+    if not certainty or MASK.match(value) or REFERENCE.fullmatch(value):
         return None
     kept = "" if quoted else value[len(value.rstrip(")]}.:!?")) :]
     value = value.removesuffix(kept)
@@ -272,7 +277,7 @@ def mask_secrets(text: str) -> str:
         text = shape.sub(_mask(kind), text)
     return _OPTION.sub(_mask_option, _mask_named(text))
 
-# %% ../nbs/08_text/0_secrets.ipynb #e74ae6d0
+# %% ../nbs/08_text/0_secrets.ipynb #80944512
 def mask_values(values: Any) -> Any:
     "Data with every text masked, and whatever stands under a secret's name; an object whose text tells a secret becomes that text, masked."
     if isinstance(values, str):
@@ -298,7 +303,7 @@ def _mask_value(name: str, value: Any) -> Any:
         return _mask(name) if told else shown
     if certainty == 2 and isinstance(value, (int, float)) and not isinstance(value, bool):
         return _mask(name)
-    if certainty == 2 and isinstance(value, Mapping):
+    if certainty and isinstance(value, Mapping):
         return {key: _mask_value(name if isinstance(inner, (str, list, tuple)) else str(key), inner)
                 for key, inner in cast(Mapping[Any, Any], value).items()}  # fmt: skip
     if certainty and isinstance(value, (list, tuple)):
@@ -333,16 +338,19 @@ def resolve_references(value: Any) -> Any:
         return {key: resolve_references(inner) for key, inner in cast(Mapping[Any, Any], value).items()}
     return [resolve_references(item) for item in cast(list[Any], value)] if isinstance(value, list) else value
 
-# %% ../nbs/08_text/0_secrets.ipynb #545cd078
+# %% ../nbs/08_text/0_secrets.ipynb #ae8322ee
 _MOST_FINDINGS = 100  # of one file; more say nothing new
+_LIBRARY_SCRIPT = re.compile(rb"<script>(?s:.){100000,}?</script>")  # plotly.js in a report: a public library, whose code has such names
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    "The numbered lines of a text file; none of a binary one."
+    "The numbered lines of a text file; none of a binary one. A page's large scripts are left out."
     with path.open("rb") as file:
         if b"\0" in file.read(8192):
             return
         file.seek(0)
+        if path.suffix == ".html":
+            file = io.BytesIO(_LIBRARY_SCRIPT.sub(lambda found: b"\n" * found[0].count(b"\n"), file.read()))
         for number, line in enumerate(file, start=1):
             yield number, line.decode("utf-8", "replace").rstrip("\n")
 

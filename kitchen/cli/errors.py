@@ -70,7 +70,7 @@ class KitchenGroup(click.Group):
     def main(self, *values: Any, **named: Any) -> Any:
         "Run the command line, with everything that is printed made visible."
         with _terminal_streams():
-            return super().main(*values, **named)
+            return super().main(*values, **{"color": True, **named})  # else Click would take control sequences out unseen
 
     def invoke(self, ctx: click.Context) -> Any:
         "Run the command; translate its errors."
