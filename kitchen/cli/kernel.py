@@ -33,6 +33,9 @@ def error_hint(reason: str) -> str:
     return next((f"\n{hint}" for mark, hint in _ERROR_HINTS.items() if mark.casefold() in reason.casefold()), "")
 
 # %% ../../nbs/68_cli/3_kernel.ipynb #5ec7e713
+_LONGEST_KEY = 200  # lines; an RSA key of 16,384 bits has about that many
+
+
 @contextmanager
 def _masked_file(path: Path) -> Iterator[int]:
     "A descriptor for a child process: what it writes there comes into the file with secrets masked. A file with nothing in it is removed."
@@ -42,9 +45,15 @@ def _masked_file(path: Path) -> Iterator[int]:
 
     def copy() -> None:
         with open(reading, encoding="utf-8", errors="replace") as lines, path.open("w", encoding="utf-8") as file:
+            held = ""
             for line in lines:
-                file.write(mask_secrets(line))
+                held += line
+                if held.startswith("-----BEGIN ") and "-----END " not in held and held.count("\n") < _LONGEST_KEY:
+                    continue  # a private key has many lines, and only its first says what it is
+                file.write(mask_secrets(held))
                 file.flush()
+                held = ""
+            file.write(mask_secrets(held))
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()

@@ -290,13 +290,14 @@ texts = json.load(open({str(tmp_path / "texts.json")!r}))
 assert password == {"-".join(WORD)!r}.replace("-", "") and key == os.environ["LESSON_API_KEY"]
 print(*texts, key, sep=chr(10))
 print(*texts, key, sep=chr(10), file=sys.stderr)
-os.write(2, (chr(10).join(texts) + key).encode())
+os.write(2, chr(10).join([*texts, key, '']).encode())
 os.system(f"echo password={{password}} >&2")
 from kitchen.types import InvalidValue
 raise RuntimeError(f"refused password={{password}} {{key}} " + chr(10).join(texts)) from InvalidValue(key)"""
     cells = [new_code_cell("password = ''\nkey = ''", metadata={"tags": ["parameters"]}), new_code_cell(source)]
+    about = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
     notebook = tmp_path / "own.ipynb"
-    notebook.write_text(json.dumps(new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "language": "python"}})))
+    notebook.write_text(json.dumps(new_notebook(cells=cells, metadata=about)))
     words = ["cook", str(notebook), "-p", "password", WORD, "-p", "key", "$LESSON_API_KEY", "--out", str(tmp_path / "run")]
     code = "from kitchen.cli.main import main; main(prog_name='kitchen')"
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
