@@ -18,10 +18,12 @@ from . import ports as ports
 from . import recipes as recipes
 from . import rendering as rendering
 from . import reports as reports
+from . import secrets as secrets
 from . import seeding as seeding
 from . import session as session
 from . import store as store
 from . import telemetry as telemetry
+from . import terminal as terminal
 from . import testing as testing
 from . import train as train
 from . import types as types

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ConfigError', 'current_names', 'Config', 'ConfigField', 'config_fields', 'parse_settings', 'show_config',
-           'canonical_json', 'json_digest', 'package_version', 'runtime_environment', 'ExperimentSpec']
+           'restore_secrets', 'settings_in_use', 'canonical_json', 'json_digest', 'package_version',
+           'runtime_environment', 'ExperimentSpec']
 
 # %% ../nbs/10_core/2_config.ipynb #032e52e5
 import hashlib
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,6 +32,7 @@ from kitchen.formatting import (
     small_html,
     table_html,
 )
+from .secrets import is_masked, mask_values, resolve_references
 from .types import InvalidValue, is_mapping, nearest
 
 # %% ../nbs/10_core/2_config.ipynb #a9444cea
@@ -68,13 +70,26 @@ def current_names(config: type[BaseModel], values: Mapping[str, Any]) -> dict[st
         warnings.warn(f"the setting {old} is called {renamed[old]} now", FutureWarning, stacklevel=3)
     return {renamed.get(name, name): value for name, value in values.items()}
 
+# %% ../nbs/10_core/2_config.ipynb #5ec7e703
+def _refuse_masks(values: Mapping[str, Any]) -> None:
+    "ConfigError for settings in which a secret was masked when they were written."
+    masked = [name for name, value in values.items() if is_masked(value)]
+    if masked:
+        raise ConfigError(
+            f"{', '.join(masked)}: a secret was masked here when the run was written; give the setting again, best as the name of "
+            f"an environment variable that holds it, such as {masked[0]}='$MY_API_KEY'"
+        )
+
 # %% ../nbs/10_core/2_config.ipynb #910c8a6f
 class Config(BaseModel):
     "Base class of all settings: frozen; ConfigError for an unknown name (with the nearest one) or a wrong value."
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    holds_masks: ClassVar[bool] = False  # whether it is a record, in which secrets are masked, and not for use
 
     def __init__(self, **values: Any):
+        if not self.holds_masks:
+            _refuse_masks(values)
         try:
             super().__init__(**current_names(type(self), values))
         except ValidationError as error:
@@ -91,7 +106,7 @@ class Config(BaseModel):
         return {name: value for name, value in self if value != usual[name]}
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
-        return iter(self.non_defaults.items())
+        return iter(mask_values(self.non_defaults).items())
 
     def _repr_html_(self) -> str:
         return show_config(self).html
@@ -151,8 +166,9 @@ def parse_settings(config: type[BaseModel], values: Mapping[str, Any]) -> dict[s
 def show_config(config: Config) -> View:
     "Settings; those that are not the default first, the others folded."
     rows: dict[bool, list[list[str]]] = {True: [], False: []}
+    values = mask_values({item.name: getattr(config, item.name) for item in config_fields(type(config))})
     for item in config_fields(type(config)):
-        value = getattr(config, item.name)
+        value = values[item.name]
         about = item.description + (" (live)" if item.live else "")
         rows[item.name in config.non_defaults].append(
             [item.name, json.dumps(value, ensure_ascii=False, default=str), about]
@@ -167,6 +183,27 @@ def show_config(config: Config) -> View:
     rest = details_html(f"{len(rows[False])} settings are the defaults", tables[False]) if rows[False] else ""
     text = align_columns([["*" if changed else "", *row[:2]] for changed, part in rows.items() for row in part])
     return View(box_html(*markup, rest), f"{name}, marked *\n{text}")
+
+# %% ../nbs/10_core/2_config.ipynb #5ec7e705
+def restore_secrets(written: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    "Settings as they were written, with those that are masked replaced by the ones in `config` of which they are the masked form."
+    known = config.model_dump(mode="json")
+    shown = mask_values(known)
+    return {name: known[name] if name in known and value == shown[name] else value for name, value in written.items()}
+
+
+def settings_in_use(values: Mapping[str, Any]) -> dict[str, Any]:
+    "Settings with what the environment variables hold that they name; InvalidValue for one that is not set."
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            found[name] = resolve_references(value)
+        except KeyError as error:
+            raise InvalidValue(
+                f"{name} = {value!r}: there is no environment variable {error.args[0]}; set it before kitchen is started, "
+                f"or give {name} another value"
+            ) from None
+    return found
 
 # %% ../nbs/10_core/2_config.ipynb #2f8e5638
 def canonical_json(value: Any) -> str:
@@ -221,7 +258,9 @@ def runtime_environment() -> dict[str, Any]:
 
 # %% ../nbs/10_core/2_config.ipynb #0f90ae9e
 class ExperimentSpec(Config):
-    "A run as data: enough to do it again."
+    "A run as data: enough to do it again. Secrets are masked wherever it is written, hashed or shown."
+
+    holds_masks: ClassVar[bool] = True
 
     recipe: str
     config: dict[str, Any] = Field(default_factory=dict)
@@ -234,7 +273,7 @@ class ExperimentSpec(Config):
 
     def to_json(self) -> str:
         "Readable JSON."
-        return json.dumps(self.model_dump(), indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(mask_values(self.model_dump()), indent=2, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -243,7 +282,7 @@ class ExperimentSpec(Config):
 
     def to_yaml(self) -> str:
         "Readable YAML."
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(mask_values(self.model_dump()), sort_keys=False, allow_unicode=True)
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:
@@ -252,8 +291,8 @@ class ExperimentSpec(Config):
 
     @property
     def digest(self) -> str:
-        "SHA-256 of the whole spec."
-        return json_digest(self.model_dump())
+        "SHA-256 of the whole spec, as it is written."
+        return json_digest(mask_values(self.model_dump()))
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         yield "recipe", self.recipe
@@ -266,7 +305,7 @@ class ExperimentSpec(Config):
         tables = [
             table_html(
                 (),
-                [[escape_html(str(name), 400), escape_html(_cell_text(value), 400)] for name, value in part.items()],
+                [[escape_html(str(name), 400), escape_html(_cell_text(value), 400)] for name, value in mask_values(part).items()],
             )
             for part in (facts, self.config, about)
         ]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'NONDETERMINISTIC_UNITS', 'EventKind', 'declare_event', 'Event', 'event', 'event_content', 'Log',
-           'MemoryLog', 'span', 'log_events', 'every_nth', 'take_until', 'smooth', 'events_to_dataframe', 'event_table',
-           'resident_memory']
+           'mask_event', 'MemoryLog', 'span', 'log_events', 'every_nth', 'take_until', 'smooth', 'events_to_dataframe',
+           'event_table', 'resident_memory']
 
 # %% ../nbs/10_core/3_telemetry.ipynb #19b1028a
 import os
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .secrets import mask_values, may_hold_secret
 from .types import InvalidValue, UnknownName
 
 if TYPE_CHECKING:
@@ -322,6 +323,11 @@ class Log(Protocol):
         "Keep the event; the result carries its sequence number."
         ...
 
+# %% ../nbs/10_core/3_telemetry.ipynb #5ec7e702
+def mask_event(item: Event) -> Event:
+    "The event with every secret in its metadata masked, as logs keep it."
+    return replace(item, metadata=mask_values(item.metadata))
+
 # %% ../nbs/10_core/3_telemetry.ipynb #02c52183
 class MemoryLog:
     "A log that lives as long as its object: for lessons, tests, and stages that are run again for comparison."
@@ -332,6 +338,7 @@ class MemoryLog:
     def append(self, event: Event) -> Event:
         "Keep the event."
         kept = replace(event, sequence=len(self.events))
+        kept = mask_event(kept) if may_hold_secret(str(kept.metadata)) else kept
         self.events.append(kept)
         return kept
 

@@ -18,9 +18,18 @@ from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
+from .secrets import mask_secrets
+from .terminal import terminal_text
+
 # %% ../nbs/10_core/0_types.ipynb #781ef275
 class KitchenError(Exception):
-    "Everything that kitchen raises on purpose."
+    "Everything that kitchen raises on purpose. As text it is what a terminal may show; `args` keep the words as they were."
+
+    def __str__(self) -> str:
+        return terminal_text(super().__str__())
+
+    def __repr__(self) -> str:
+        return mask_secrets(super().__repr__())
 
 
 class InvalidValue(KitchenError, ValueError):
@@ -152,7 +161,8 @@ def _read_only_vector(name: str, values: np.ndarray, length: int | None, kind: t
 
 # %% ../nbs/10_core/0_types.ipynb #578b6cf4
 def printable_text(text: str, limit: int = 300) -> str:
-    "The text with whatever cannot be seen, or would steer a terminal, written out."
+    "The text with whatever cannot be seen, or would steer a terminal, written out, and secrets masked."
+    text = mask_secrets(text)
     shown = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text[:limit])
     return shown + "…" * (len(text) > limit)
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from kitchen.data.batches import StreamBatches, mix
 from kitchen.data.references import Stream
+from kitchen.engine.verification import verify_run
 from kitchen.engine.workflow import chain, stage
 from kitchen.recipes.registry import get_recipe
 from kitchen.recipes.reproduce import _RESULT_EVENTS
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.log import EventLog
-from kitchen.engine.verification import verify_run
 from kitchen.store.run import Run
 from kitchen.telemetry import event_content
 from kitchen.types import Datum

@@ -15,6 +15,7 @@ from .files.datasets import DatasetSource, FileDatasets
 from .files.readers import NumberedRows
 from ..data.references import DatasetReference, PlacedRow, Stream, Table, parse_reference
 from ..ports.protocols import DatasetStore, HubClient
+from ..store.files import refuse_secrets
 from ..types import BackendError, InvalidValue, UnknownName
 
 # %% ../../nbs/93_adapters/1_huggingface.ipynb #f7d6e4d4
@@ -137,6 +138,7 @@ class HuggingFaceHub:
 
         if not Path(folder).is_dir():
             raise InvalidValue(f"there is no folder {folder} to publish")
+        refuse_secrets(Path(folder))
         try:
             HfApi().create_repo(name, private=True, exist_ok=True)
             return str(HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message=message))

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -156,14 +156,24 @@ def _merge_request(what: CookRequest, run_dir: Path) -> CookRequest:
     Stored values are checked as if they were given now: papermill writes their names into a cell as they are."""
     import json
 
+    from kitchen.config import settings_in_use
+    from kitchen.secrets import is_masked, mask_values
     from kitchen.store.files import write_atomically
     from kitchen.store.run import Run
+    from kitchen.types import InvalidValue
 
     stored = _read_request(run_dir).get("values", {})
-    checked = make_request(what.name if what.is_recipe else str(what.notebook), stored).values if stored else {}
+    again = {name: value for name, value in stored.items() if name not in what.values}
+    masked = [name for name, value in again.items() if is_masked(value)]
+    if masked:
+        raise InvalidValue(
+            f"{run_dir}: {', '.join(masked)} held a secret, which was masked when the run was written; give it again: "
+            f"kitchen cook {what.name} --resume {run_dir} -p {masked[0]} '$NAME_OF_A_VARIABLE'"
+        )
+    checked = make_request(what.name if what.is_recipe else str(what.notebook), again).values if again else {}
     values = {**checked, **what.values}
     notebook = "" if what.is_recipe else str(what.notebook.absolute())
-    content = json.dumps({"name": what.name, "notebook": notebook, "values": values}, indent=1).encode()
+    content = json.dumps({"name": what.name, "notebook": notebook, "values": mask_values(values)}, indent=1).encode()
     path = run_dir / _REQUEST_NAME
     if (run_dir / "spec.json").is_file() and content != path.read_bytes():
         run = Run(run_dir).claim()
@@ -171,7 +181,8 @@ def _merge_request(what: CookRequest, run_dir: Path) -> CookRequest:
         run.log.close()
     elif not path.exists():  # the run, once the notebook makes it, tells its log of this
         write_atomically(path, lambda file: file.write_bytes(content))
-    return CookRequest(what.name, what.notebook, values)
+    # kitchen looks the variables of its own recipes up when it connects ports; another notebook gets what they hold
+    return CookRequest(what.name, what.notebook, values if what.is_recipe else settings_in_use(values))
 
 # %% ../../nbs/68_cli/4_cook.ipynb #73a28331
 def _failure_reason(run_dir: Path, error: Exception) -> str:
@@ -189,7 +200,9 @@ def _failure_reason(run_dir: Path, error: Exception) -> str:
     return reason + error_hint(reason)
 
 # %% ../../nbs/68_cli/4_cook.ipynb #4e206f34
-def _raise_unfinished(what: CookRequest, run_dir: Path, report: Path | None, status: str, reason: str) -> None:
+def _raise_unfinished(
+    what: CookRequest, run_dir: Path, report: Path | None, reason: str, ending: Callable[[str], BaseException]
+) -> None:
     "End a cook that did not succeed; an empty directory is removed."
     if {path.name for path in run_dir.iterdir()} <= {_REQUEST_NAME}:  # our own, and nothing else
         (run_dir / _REQUEST_NAME).unlink(missing_ok=True)
@@ -197,9 +210,8 @@ def _raise_unfinished(what: CookRequest, run_dir: Path, report: Path | None, sta
     left = f"\n{'report' if report else 'run'}: {report or run_dir}" if run_dir.exists() else ""
     if (run_dir / "spec.json").is_file():
         left += f"\ngo on with: kitchen resume {os.path.relpath(run_dir)}"
-    if status == "stopped":
-        raise KeyboardInterrupt(f"{what.name} was stopped{left}")
-    raise CookFailed(f"{what.name} failed in {reason}{left}")
+    words = f"failed in {reason}" if ending is CookFailed else "was stopped"
+    raise ending(f"{what.name} {words}{left}")
 
 # %% ../../nbs/68_cli/4_cook.ipynb #9d8b011b
 def _print_result(run_dir: Path, report: Path | None) -> None:
@@ -228,16 +240,20 @@ def _cook(what: CookRequest, out: Path | None = None, quiet: bool = False, resum
     "Execute a notebook into a run directory, new or to be gone on with, and leave its report there; the path of the directory."
     _trust_request(what)
     run_dir = _new_run_dir(what.name, out) if resume is None else _find_unfinished_run(what, resume)
+    from kitchen.engine.control import Terminated
+
     was_completed = resume is not None and open_run(run_dir).status == "completed"
     what = _merge_request(what, run_dir)
     if not quiet:
         click.echo(f"{'cooking' if resume is None else 'going on with'} {what.name} in {run_dir}", err=True)
-    status, reason = "completed", ""
+    status, reason, ending = "completed", "", KeyboardInterrupt
     try:
         with _watch_progress(run_dir, quiet):
             execute_notebook(what, run_dir, resume is not None)
     except KeyboardInterrupt:
         status, reason = "stopped", "interrupted from the keyboard"
+    except Terminated:
+        status, reason, ending = "stopped", "ended by SIGTERM", Terminated
     except Exception as error:
         status, reason = "failed", _failure_reason(run_dir, error)
     try:
@@ -254,7 +270,7 @@ def _cook(what: CookRequest, out: Path | None = None, quiet: bool = False, resum
         status, report = "failed", None
         reason = f"{reason}\nwriting this down: {error}".strip() + error_hint(str(error))
     if status != "completed":
-        _raise_unfinished(what, run_dir, report, status, reason)
+        _raise_unfinished(what, run_dir, report, reason, ending if status == "stopped" else CookFailed)
     _print_result(run_dir, report)
     return run_dir
 
@@ -316,6 +332,7 @@ def resume_command(run: str, recover: bool, trust: tuple[str, ...], quiet: bool)
         _cook(request, quiet=quiet, resume=str(path))
         return
     from kitchen.display.progress import progress_display
+    from kitchen.engine.control import Terminated
     from kitchen.session.kitchen import Kitchen
 
     view = progress_display(quiet=quiet)
@@ -324,6 +341,8 @@ def resume_command(run: str, recover: bool, trust: tuple[str, ...], quiet: bool)
         kitchen.driver.listeners.append(view.show)
         kitchen.run()
         kitchen.run_record.sign_off()  # also where a process died before it could
+    except (KeyboardInterrupt, Terminated) as error:
+        raise type(error)(f"{path.name} was stopped\ngo on with: kitchen resume {os.path.relpath(path)}") from None
     finally:
         view.close()
         kitchen.close()

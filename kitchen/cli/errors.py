@@ -7,9 +7,12 @@ __all__ = ['CookFailed', 'KitchenGroup', 'debug_option']
 
 # %% ../../nbs/68_cli/0_errors.ipynb #01270660
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import click
@@ -40,6 +43,30 @@ def _error_message(error: BaseException) -> str:
         return str(error)
     return f"unexpected {type(error).__name__}: {error}\n`kitchen --debug …` shows where"
 
+# %% ../../nbs/68_cli/0_errors.ipynb #5ec7e716
+def _print_traceback(kind: type[BaseException], error: BaseException, stack: TracebackType | None) -> None:
+    "Print an error's traceback as a terminal may show it; Python's own hook would print it as it is."
+    from kitchen.terminal import terminal_text
+
+    print(terminal_text("".join(traceback.format_exception(kind, error, stack))), end="", file=sys.stderr)
+
+
+@contextmanager
+def _terminal_streams() -> Iterator[None]:
+    "Within it, whatever is printed passes `TerminalStream`; an error that ends the process is printed in the same way."
+    from kitchen.terminal import TerminalStream
+
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = TerminalStream(sys.stdout), TerminalStream(sys.stderr)
+    try:
+        yield
+    except Exception:
+        if sys.excepthook is sys.__excepthook__:  # of a process that is about to end
+            sys.excepthook = _print_traceback
+        raise
+    finally:
+        sys.stdout, sys.stderr = before
+
 # %% ../../nbs/68_cli/0_errors.ipynb #f5632e14
 def _raise_terminated(number: int, stack: Any) -> None:
     "Handle SIGTERM where nothing runs that would end on a boundary: unwind, as Ctrl-C does."
@@ -64,6 +91,11 @@ def _unwind_on_sigterm() -> Iterator[None]:
 
 class KitchenGroup(click.Group):
     "A group of commands in which an error ends with one message and its exit code; `--debug` lets the traceback through."
+
+    def main(self, *values: Any, **named: Any) -> Any:
+        "Run the command line, with everything that is printed made visible."
+        with _terminal_streams():
+            return super().main(*values, **{"color": True, **named})  # else Click would take control sequences out unseen
 
     def invoke(self, ctx: click.Context) -> Any:
         "Run the command; translate its errors."

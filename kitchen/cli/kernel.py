@@ -13,12 +13,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import CookFailed
 from .parameters import CookRequest
+
+if TYPE_CHECKING:
+    from kitchen.engine.control import Interrupt
 
 # %% ../../nbs/68_cli/3_kernel.ipynb #2678e7e9
 _ERROR_HINTS = {
@@ -31,6 +34,39 @@ _ERROR_HINTS = {
 def error_hint(reason: str) -> str:
     "A line with the remedy, for errors whose own words name none; else empty."
     return next((f"\n{hint}" for mark, hint in _ERROR_HINTS.items() if mark.casefold() in reason.casefold()), "")
+
+# %% ../../nbs/68_cli/3_kernel.ipynb #5ec7e713
+_LONGEST_KEY = 200  # lines; an RSA key of 16,384 bits has about that many
+
+
+@contextmanager
+def _masked_file(path: Path) -> Iterator[int]:
+    "A descriptor for a child process: what it writes there comes into the file with secrets masked. A file with nothing in it is removed."
+    from kitchen.secrets import mask_secrets
+
+    reading, writing = os.pipe()
+
+    def copy() -> None:
+        with open(reading, encoding="utf-8", errors="replace") as lines, path.open("w", encoding="utf-8") as file:
+            held = ""
+            for line in lines:
+                held += line
+                if held.startswith("-----BEGIN ") and "-----END " not in held and held.count("\n") < _LONGEST_KEY:
+                    continue  # a private key has many lines, and only its first says what it is
+                file.write(mask_secrets(held))
+                file.flush()
+                held = ""
+            file.write(mask_secrets(held))
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        thread.join(timeout=10)  # seconds; a grandchild may hold the other end open for longer than anybody wants to wait
+        if path.is_file() and not path.stat().st_size:
+            path.unlink()
 
 # %% ../../nbs/68_cli/3_kernel.ipynb #d56eff68
 def _is_in_run(folder: Path) -> bool:
@@ -59,7 +95,7 @@ def _notebook_kernel(run_dir: Path, resume: bool = False) -> Iterator[Any]:
         kernel_name="python3", client_class="jupyter_client.asynchronous.AsyncKernelClient"
     )
     log_path = run_dir / "kernel.log"
-    with log_path.open("wb") as log:
+    with _masked_file(log_path) as log:
         outside = {"stdout": log, "stderr": log, "extra_arguments": arguments}
         manager.start_kernel(env={**os.environ, **threads, **about_run}, **outside)
         try:
@@ -67,14 +103,14 @@ def _notebook_kernel(run_dir: Path, resume: bool = False) -> Iterator[Any]:
         finally:
             manager.shutdown_kernel(now=sys.exc_info()[0] is not None)
             manager.cleanup_resources()
-            if not log_path.stat().st_size:
-                log_path.unlink()
 
 # %% ../../nbs/68_cli/3_kernel.ipynb #40f0c069
 @contextmanager
-def _forward_interrupts(manager: Any, retry_seconds: float = 5.0) -> Iterator[None]:
-    "The first Ctrl-C interrupts the kernel, again after some seconds; the second raises KeyboardInterrupt here."
-    over, pressed = threading.Event(), threading.Event()
+def _forward_interrupts(manager: Any, retry_seconds: float = 5.0) -> "Iterator[Interrupt]":
+    "The first Ctrl-C or SIGTERM interrupts the kernel, again after some seconds; the second raises KeyboardInterrupt or Terminated here."
+    from kitchen.engine.control import Interrupt
+
+    over, pressed = threading.Event(), Interrupt()
 
     def interrupt() -> None:
         while not over.is_set():
@@ -82,18 +118,20 @@ def _forward_interrupts(manager: Any, retry_seconds: float = 5.0) -> Iterator[No
             over.wait(retry_seconds)  # then once more, until the notebook has ended
 
     def press(number: int, stack: Any) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-        click.echo("stopping after this step; Ctrl-C again stops at once", err=True)
+        again, pressed.number = bool(pressed), number
+        if again:
+            raise pressed.error("stopped at once")
+        word = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        click.echo(f"stopping after this step; {word} again stops at once", err=True)
         threading.Thread(target=interrupt, daemon=True).start()
 
-    before = signal.signal(signal.SIGINT, press)
+    before = {one: signal.signal(one, press) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield pressed
     finally:
         over.set()
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 # %% ../../nbs/68_cli/3_kernel.ipynb #cdf0d2a2
 @contextmanager
@@ -117,27 +155,57 @@ def _silence_warnings() -> Iterator[None]:
 # %% ../../nbs/68_cli/3_kernel.ipynb #3075e728
 UNFINISHED_NAME = "report.unfinished.ipynb"  # its name until it is whole
 
+# %% ../../nbs/68_cli/3_kernel.ipynb #5ec7e714
+_OUTPUT_SCHEME = "kitchen-run://"  # papermill writes a notebook after each cell, to whoever answers for the beginning of its address
+
+
+class _MaskedOutput:
+    "Where papermill writes: into the run's directory, with secrets masked."
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def write(self, text: str, path: str) -> None:
+        "Write the notebook's JSON."
+        import nbformat
+
+        from kitchen.reports.export import masked_notebook
+
+        masked = masked_notebook(nbformat.reads(text, as_version=4))
+        (self.folder / path.removeprefix(_OUTPUT_SCHEME)).write_text(nbformat.writes(masked), encoding="utf-8")
+
+    def pretty_path(self, path: str) -> str:
+        "The path as papermill's messages name it."
+        return path
+
 # %% ../../nbs/68_cli/3_kernel.ipynb #fd6b4caf
 def execute_notebook(what: CookRequest, run_dir: Path, resume: bool = False) -> None:
-    "Run the notebook by papermill; raises CookFailed with the error in few words, or KeyboardInterrupt."
+    "Run the notebook by papermill; raises CookFailed with the error in few words, or KeyboardInterrupt or Terminated after a signal."
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
+    from papermill.iorw import papermill_io
 
+    from kitchen.engine.control import Terminated
     from kitchen.reports.export import read_notebook
 
     document, log_path = read_notebook(what.notebook), run_dir / "kernel.log"
-    with _silence_warnings(), _notebook_kernel(run_dir, resume) as manager, _forward_interrupts(manager):
+    papermill_io.register(_OUTPUT_SCHEME, _MaskedOutput(run_dir))
+    with _silence_warnings(), _notebook_kernel(run_dir, resume) as manager, _forward_interrupts(manager) as pressed:
         try:
             execute_notebook(
-                document, str(run_dir / UNFINISHED_NAME), dict(what.values), km=manager, kernel_name="python3",
+                document, _OUTPUT_SCHEME + UNFINISHED_NAME, dict(what.values), km=manager, kernel_name="python3",
                 progress_bar=False, log_output=False, store_widget_state=False,
                 start_timeout=300,  # seconds for the kernel to answer; papermill's own 60 can be few on a busy machine
             )  # fmt: skip
         except PapermillExecutionError as error:
-            if error.ename == "KeyboardInterrupt":
-                raise KeyboardInterrupt from None
+            if pressed or error.ename == "KeyboardInterrupt":
+                raise pressed.error("") from None
+            if error.ename == "Terminated":  # the kernel alone was asked to end
+                raise Terminated from None
             raise CookFailed(f"cell {error.exec_count}: {error.ename}: {error.evalue}") from None
         except DeadKernelError:
+            if pressed:  # SIGTERM went to all processes of a service, and to the kernel between two cells
+                raise pressed.error("") from None
             last = log_path.read_text(errors="replace").strip().splitlines()[-1:]
             raise CookFailed(": ".join(["the kernel died, killed or out of memory", *last])) from None

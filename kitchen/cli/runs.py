@@ -139,8 +139,11 @@ def sign_command(run: str, key: Path) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the new run; default: one under ./runs.")
 @click.option("--tolerance", default=1e-2, show_default=True, help="Relative, where equal bits cannot be expected.")
 @click.option("--trust", multiple=True, metavar="MODULE", help="A module that the run names, and that may be executed.")
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Give a masked setting again, best as $VARIABLE.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the table.")
-def reproduce_command(source: str, out: Path | None, tolerance: float, trust: tuple[str, ...], quiet: bool) -> None:
+def reproduce_command(
+    source: str, out: Path | None, tolerance: float, trust: tuple[str, ...], given: tuple[tuple[str, str], ...], quiet: bool
+) -> None:
     "Do a run again and compare.\n\nSOURCE is a report.ipynb or a run; the exit code is 1 if anything differs."
     from kitchen.formatting import align_columns
     from kitchen.display.progress import progress_display
@@ -151,7 +154,7 @@ def reproduce_command(source: str, out: Path | None, tolerance: float, trust: tu
     then = read_manifest(Path(source)) if source.endswith(".ipynb") else manifest(open_run(find_run(source)))
     view = progress_display(quiet=quiet)
     try:
-        done = again(then, out.absolute() if out else None, tolerance, listen=view.show, trust=trust)
+        done = again(then, out.absolute() if out else None, tolerance, listen=view.show, trust=trust, given=dict(given))
     finally:
         view.close()
     words = {True: "agrees", False: "DIFFERS", None: "not compared"}

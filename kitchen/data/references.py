@@ -24,6 +24,7 @@ import numpy as np
 
 from ..config import canonical_json
 from ..seeding import random_generator
+from ..terminal import visible_text
 from ..types import InvalidValue, RowError, UnknownName, is_mapping, nearest
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Table:
 
     def __repr__(self) -> str:
         columns = ", ".join(self.rows[0]) if self.rows else "no columns"
-        return f"Table({self.reference}: {len(self)} rows; {columns})"
+        return f"Table({visible_text(self.reference)}: {len(self)} rows; {visible_text(columns)})"
 
 # %% ../../nbs/22_data/0_references.ipynb #b95096d3
 _MappedT = TypeVar("_MappedT")
@@ -182,7 +183,7 @@ class Stream(Generic[_ItemT]):
         return Stream(lambda: map(function, self), self.reference, self.size)
 
     def __repr__(self) -> str:
-        return f"Stream({self.reference})"
+        return f"Stream({visible_text(self.reference)})"
 
 # %% ../../nbs/22_data/0_references.ipynb #9f03c34e
 _SCHEMES = ("builtin", "file", "package", "hf")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from ..formatting import seconds_text, visible_text
+from ..terminal import TerminalStream
 from ..palette import STATUS_SIGNS
 from ..store.log import event_from_text
 from ..telemetry import Event
@@ -131,7 +132,7 @@ class ProgressDisplay(Protocol):
 def _stage_line(item: Event, position: RunProgress) -> str:
     "One line for a stage that ended; why it failed is for the one who catches the error to say."
     said = position.remarks_text if item.name == "stage.stop" else "failed"
-    line = f"{_STAGE_SIGNS[item.name]} {item['stage']:<10} {seconds_text(item['seconds']):>10}   {visible_text(said, 300)}"
+    line = f"{_STAGE_SIGNS[item.name]} {visible_text(item['stage'], 300):<10} {seconds_text(item['seconds']):>10}   {visible_text(said, 300)}"
     return line.rstrip().replace("\n", " ")
 
 # %% ../../nbs/60_display/4_progress.ipynb #642bbe5f
@@ -151,7 +152,7 @@ class _PlainDisplay:
             print(visible_text(_NOTICES[item.name](item), 300), file=self.stream, flush=True)
         elif item.name == "train.step" and not self.quiet and item.time - self.last >= self.every:
             self.last = item.time
-            print(f"  {self.run_progress.stage:<10} {self.run_progress.training_text}", file=self.stream, flush=True)
+            print(f"  {visible_text(self.run_progress.stage, 300):<10} {self.run_progress.training_text}", file=self.stream, flush=True)
 
     def close(self) -> None:
         "Does nothing: each line was flushed when it was printed."
@@ -171,9 +172,13 @@ class _LiveDisplay:
             BarColumn(),
             TimeElapsedColumn(),
         )
-        self.bar = Progress(*columns, console=Console(file=stream), transient=True, refresh_per_second=8)
+        plain = stream.stream if isinstance(stream, TerminalStream) else stream  # its own words are visible, and it styles them
+        self.bar = Progress(*columns, console=Console(file=plain), transient=True, refresh_per_second=8)
         self.task = self.bar.add_task("starting", total=None)
+        before = sys.stdout, sys.stderr
         self.bar.start()
+        if (sys.stdout, sys.stderr) != before:  # what others print while the bar is there is put above it
+            sys.stdout, sys.stderr = TerminalStream(sys.stdout), TerminalStream(sys.stderr)
 
     def show(self, item: Event) -> None:
         "Show one event."
@@ -187,9 +192,9 @@ class _LiveDisplay:
         elif item.name in _NOTICES:
             self.bar.console.print(Text(visible_text(_NOTICES[item.name](item), 300)), soft_wrap=True)
         if item.name in ("stage.start", "train.stop"):
-            self.bar.reset(self.task, description=self.run_progress.stage, total=None)
+            self.bar.reset(self.task, description=visible_text(self.run_progress.stage, 300), total=None)
         if self.run_progress.training:
-            words = f"{self.run_progress.stage}  {self.run_progress.training_text}"
+            words = f"{visible_text(self.run_progress.stage, 300)}  {self.run_progress.training_text}"
             self.bar.update(
                 self.task, description=words, completed=self.run_progress.step, total=self.run_progress.total or None
             )

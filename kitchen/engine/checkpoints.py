@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, ExperimentSpec, json_digest
+from ..config import Config, ExperimentSpec, json_digest, restore_secrets
 from kitchen.engine.workflow import (
     START,
     Flow,
@@ -33,6 +33,7 @@ from kitchen.engine.workflow import (
 )
 from ..ports.protocols import Future
 from ..ports.spans import ObservedPort
+from ..secrets import mask_values
 from ..store.files import parse_json, path_inside, read_json, write_atomically
 from ..store.objects import ObjectStore, StateStore, WriteFuture, decode_value, encode_value
 from ..store.run import Run
@@ -538,7 +539,7 @@ class History:
             return
         snapshot = Snapshot(
             now.sequence, self.snapshots.head_hash(now.sequence), now.position, now.step, encode_value(now.progress),
-            now.config.model_dump(mode="json") if now.config is not None else {}, now.cursors, values,
+            mask_values(now.config.model_dump(mode="json")) if now.config is not None else {}, now.cursors, values,
             {name: list(path) for name, path in flow.made.items()},
             {name: sorted(reads) for name, reads in flow.reads.items()}, score,
         )  # fmt: skip
@@ -592,7 +593,7 @@ def restore_flow(snapshot: Snapshot | None, flow: Flow, saved: _SavedValues, kno
     if snapshot is None:
         return flow
     values, base = flow.values, dict(flow.values)
-    values["config"] = type(base["config"])(**snapshot.config)
+    values["config"] = type(base["config"])(**restore_secrets(snapshot.config, base["config"]))
     flow.position, flow.step, flow.progress = snapshot.position, snapshot.step, decode_value(snapshot.progress)
     flow.made = {name: tuple(path) for name, path in snapshot.made.items()}
     flow.reads = {name: set(reads) for name, reads in snapshot.reads.items()}

@@ -25,6 +25,7 @@ from ..losses.token import normalize_weights
 from .registry import Recipe
 from .reproduce import initial_values
 from ..store.run import Run
+from ..terminal import terminal_text
 from ..train.preference import Pair, interleave_pairs
 from ..types import AdamParams, Datum, InvalidValue, TopK
 
@@ -56,9 +57,8 @@ class Plan:
     def __repr__(self) -> str:
         width, column = max(map(len, self.facts), default=0), max((len(row[0]) for row in self.stages if row[4]), default=0)
         lines = [f"{name:<{width}}  {value}" for name, value in self.facts.items()]
-        return "\n".join(
-            [f"{self.recipe}: what would run", *(f"  {row[0]:<{column}}  {row[4]}".rstrip() for row in self.stages), "", *lines]
-        )
+        stages = [f"  {row[0]:<{column}}  {row[4]}".rstrip() for row in self.stages]
+        return terminal_text("\n".join([f"{self.recipe}: what would run", *stages, "", *lines]))
 
     def _repr_html_(self) -> str:
         head = ("stage", "needs", "gives", "adapters", "does")

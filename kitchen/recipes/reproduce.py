@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, ExperimentSpec, json_digest, package_version, runtime_environment
+from ..config import Config, ExperimentSpec, json_digest, package_version, runtime_environment, settings_in_use
+from ..engine.control import deferred_interrupt
 from ..engine.runner import Runner, edits_by_place
 from ..ports.registry import adapter_class, create_adapter
 from ..ports.spans import observe
 from .registry import Recipe, get_recipe
+from ..secrets import is_masked, mask_values
 from ..store.log import to_jsonable
 from ..store.objects import ObjectStore
 from ..store.run import Run, runs_root
@@ -30,7 +32,7 @@ from ..types import InvalidValue
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #f8fe7f4d
 def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dict[str, Any]:
     "Every port the recipe names, connected and observed."
-    settings = config.model_dump()
+    settings = settings_in_use(config.model_dump())
     directories = {
         "service": run.path / "snapshots",
         "registry": runs_root() / "registry",
@@ -110,7 +112,7 @@ def manifest(run: Run) -> dict[str, Any]:
         "format": 1,
         "run_id": run.run_id,
         "status": run.status,
-        "spec": run.spec.model_dump(mode="json"),
+        "spec": mask_values(run.spec.model_dump(mode="json")),
         "spec_digest": run.spec.digest,
         "artifacts": [
             {"name": made.name, "kind": made.kind, "sha256": made.sha256, "bytes": made.bytes}
@@ -225,6 +227,7 @@ def reproduce(
     recipe: Recipe | None = None,  # where it is none of kitchen's own
     listen: Callable[[Event], None] | None = None,
     trust: Sequence[str] = (),  # modules that the run names, and that may be executed
+    given: Mapping[str, Any] | None = None,  # settings that hold secrets, which the manifest has masked
 ) -> Reproduction:
     "Do a run again and compare; a run that had not been completed is refused, and one that names modules which its user has not (NotTrusted)."
     if recorded["status"] != "completed":
@@ -234,6 +237,10 @@ def reproduce(
     old = ExperimentSpec(**recorded["spec"])
     require_trusted_modules({"settings": old.config, "edits": recorded["edits"]}, recorded["run_id"], trust)
     recipe = recipe or get_recipe(old.recipe)
+    others = [name for name in given or {} if not is_masked(old.config.get(name))]
+    if others:
+        raise InvalidValue(f"only settings that are masked can be given again, and {', '.join(others)} is not")
+    config = recipe.config(**{**old.config, **(given or {})})
     spec = old.replace(
         datasets={},
         environment=runtime_environment(),
@@ -244,10 +251,18 @@ def reproduce(
     try:
         run.log.listeners += [listen] if listen else []
         run.log.append(event("run.start", recipe=spec.recipe, run_id=run.run_id))
-        base = initial_values(recipe, spec.adapters, recipe.config(**spec.config), run)
+        base = initial_values(recipe, spec.adapters, config, run)
         runner = Runner(run, recipe.workflow, base)
         runner.replay_edits = _edit_events(recorded["edits"], runner)
-        runner.advance(lambda item: False)
+        with deferred_interrupt(runner.control) as pressed, runner.driven():
+            if pressed:
+                runner.control.interrupt()
+            runner.advance(lambda item: False)
+        if not runner.ended:
+            runner.snapshot()
+            run.log.append(event("run.stop", status="stopped", seconds=time.perf_counter() - began))
+            runner.close()
+            raise pressed.error(f"the repetition of {recorded['run_id']} was stopped on a step boundary, in {run.path}")
         run.log.append(event("run.digest", digest=runner.digest()))
         run.log.append(event("run.stop", status="completed", seconds=time.perf_counter() - began))
         runner.close()

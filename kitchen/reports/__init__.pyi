@@ -27,6 +27,7 @@ from .compare import RunSummary as RunSummary
 from .export import MANIFEST_MIME as MANIFEST_MIME
 from .export import RESULT_MIME as RESULT_MIME
 from .export import find_browser as find_browser
+from .export import masked_notebook as masked_notebook
 from .export import notebook_outputs as notebook_outputs
 from .export import read_notebook as read_notebook
 from .export import read_recorded as read_recorded

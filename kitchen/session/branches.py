@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config import restore_secrets
 from ..engine.checkpoints import InputChanged, fork_run
-from ..engine.runner import live_settings
+from ..engine.runner import Runner, live_settings
 from ..engine.verification import open_resumable, recover_run
 from ..recipes.registry import Recipe
+from ..secrets import is_masked
 from .driver import SessionDriver, checked_recipe
 from ..store.index import RunIndex
 from ..store.run import is_run_folder
@@ -41,11 +43,12 @@ def open_driver(
     opened.claim()
     try:
         chosen = {**opened.spec.adapters, **(adapters or {})}
-        driver = SessionDriver(*checked_recipe(recipe or opened.spec.recipe, chosen, opened.spec.config))
+        settings = {**opened.spec.config, **{name: value for name, value in wanted.items() if is_masked(opened.spec.config.get(name))}}
+        driver = SessionDriver(*checked_recipe(recipe or opened.spec.recipe, chosen, settings))
         driver.attach_run(opened)
         checked = driver.initial_config.replace(**wanted)
         edited = {item["setting"]: item["after"] for item in driver.log if item.name == "config.edit"}
-        now = {**opened.spec.config, **edited}
+        now = restore_secrets({**opened.spec.config, **edited}, checked)
         changed = {name: getattr(checked, name) for name in wanted if getattr(checked, name) != now.get(name)}
         driver.was_completed = opened.status == "completed" and not changed
         if not driver.was_completed:
@@ -75,8 +78,13 @@ def restore_run(driver: SessionDriver, new_input: bool, changed: Mapping[str, An
 # %% ../../nbs/66_session/1_branches.ipynb #d48b9d10
 def fork_driver(driver: SessionDriver, run_dir: str | Path | None, changes: Mapping[str, Any]) -> SessionDriver:
     "The driver of a new run that shares this one's story up to here and goes on with other settings."
-    driver.require_idle()
-    runner, parent = driver.looking_runner, driver.run_record
+    with driver.held(looking=True) as runner:
+        return _fork_held(driver, runner, run_dir, changes)
+
+
+def _fork_held(driver: SessionDriver, runner: Runner, run_dir: str | Path | None, changes: Mapping[str, Any]) -> SessionDriver:
+    "The same, while no other thread goes on with the run."
+    parent = driver.run_record
     _check_fork_changes(driver, changes)
     snapshot = runner.snapshot() if runner.flow.at_boundary else runner.history.newest()
     if snapshot is None:
@@ -87,7 +95,7 @@ def fork_driver(driver: SessionDriver, run_dir: str | Path | None, changes: Mapp
     name = f"{parent.run_id.partition('-fork-')[0]}-fork-{secrets.token_hex(2)}"
     path = Path(run_dir).absolute() if run_dir else parent.path.parent / name
     opened = fork_run(runner.history.snapshots, snapshot, path, parent.spec.replace(parent=origin))
-    other = SessionDriver(*checked_recipe(driver.recipe, driver.adapters, parent.spec.config))
+    other = SessionDriver(*checked_recipe(driver.recipe, driver.adapters, restore_secrets(parent.spec.config, driver.initial_config)))
     other.attach_run(opened)
     branch = other.connected_runner
     branch.go_back("fork")

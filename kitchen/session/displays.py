@@ -74,10 +74,9 @@ def regrade_answers(state: SessionState, run: Run, measure: Measure) -> RegradeR
 # %% ../../nbs/66_session/3_displays.ipynb #32b2f4d6
 def ask_now(driver: SessionDriver, count: int) -> SampleRound:
     "Ask the model as it is now, and log what it says; of a completed run that is only looked at, nothing is logged."
-    runner = driver.looking_runner
-    driver.require_idle()
-    told = sample_events(sample_answers(runner.value, count), runner.flow.step or 0)
-    return sample_rounds([runner.run.log.append(item) for item in told])[0]
+    with driver.held(looking=True) as runner:
+        told = sample_events(sample_answers(runner.value, count), runner.flow.step or 0)
+        return sample_rounds([runner.run.log.append(item) for item in told])[0]
 
 
 def open_chat(

@@ -238,10 +238,7 @@ class Kitchen:
         Example: `k.rewind(step=100)` or `k.rewind(stage="train")`"""
         if (step is None) == (stage is None):
             raise InvalidValue("rewind to where? give step=… or stage=…")
-        self.driver.require_idle()
-        runner = self.driver.connected_runner
-        runner.rewind(runner.event_count_at(step, stage))
-        self.driver.update_index()
+        self.driver.rewind(step, stage)
         return self
 
     def fork(self, run_dir: str | Path | None = None, **changes: Any) -> "Kitchen":

@@ -8,6 +8,7 @@ from .files import check_replaceable as check_replaceable
 from .files import content_hash as content_hash
 from .files import file_hash as file_hash
 from .files import is_sealed as is_sealed
+from .files import refuse_secrets as refuse_secrets
 from .files import write_atomically as write_atomically
 from .files import write_output as write_output
 from .index import RunIndex as RunIndex

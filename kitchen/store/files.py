@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['file_hash', 'content_hash', 'write_atomically', 'check_regular', 'read_bounded', 'parse_json', 'read_json',
            'path_inside', 'irregular_entries', 'is_sealed', 'seal_state', 'check_replaceable', 'free_path',
-           'write_output']
+           'write_output', 'refuse_secrets']
 
 # %% ../../nbs/14_store/0_files.ipynb #a0c9b59c
 import hashlib
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
+from ..secrets import secret_findings
 from ..types import DamagedData, InvalidValue
 
 # %% ../../nbs/14_store/0_files.ipynb #ee5fc3f4
@@ -241,3 +242,10 @@ def write_output(path: Path, make: Callable[[Path, str], Any]) -> Path:
         unfinished.write_bytes(_seal(unfinished.read_bytes(), mark))
 
     return write_atomically(check_replaceable(path), write)
+
+# %% ../../nbs/14_store/0_files.ipynb #5ec7e718
+def refuse_secrets(path: Path) -> None:
+    "InvalidValue with place and kind of each secret in a file or in the text files of a folder that is to be published."
+    if found := secret_findings(path):
+        listed = "\n".join(found[:10] + ([f"… and {len(found) - 10} more"] if len(found) > 10 else []))
+        raise InvalidValue(f"{path} is not published: {len(found)} of its lines hold secrets; take them out first\n{listed}")

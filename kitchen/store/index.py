@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from ..secrets import mask_values
 from .files import check_regular
 from .log import has_writer
 from .run import Run, is_run_folder, runs_root
@@ -66,7 +67,8 @@ class RunIndex:
     def put(self, run: Run) -> None:
         "Write a run's line in the index, in place of the one it had."
         created = run.log.events[0].time if run.log.events else run.path.stat().st_mtime
-        self._write_row(run.run_id, run.spec.recipe, run.status, created, json.dumps(run.settings), str(run.path))
+        settings = json.dumps(mask_values(run.settings))
+        self._write_row(run.run_id, run.spec.recipe, run.status, created, settings, str(run.path))
 
     def _write_row(self, *row: Any) -> None:
         "One line of the table."

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..config import ExperimentSpec, canonical_json, json_digest
 from .files import content_hash, file_hash, irregular_entries, path_inside, read_bounded, read_json, write_atomically
-from .log import EventLog, LogView
+from .log import EventLog
 from ..telemetry import Event, event
 from ..types import DamagedData, InvalidValue, is_mapping, printable_text
 
@@ -146,7 +146,8 @@ class Run:
         text = spec.to_json()
         content, told = json.loads(text), [item["spec"] for item in self.log.events if item.name == "run.spec"]
         if told[-1:] != [content]:
-            self.log.append(event("run.spec", spec=content))
+            content = self.log.append(event("run.spec", spec=content))["spec"]  # as the log has it, secrets masked
+        text = json.dumps(content, indent=2, ensure_ascii=False)
         write_atomically(self.path / "spec.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
         self.spec = spec
 
@@ -342,9 +343,10 @@ class Run:
         return sealed is not None and sealed["events"] == len(self.log.events) and sealed["head"] == self.log.head
 
     def view(self) -> "Run":
-        "The same run to look at: what is logged there stays in memory, and the folder stays as it is."
+        "The same run to look at: what looking logs goes nowhere, and the folder stays as it is."
         run = Run.__new__(Run)
-        run.path, run.run_id, run.spec, run.log = self.path, self.run_id, self.spec, LogView(self.log.path)
+        run.path, run.run_id, run.spec, run.log = self.path, self.run_id, self.spec, EventLog(self.log.path)
+        run.log.read_only = True
         return run
 
     def __repr__(self) -> str:
@@ -363,4 +365,6 @@ class Run:
         "Push the log to disk, sign off if the run has ended and something was written here, and let go of it."
         if self.log.appended:
             self.sign_off()
+            self.log.appended = 0
         self.log.close()
+        self.log.read_only = True  # whoever still looks, at a digest or a sample, changes it no more

@@ -16,7 +16,6 @@ not kitchen's own error). The exit code is the number of such cells, at most 100
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import sys
@@ -26,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kitchen.engine.verification import recover_run, verify_run
+from kitchen.engine.verification import verify_run
 from kitchen.recipes.reproduce import manifest
 from kitchen.reports.build import write_report
 from kitchen.session.kitchen import Kitchen

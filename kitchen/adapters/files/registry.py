@@ -15,6 +15,7 @@ from typing import Any
 
 from .blobs import FileBlobs
 from ...ports.protocols import ModelRegistry
+from ...secrets import mask_values
 from ...store.files import write_atomically
 from ...types import DamagedData
 
@@ -40,7 +41,7 @@ class FileRegistry:
         folder.mkdir(parents=True, exist_ok=True)
         version = next(number for number in count(1) if _create_folder(folder / f"{number:06}"))
         full = {"simulated": False, **entry, "model": model, "version": version, "time": time.time()}
-        text = json.dumps(full, ensure_ascii=False, indent=2)
+        text = json.dumps(mask_values(full), ensure_ascii=False, indent=2)
         write_atomically(
             folder / f"{version:06}" / "entry.json", lambda path: path.write_text(text, encoding="utf-8")
         )
