@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .input import checked_arguments
 from .ports.protocols import SamplingClient
 from .telemetry import Event, event
 from .types import InvalidValue, SamplingParams, UnknownName
@@ -44,6 +45,7 @@ METRICS: dict[str, Callable[[str, str], float]] = {
 }
 
 
+@checked_arguments
 def get_metric(name: str) -> Callable[[str, str], float]:
     "The entry of the table of metrics; UnknownName with the nearest name if there is none."
     if name not in METRICS:
@@ -51,6 +53,7 @@ def get_metric(name: str) -> Callable[[str, str], float]:
     return METRICS[name]
 
 # %% ../nbs/40_evaluation/0_evaluation.ipynb #622ec6d2
+@checked_arguments
 def wilson_interval(
     mean: float,  # share or mean grade, 0 to 1
     count: int,
@@ -87,6 +90,7 @@ class Answer:
 _GREEDY = SamplingParams(temperature=0.0)
 
 # %% ../nbs/40_evaluation/0_evaluation.ipynb #ec6031c6
+@checked_arguments
 def ask(
     sampler: SamplingClient,
     questions: Sequence[Question],
@@ -105,6 +109,7 @@ def ask(
     return answers
 
 # %% ../nbs/40_evaluation/0_evaluation.ipynb #0d5713bd
+@checked_arguments
 def summarize(
     answers: Sequence[Answer], label: str, metric: str, split: str = "test", seconds: float = 0.0
 ) -> Event:

@@ -89,11 +89,14 @@ def report_command(
 @click.option("--recipe", help="Only runs of this recipe.")
 @click.option("--status", help="Only those that are completed, running, stopped, interrupted or failed.")
 @click.option("--find", "text", default="", metavar="TEXT", help="Only those with this in their id or settings.")
-@click.option("-n", "count", default=50, show_default=True, help="At most so many.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
 def runs_command(recipe: str | None, status: str | None, text: str, count: int) -> None:
     "All runs, newest first, with the course of their losses."
-    from kitchen.store.run import runs_root
+    from kitchen.store.run import RUN_STATUSES, runs_root
+    from kitchen.types import UnknownName
 
+    if status is not None and status not in RUN_STATUSES:
+        raise UnknownName("status", status, RUN_STATUSES)
     if not runs_root().is_dir():
         click.echo(f"no runs in {runs_root()} yet; `kitchen cook` makes one")
         return

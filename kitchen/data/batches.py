@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from .references import Stream
+from ..input import checked_arguments
 from ..seeding import random_generator
 from ..types import InvalidValue, UnknownName
 
@@ -22,6 +23,7 @@ from ..types import InvalidValue, UnknownName
 _ItemT = TypeVar("_ItemT")
 
 
+@checked_arguments
 def mix(
     parts: Mapping[str, Sequence[_ItemT]], weights: Mapping[str, float], size: int, seed: int
 ) -> list[_ItemT]:

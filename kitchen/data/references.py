@@ -23,6 +23,7 @@ from uuid import UUID
 import numpy as np
 
 from ..config import canonical_json
+from ..input import checked_arguments
 from ..seeding import random_generator
 from ..types import InvalidValue, RowError, UnknownName, is_mapping, nearest
 
@@ -74,6 +75,7 @@ def _row_dict(row: object) -> dict[str, Any]:
 _ItemT = TypeVar("_ItemT")
 
 
+@checked_arguments
 def split_rows(rows: Sequence[_ItemT], fraction: float, seed: int) -> tuple[list[_ItemT], list[_ItemT]]:
     "Train and held-out rows: a share chosen by the seed, at least one on each side, order kept."
     if not 0 < fraction < 1:
@@ -200,6 +202,7 @@ class DatasetReference:
     split: str | None = None  # wins over the split that is asked for
 
 # %% ../../nbs/22_data/0_references.ipynb #e5af4833
+@checked_arguments
 def parse_reference(text: str) -> DatasetReference:
     "Take a dataset's name apart; an unknown scheme is answered with the nearest."
     name, start, stop = _parse_row_range(text)
@@ -246,6 +249,7 @@ def _parse_split_option(name: str, text: str) -> tuple[str, str | None]:
     return before, value
 
 # %% ../../nbs/22_data/0_references.ipynb #89bfb464
+@checked_arguments
 def package_file(name: str) -> Path:
     "Path of a file or folder that an installed package ships: module/path; a misspelt module is answered with the nearest."
     module, _, inside = name.partition("/")

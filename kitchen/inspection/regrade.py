@@ -17,6 +17,7 @@ from ..data.references import Row
 from ..envs.rewards import REWARDS, Reward, weighted_reward
 from ..evaluation import METRICS, Answer, Question, wilson_interval
 from ..formatting import View, align_columns, box_html, small_html, text_table_html, visible_text
+from ..input import checked_arguments
 from ..store.run import Run
 from ..train.rollouts import regrade_group
 from ..types import InvalidValue, UnknownName
@@ -115,6 +116,7 @@ def _mean_interval(grades: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 # %% ../../nbs/65_inspection/2_regrade.ipynb #fafba540
+@checked_arguments
 def regrade(answers: Mapping[str, Sequence[Answer]], measure: Measure) -> RegradeResult:
     "Grade the answers of each label anew."
     rewards, found = _measure_rewards(measure), []
@@ -128,6 +130,7 @@ def regrade(answers: Mapping[str, Sequence[Answer]], measure: Measure) -> Regrad
     return RegradeResult(" + ".join(one.name for one in rewards), tuple(found))
 
 # %% ../../nbs/65_inspection/2_regrade.ipynb #bd185370
+@checked_arguments
 def read_answers(run: Run) -> dict[str, list[Answer]]:
     "Answers in a run's results artifacts, under 'before' and 'after'; empty if there are none yet."
     found: dict[str, list[Answer]] = {}
@@ -140,6 +143,7 @@ def read_answers(run: Run) -> dict[str, list[Answer]]:
     return found
 
 # %% ../../nbs/65_inspection/2_regrade.ipynb #fae032df
+@checked_arguments
 def regrade_rollouts(run: Run, measure: Measure) -> list[tuple[int, float, float]]:
     "Round, mean reward as it was, and by another measure, of all rollouts that a run has kept."
     rewards, found = _measure_rewards(measure), dict[int, list[tuple[float, float]]]()

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
+from ..input import checked_arguments
 from .token import LossTerm, as_custom_loss, check_loss_shape, clipped_gain, loss_table_html
 from ..ports.protocols import Future, TrainingClient
 from ..types import Datum, ForwardBackwardOutput, InvalidValue, UnknownName
@@ -191,6 +192,7 @@ def _check_token_arrays(place: str, logprobs: np.ndarray, **found: np.ndarray) -
         check_loss_shape(place, what, values, logprobs.shape, "one number a token")
 
 
+@checked_arguments
 def estimate_kl(
     name: str,  # one of KL_ESTIMATORS
     logprobs: np.ndarray,  # [T]
@@ -202,6 +204,7 @@ def estimate_kl(
     return estimate, slope
 
 # %% ../../nbs/30_losses/1_policy.ipynb #12bd75fc
+@checked_arguments
 def group_advantages(
     name: str,  # one of ADVANTAGES
     rewards: _GroupRewards,
@@ -393,6 +396,7 @@ OBJECTIVES: dict[str, Objective] = {
 }  # fmt: skip
 
 # %% ../../nbs/30_losses/1_policy.ipynb #fdda2b10
+@checked_arguments
 def get_objective(name: str, **changes: Any) -> Objective:
     "The named objective, with some choices made otherwise."
     if name not in OBJECTIVES:

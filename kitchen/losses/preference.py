@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..input import checked_arguments
 from .token import check_loss_shape, loss_table_html
 from ..ports.protocols import CustomLoss
 from ..types import Datum, InvalidValue, UnknownName
@@ -256,6 +257,7 @@ PAIR_LOSSES: dict[str, PairLoss] = {
 }  # fmt: skip
 
 # %% ../../nbs/30_losses/2_preference.ipynb #d5ac8806
+@checked_arguments
 def get_pair_loss(name: str, **settings: float) -> PairLoss:
     "The named loss, with some settings changed."
     if name not in PAIR_LOSSES:

@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from ..input import checked_arguments
 from kitchen.ports.protocols import (
     BlobStore,
     Completer,
@@ -67,6 +68,7 @@ ADAPTERS: dict[str, dict[str, str]] = {
 }
 
 # %% ../../nbs/12_ports/2_registry.ipynb #c3e8f02f
+@checked_arguments
 def adapter_names(port: str) -> dict[str, str]:
     "Adapters of a port: ours and those of installed packages, name -> module:attribute."
     if port not in PORTS:
@@ -79,6 +81,7 @@ def adapter_names(port: str) -> dict[str, str]:
     return {**ADAPTERS[port], **installed}
 
 
+@checked_arguments
 def adapter_address(port: str, name: str) -> str:
     "Where the named adapter lives, as module:attribute; nothing is imported."
     names = adapter_names(port)
@@ -87,6 +90,7 @@ def adapter_address(port: str, name: str) -> str:
     return names[name]
 
 # %% ../../nbs/12_ports/2_registry.ipynb #a32ad161
+@checked_arguments
 def adapter_class(port: str, name: str) -> Callable[..., Any]:
     "What makes the named adapter of a port; its module is imported now."
     module, _, attribute = adapter_address(port, name).partition(":")

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..config import Config, ExperimentSpec, json_digest, package_version, runtime_environment
 from ..engine.runner import Runner, edits_by_place
+from ..input import checked_arguments
 from ..ports.registry import adapter_class, create_adapter
 from ..ports.spans import observe
 from .registry import Recipe, get_recipe
@@ -99,6 +100,7 @@ def _recorded_edits(run: Run) -> list[dict[str, Any]]:
     return found
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #c9910bc2
+@checked_arguments
 def manifest(run: Run) -> dict[str, Any]:
     "Spec, edits, artifact hashes, final metrics, curves and loss hash of a run, as JSON data that `reproduce` reads."
     events = list(run.log.active_events)

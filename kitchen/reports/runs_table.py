@@ -30,6 +30,7 @@ from kitchen.formatting import (
     table_html,
     visible_text,
 )
+from ..input import checked_arguments
 from ..palette import MAIN_SETTINGS, RUN_STATUSES, STATUS_SIGNS, UNKNOWN_STATUS
 from .compare import compare
 from ..store.index import RunIndex
@@ -197,6 +198,7 @@ def _select_runs(
     return RunsTable(tuple(map(_read_run_row, fitting[:count])), max(len(fitting) - count, 0), words, index)
 
 # %% ../../nbs/64_reports/4_runs_table.ipynb #ed5fe66b
+@checked_arguments
 def runs(
     recipe: str | None = None,
     status: str | None = None,
