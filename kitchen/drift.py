@@ -166,6 +166,7 @@ class Window:
     categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, dict[str, int]])  # such as tag -> kind -> count
 
     @classmethod
+    @checked_arguments
     def from_interactions(cls, interactions: Sequence[Interaction], most: int = 2000, seed: int = 0) -> Self:
         "The window of these interactions; of each measure at most `most` values, drawn by the seed."
         names = dict.fromkeys(name for one in interactions for name in one.measures_or_lengths)

@@ -62,6 +62,8 @@ def wilson_interval(
     "Confidence interval of a share (Wilson, JASA 22, 1927)."
     if count < 1 or not 0 <= mean <= 1:
         raise InvalidValue(f"need count ≥ 1 and 0 ≤ mean ≤ 1, got {count} and {mean}")
+    if not 0 < z < math.inf:
+        raise InvalidValue(f"z must be a positive number, got {z}; 1.96 is 95 %")
     centre = mean + z * z / (2 * count)
     spread = z * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
@@ -114,6 +116,8 @@ def summarize(
     answers: Sequence[Answer], label: str, metric: str, split: str = "test", seconds: float = 0.0
 ) -> Event:
     "The mean grade with its interval, as an event."
+    if not answers:
+        raise InvalidValue(f"there are no answers to summarize for {label!r}")
     mean = sum(answer.grade for answer in answers) / len(answers)
     low, high = wilson_interval(mean, len(answers))
     return event(

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['Count', 'PARSE_ERRORS', 'USER_ERRORS', 'value_fits', 'type_words', 'checked_arguments', 'checked_methods',
-           'parse_problem', 'parse_json', 'parse_json_object', 'parse_yaml', 'error_words', 'call_user_function']
+           'check_fields', 'parse_problem', 'parse_json', 'parse_json_object', 'parse_yaml', 'error_words',
+           'call_user_function']
 
 # %% ../nbs/10_core/1_input.ipynb #d5cd3ba7
+import dataclasses
 import functools
 import inspect
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -101,7 +104,7 @@ def _plain_fits(value: Any, kind: Any, kinds: Sequence[Any]) -> bool:
     if kind is np.ndarray:
         return _is_array(value)
     if kind is type:
-        return isinstance(value, type) and all(not isinstance(one, type) or issubclass(value, one) for one in kinds)
+        return isinstance(value, type) and all(one is Any or not isinstance(one, type) or issubclass(value, one) for one in kinds)
     if not isinstance(kind, type):
         return True
     if kind is not str and issubclass(kind, (Mapping, Sequence, Collection, Iterable)) and kind.__module__ in ("builtins", "collections.abc"):
@@ -192,6 +195,21 @@ def checked_methods(kind: _Class) -> _Class:
         elif inspect.isfunction(member):
             setattr(kind, name, checked_arguments(member))
     return kind
+
+# %% ../nbs/10_core/1_input.ipynb #56cf0f4f
+@functools.cache
+def _field_types(kind: type) -> dict[str, Any]:
+    "The annotation of each field of a dataclass."
+    scope = vars(sys.modules[kind.__module__])
+    return {one.name: _annotation(one.type, scope) for one in dataclasses.fields(kind)}
+
+
+def check_fields(instance: Any) -> None:
+    "InvalidValue unless the fields of a dataclass are of their annotated types."
+    for name, wanted in _field_types(type(instance)).items():
+        value = getattr(instance, name)
+        if not value_fits(value, wanted):
+            raise InvalidValue(f"{type(instance).__name__}: {name} must be {type_words(wanted)}, not {short_value(value)}")
 
 # %% ../nbs/10_core/1_input.ipynb #5e8dc989
 PARSE_ERRORS = (ValueError, RecursionError, OverflowError, yaml.YAMLError)  # what text that is no JSON or YAML makes parsers raise

@@ -92,7 +92,8 @@ def report_command(
 @click.option("-n", "count", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
 def runs_command(recipe: str | None, status: str | None, text: str, count: int) -> None:
     "All runs, newest first, with the course of their losses."
-    from kitchen.store.run import RUN_STATUSES, runs_root
+    from kitchen.palette import RUN_STATUSES
+    from kitchen.store.run import runs_root
     from kitchen.types import UnknownName
 
     if status is not None and status not in RUN_STATUSES:

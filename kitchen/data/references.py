@@ -25,7 +25,7 @@ import numpy as np
 from ..config import canonical_json
 from ..input import checked_arguments
 from ..seeding import random_generator
-from ..types import InvalidValue, RowError, UnknownName, is_mapping, nearest
+from ..types import InvalidValue, RowError, UnknownName, is_mapping, nearest, short_value
 
 if TYPE_CHECKING:
     import pandas
@@ -98,7 +98,13 @@ class Table:
         row_numbers: Sequence[int] | None = None,  # row numbers as a person counts them; default 1, 2, …
         problems: Sequence[RowError] = (),  # rows that could not be read
     ):
+        if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(f"a table is made of a list of rows, not of {short_value(rows)}")
+        if not isinstance(reference, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(f"a table's reference must be text, not {short_value(reference)}")
         self.rows = [_row_dict(row) for row in rows]
+        if row_numbers is not None and (not isinstance(row_numbers, Sequence) or len(row_numbers) != len(self.rows)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(f"{len(self.rows)} rows need as many row numbers, not {short_value(row_numbers)}")
         self.reference = reference
         self.row_numbers = list(row_numbers) if row_numbers is not None else list(range(1, len(self.rows) + 1))
         self.problems = list(problems)
@@ -232,6 +238,8 @@ def _parse_row_range(text: str) -> tuple[str, int | None, int | None]:
     found = _ROW_RANGE_PATTERN.fullmatch(text)
     if not found:
         raise InvalidValue(f"{text!r}: rows are chosen as [start:stop], such as [:100]")
+    if max(len(found["start"]), len(found["stop"])) > 18:  # digits of 64 bits
+        raise InvalidValue(f"{short_value(text)}: no dataset has so many rows")
     start, stop = (int(found[one]) if found[one] else None for one in ("start", "stop"))
     return found["name"], start, stop
 

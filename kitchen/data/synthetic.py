@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ..input import checked_arguments
+from ..input import Count, checked_arguments
 from ..types import InvalidValue, UnknownName
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #d04e0863
@@ -478,7 +478,7 @@ def iter_task_rows(task: str, seed: int, split: str = "train") -> Iterator[_Task
 @checked_arguments
 def generate_task_rows(
     task: str,
-    size: int,  # how many rows
+    size: Count,  # how many rows
     seed: int,
     split: str = "train",  # or "test", whose prompts never occur in "train"
 ) -> list[_TaskRow]:
@@ -489,7 +489,7 @@ def generate_task_rows(
 @checked_arguments
 def mixture(
     weights: dict[str, float],  # task name → its share, on any scale
-    size: int,
+    size: Count,
     seed: int,
     split: str = "train",
 ) -> list[_TaskRow]:
@@ -523,7 +523,7 @@ MIXTURES: dict[str, dict[str, float]] = {
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #bd682b1b
 @checked_arguments
-def rule_following_rows(size: int, seed: int, split: str = "train") -> list[_TaskRow]:
+def rule_following_rows(size: Count, seed: int, split: str = "train") -> list[_TaskRow]:
     "Rows of the task `asked`, each under a rule drawn at random, or under none; equal arguments give equal rows."
     rng, made = random.Random(f"obedient/{split}/{seed}"), list[_TaskRow]()
     for row in generate_task_rows("asked", size, seed, split):
@@ -551,7 +551,7 @@ def _multi_turn_messages(rng: random.Random) -> list[dict[str, str]]:
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #ec31de3e
 @checked_arguments
-def multi_turn_rows(size: int, seed: int, split: str = "train") -> list[_TaskRow]:
+def multi_turn_rows(size: Count, seed: int, split: str = "train") -> list[_TaskRow]:
     "So many conversations; the answer of a row is the last one."
     if split not in SPLITS:
         raise UnknownName("split", split, SPLITS)
@@ -597,7 +597,7 @@ def _wrong_answer(task: str, answer: str, rng: random.Random) -> str:
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #25fbf50b
 @checked_arguments
-def preference_pairs(task: str, size: int, seed: int, split: str = "train") -> list[_TaskRow]:
+def preference_pairs(task: str, size: Count, seed: int, split: str = "train") -> list[_TaskRow]:
     "Rows of `prompt`, `chosen` and `rejected`, each a list of messages."
     rng = random.Random(f"preference/{task}/{split}/{seed}")
     return [

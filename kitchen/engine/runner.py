@@ -35,7 +35,7 @@ from .workflow import Flow, RolledBack, WorkflowPart, stages
 from ..ports.spans import ObservedPort, observe
 from ..store.objects import decode_value, encode_value
 from ..store.run import Run
-from ..telemetry import Event, event
+from ..telemetry import EVENTS, Event, event
 from ..types import InvalidValue, KitchenError, UnknownName
 
 # %% ../../nbs/50_engine/4_runner.ipynb #6f3448aa
@@ -90,6 +90,9 @@ def outside_bounds(measurement: str, above: float | None = None, below: float | 
         outside = (above is not None and value > above) or (below is not None and value < below)
         return outside or (nan and not math.isfinite(value))
 
+    known = {name for kind, declared in EVENTS.items() if kind.startswith("train.") for name in declared.measurements}
+    if measurement not in known:
+        raise UnknownName("measurement of training", measurement, known)
     said = (above is not None and f"> {above:g}", below is not None and f"< {below:g}", nan and "is no number")
     bounds = [text for text in said if text]
     if not bounds:

@@ -33,7 +33,7 @@ from .judge import Grader, PairwiseJudge, add_tournament, rubric_problems
 from .rewards import Reward
 from .search import search_problems
 from ..ports.protocols import EmbeddingClient, VectorStore
-from ..input import USER_ERRORS, call_user_function, checked_arguments, error_words
+from ..input import USER_ERRORS, Count, call_user_function, checked_arguments, error_words
 from ..types import InvalidValue, MissingCapability, UnknownName, is_list, short_value
 
 # %% ../../nbs/25_envs/7_registry.ipynb #3d59fc81
@@ -169,7 +169,7 @@ def _mixed_problems(
 # %% ../../nbs/25_envs/7_registry.ipynb #b2657d36
 @checked_arguments
 def get_problems(
-    name: str, count: int, seed: int, split: str, rewards: Sequence[Reward], resources: EnvResources = _NO_RESOURCES
+    name: str, count: Count, seed: int, split: str, rewards: Sequence[Reward], resources: EnvResources = _NO_RESOURCES
 ) -> list[Problem]:
     "So many problems of the named world; the splits have nothing in common."
     if "+" in name:

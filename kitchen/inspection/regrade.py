@@ -120,6 +120,8 @@ def _mean_interval(grades: Sequence[float]) -> tuple[float, float, float]:
 def regrade(answers: Mapping[str, Sequence[Answer]], measure: Measure) -> RegradeResult:
     "Grade the answers of each label anew."
     rewards, found = _measure_rewards(measure), []
+    if not all(answers.values()):
+        raise InvalidValue(f"there are no answers to grade under {', '.join(label for label, said in answers.items() if not said)}")
     for label, said in answers.items():
         rows = [{"question": one.question.text, "answer": one.question.reference} for one in said]
         graded = [weighted_reward(rewards, one.text, row) for one, row in zip(said, rows, strict=True)]

@@ -104,7 +104,14 @@ def adapter_class(port: str, name: str) -> Callable[..., Any]:
 
 def create_adapter(port: str, name: str, **options: Any) -> Any:
     "Make the named adapter of a port; an adapter that lacks a method of its port is refused here."
-    adapter = adapter_class(port, name)(**options)
+    make = adapter_class(port, name)
+    try:
+        inspect.signature(make).bind(**options)
+    except TypeError as error:
+        raise InvalidValue(f"the {port} adapter {name!r} does not take these options: {error}") from None
+    except ValueError:  # made of C: it has no signature
+        pass
+    adapter = make(**options)
     missing = [verb for verb in _port_methods(PORTS[port]) if not callable(getattr(adapter, verb, None))]
     if missing:
         raise InvalidValue(f"the {port} adapter {name!r} lacks {', '.join(missing)} of its port")

@@ -35,7 +35,7 @@ from kitchen.data.synthetic import (
 from ...envs.code import code_rows, draft_rows
 from ...envs.registry import tool_rows
 from ...envs.search import search_rows
-from ...input import checked_arguments
+from ...input import Count, checked_arguments
 from ...ports.protocols import DatasetStore
 from ...types import InvalidValue, RowError, UnknownName
 
@@ -50,7 +50,7 @@ _OTHER_DATASETS = {
 
 # %% ../../../nbs/92_adapters.files/1_datasets.ipynb #b091960f
 @checked_arguments
-def builtin_rows(name: str, split: str, size: int | None = None) -> list[dict[str, Any]]:
+def builtin_rows(name: str, split: str, size: Count | None = None) -> list[dict[str, Any]]:
     "Rows of one of our tasks or mixtures; a small task's test split ends where its prompts do."
     if split not in SPLITS:
         raise UnknownName("split", split, SPLITS, f"builtin:{name}")
