@@ -85,8 +85,8 @@ def _check_leaf(value: Any) -> None:
         raise ValueError(f"must be a finite number, at most {_LARGEST_NUMBER:g}")
 
 
-def _check_plain_data(value: Any, depth: int = 0) -> None:
-    "ValueError unless it is made of texts, numbers, truth values, lists and dicts with text as keys, not too deep."
+def _check_plain_data(value: object, depth: int = 0, nested_only: bool = False) -> None:
+    "ValueError unless it is made of texts, numbers, truth values, lists and dicts with text as keys; `nested_only`: other values pass."
     if depth > 20:  # levels; the deepest setting of ours has two
         raise ValueError("is nested too deeply")
     if is_mapping(value):
@@ -100,7 +100,7 @@ def _check_plain_data(value: Any, depth: int = 0) -> None:
             _check_plain_data(item, depth + 1)
     elif value is None or isinstance(value, (str, int, float)):
         _check_leaf(value)
-    else:
+    elif not nested_only:
         raise ValueError(f"must be made of texts, numbers, lists and dicts, not of {type(value).__name__}")
 
 # %% ../nbs/10_core/2_config.ipynb #910c8a6f
@@ -129,8 +129,7 @@ class Config(BaseModel):
             raise ValueError("must not be bytes")
         if isinstance(value, bool) and bool not in kinds and Any not in kinds and (int in kinds or float in kinds):
             raise ValueError("must be a number, not a truth value")
-        if is_mapping(value) or is_list(value):
-            _check_plain_data(value)
+        _check_plain_data(value, nested_only=True)
         return value
 
     @field_validator("*", mode="after")
@@ -138,8 +137,7 @@ class Config(BaseModel):
     def _refuse_absurd_values(cls, value: Any) -> Any:
         "Finite numbers of a size that means something, and text that a file can hold: what was text on a command line is a number here."
         _check_leaf(value)
-        if isinstance(value, (dict, list, tuple)):
-            _check_plain_data(value)
+        _check_plain_data(value, nested_only=True)
         return value
 
     @property
@@ -309,8 +307,8 @@ class ExperimentSpec(Config):
     @classmethod
     def from_yaml(cls, text: str) -> Self:
         "The spec that `to_yaml` wrote."
-        found = parse_yaml(text, "the specification")
-        if not isinstance(found, dict):
+        found: object = parse_yaml(text, "the specification")
+        if not is_mapping(found):
             raise InvalidValue(f"the specification must map names to values, not {short_value(found)}")
         return cls(**{str(name): value for name, value in found.items()})
 

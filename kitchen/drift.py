@@ -189,9 +189,14 @@ class Window:
     def from_json(cls, content: Any, source: str = "") -> Self:
         "The window that `asdict` turned into JSON; anything else is an error that names its source."
         try:
+            unknown = sorted(map(str, content.keys() - {one.name for one in fields(cls)}))
+            if unknown:
+                raise InvalidValue(f"{source or 'this'} is no baseline: it has {short_value(unknown)}, which a window does not")
             measures = {name: tuple(map(float, found)) for name, found in content["measures"].items()}
             values: dict[str, Any] = {**content, "measures": measures}
             return cls(**values)
+        except InvalidValue:
+            raise
         except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
             raise InvalidValue(f"{source or 'this'} is no baseline: {type(error).__name__}: {error}") from error
 

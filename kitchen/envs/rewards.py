@@ -153,6 +153,6 @@ def get_rewards(names: Mapping[str, float] | Sequence[str] | str) -> list[Reward
     if not weights:
         raise InvalidValue("at least one reward is needed")
     for name in weights:
-        if not isinstance(name, str) or name not in REWARDS:
+        if name not in REWARDS:
             raise UnknownName("reward", name, REWARDS)
     return [Reward(name, REWARDS[name], weight) for name, weight in weights.items()]

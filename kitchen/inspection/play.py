@@ -18,8 +18,7 @@ from ..formatting import box_html, escape_html, small_html, visible_text
 from ..rendering.parsing import split_tool_calls
 from ..train.rollouts import Policy, episodes_to_act, judge_answers
 from ..train.trajectories import STOP_REASONS, Episode, EpisodeLimits, RolloutFailed
-from ..types import InvalidValue, Trajectory, is_list, short_value
-from ..types import Completion, InvalidValue, Message
+from ..types import Completion, InvalidValue, Message, Trajectory, is_list, short_value
 from ..widgets.dashboard import has_frontend
 
 # %% ../../nbs/65_inspection/6_play.ipynb #d4ad4164

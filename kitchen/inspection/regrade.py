@@ -29,6 +29,8 @@ Measure = str | Mapping[str, float] | Sequence[Reward] | Callable[[str, Row], fl
 
 def _measure_rewards(measure: Measure) -> list[Reward]:
     "The rewards of a measure given as name, names with weights, rewards or function; UnknownName for an unknown name."
+    if not callable(measure) and not measure:
+        raise InvalidValue("grade by what? give a measure's name, names with weights, rewards, or a function")
     if callable(measure):
         return [Reward(getattr(measure, "__name__", "measure"), measure, gold=None)]
     if isinstance(measure, Sequence) and not isinstance(measure, str):

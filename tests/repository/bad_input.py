@@ -4,6 +4,7 @@
 own, in words that a person can act on, with nothing left behind. `-v` names the others.
 """
 
+# ruff: noqa: E501  (tables of cases read best one door a line)
 import collections
 import contextlib
 import gzip
@@ -11,6 +12,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 import sys
 import tempfile
@@ -79,7 +81,7 @@ def shown(value: object) -> str:
     """A value as the name of a case."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**40:
         return f"an integer of {value.bit_length()} bits"
-    text = ascii(value)
+    text = re.sub(" at 0x[0-9a-f]+", "", ascii(value))
     return text if len(text) < 50 else f"{text[:40]}… ({len(text)})"
 
 
@@ -291,7 +293,7 @@ def function_cases() -> Iterator[Case]:
         (Message, {"role": "user", "content": "x"}, {"role": NOT_A_NAME, "content": (None, 1, [], b"x"), "tool_calls": (1, "x", [1])}),
         (Datum, {"tokens": [1, 2]}, {"tokens": (None, "x", [], [[1]], ["a"], [1.5], [math.nan], [10**30], object()), "loss_fn_inputs": (*NOT_A_DICT, {"weights": [1.0]}, {"weights": ["a", "b"]})}),
         (Datum.from_tokens, {"tokens": [1, 2], "weights": [0.0, 1.0]}, {"tokens": (None, "x", [], [1], 1, ["a", "b"]), "weights": (None, "xy", [1.0], 1, ["a", "b"])}),
-        (AdamParams, {}, {name: (*NOT_A_NUMBER, -1.0, math.inf) for name in ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm")}),
+        (AdamParams, {}, dict.fromkeys(("learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm"), (*NOT_A_NUMBER, -1.0, math.inf))),
         (LoraParams, {}, {"rank": (*NOT_A_COUNT, 0), "alpha": (*NOT_A_NUMBER, math.inf), "dropout": (*NOT_A_NUMBER, 1.0, -1.0), "train_attn": NOT_A_FLAG}),
         (SamplingParams, {}, {"max_tokens": (*NOT_A_COUNT, 0), "temperature": (*NOT_A_NUMBER, -1.0, math.inf), "top_k": (0, -2, "x", None, 1.5), "top_p": (*NOT_A_NUMBER, 0.0, 2.0), "seed": ("x", 1.5, math.nan, []), "stop": (1, "x", [1.5], [None])}),
         (to_datum, {"renderer": None, "messages": []}, {"renderer": (None, 1), "messages": (None, 1, "x")}),
@@ -758,7 +760,7 @@ def user_cases() -> Iterator[Case]:
         yield Case("users", f"an environment with a time limit: {name}", lambda folder, make=make: play_env(make, 5.0), "mine")
     worlds: dict[str, Any] = {
         "nothing": lambda *values: None, "a text": lambda *values: "x", "numbers": lambda *values: [1], "empty": lambda *values: [],
-        "raises": lambda *values: 1 / 0, "exits": lambda *values: leave(), "no parameters": lambda: [], "no function": 1, "async": coroutine,
+        "raises": lambda *values: 1 / 0, "exits": lambda *values: leave(), "no parameters": list, "no function": 1, "async": coroutine,
         "a generator": generator,
     }  # fmt: skip
     for name, world in worlds.items():
@@ -793,7 +795,7 @@ def user_cases() -> Iterator[Case]:
 def training_cases() -> Iterator[Case]:
     """Data of wrong shapes, types and values, given to losses and to a backend."""
     from kitchen.adapters.toy.client import ToyService
-    from kitchen.types import AdamParams, Datum, LoraParams, SamplingParams
+    from kitchen.types import Datum, SamplingParams
 
     good = {"targets": [2, 3], "weights": [1.0, 1.0]}
     wrong: dict[str, Any] = {
@@ -900,7 +902,7 @@ def command_problem(words: list[str], says: str) -> str:
     problem = words_problem(result.output, says if says in result.output else says.replace("_", "-"))
     if problem:
         return problem
-    left = [path for path in Path(os.environ["KITCHEN_RUNS"]).rglob("*")] if Path(os.environ["KITCHEN_RUNS"]).exists() else []
+    left = list(Path(os.environ["KITCHEN_RUNS"]).rglob("*")) if Path(os.environ["KITCHEN_RUNS"]).exists() else []
     return f"it left {left[0]}" if left else ""
 
 
@@ -952,6 +954,94 @@ def command_cases() -> Iterator[Case]:
             raise InvalidValue("answered as it should be")
 
         yield Case("commands", f"validate -f a file with {name}", act)
+
+
+# -- damaged files -------------------------------------------------------------------------------------------------
+
+def file_mutations(content: bytes, draws: random.Random, count: int) -> Iterator[bytes]:
+    """A file with something changed at random: a byte, a cut, a piece doubled, a word exchanged for another kind."""
+    pieces = (b"null", b"[]", b"{}", b"1e999", b"-1", b'"\\ud800"', b"NaN", b"\xff", b"\0", b"9" * 5000, b"[" * 3000, b"true", b"", b'"')
+    for _ in range(count):
+        changed = bytearray(content)
+        for _ in range(draws.randint(1, 3)):
+            place = draws.randrange(len(changed) + 1)
+            length = draws.choice((0, 1, 4, 16))
+            changed[place : place + length] = draws.choice((draws.choice(pieces), bytes([draws.randrange(256)]), bytes(changed[place : place + 30])))
+        yield bytes(changed[: draws.randrange(len(changed) + 1)] if draws.random() < 0.15 else changed)
+
+
+def fuzz_doors() -> dict[str, tuple[bytes, str, Callable[[Path], Any]]]:
+    """What is read from disk, outside of runs: a whole file of each kind, its name, and what reads it."""
+    import shutil
+    from importlib.resources import files
+
+    from kitchen.adapters.files.datasets import FileDatasets
+    from kitchen.adapters.files.registry import FileRegistry
+    from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer
+    from kitchen.cli.lab import copy_recipes
+    from kitchen.cli.parameters import _file_values, recipe_settings
+    from kitchen.config import ExperimentSpec
+    from kitchen.data.formats import parse_rows
+    from kitchen.drift import Interaction, Window, read_interactions, read_window
+    from kitchen.recipes.registry import notebook_path
+    from kitchen.recipes.reproduce import _check_manifest
+    from kitchen.rendering.jinja import CompiledTemplate
+    from kitchen.reports.build import read_manifest
+    from kitchen.types import Message
+
+    lines = "".join(json.dumps(GOOD) + "\n" for _ in range(3)).encode()
+    model = Path(str(files("kitchen") / "assets" / "models" / "tiny-chat"))
+    table = b"question,answer\na,b\nc,d\n"
+    one = {"id": "1", "time": "2020-01-01T00:00:00", "model": "m", "tag": "t", "messages": GOOD["messages"], "grade": 1.0}
+
+    def rows(path: Path) -> None:
+        parse_rows(FileDatasets().load(str(path)))
+
+    def tokenizer(path: Path) -> None:
+        for other in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            if other != path.name and (model / other).is_file():
+                shutil.copy(model / other, path.parent / other)
+        found = HuggingFaceTokenizer(path.parent)
+        if found.chat_template:
+            CompiledTemplate(found, date(2020, 1, 1)).render_text([Message("user", "a").as_dict()], True)
+
+    def lab(path: Path) -> None:
+        copy_recipes(path.parent, [])
+
+    def entry(path: Path) -> None:
+        folder = path.parent / "registry" / "x" / "1"
+        folder.mkdir(parents=True)
+        path.rename(folder / "entry.json")
+        FileRegistry(path.parent / "registry").versions("x")
+
+    def manifest(path: Path) -> None:
+        from kitchen.input import parse_json
+
+        _check_manifest(parse_json(path.read_bytes(), "the manifest"))
+
+    window = {"model": "m", "until": "", "interactions": 1, "graded": 1, "accuracy": 1.0, "measures": {"a": [1.0]}, "categories": {"tag": {"t": 1}}}
+    told = {"run_id": "x", "status": "completed", "spec": {"recipe": "sft"}, "curves": {"a": [1.0]}, "edits": [], "artifacts": [], "digest": None}
+    spec = ExperimentSpec(recipe="sft", config={"a": 1})
+    _ = Interaction, Window
+    return {
+        "JSON lines": (lines, "a.jsonl", rows),
+        "JSON": (b"[" + lines.strip().replace(b"\n", b",") + b"]", "a.json", rows),
+        "CSV": (table, "a.csv", rows),
+        "gzip": (gzip.compress(lines, mtime=0), "a.jsonl.gz", rows),
+        "Parquet": (parquet_bytes(), "a.parquet", rows),
+        "interactions": ((json.dumps(one) + "\n").encode() * 2, "a.jsonl", read_interactions),
+        "window": (json.dumps(window).encode(), "a.json", read_window),
+        "notebook": (notebook_path("sft").read_bytes(), "a.ipynb", lambda path: recipe_settings(str(path))),
+        "manifest in a notebook": (notebook_path("sft").read_bytes(), "a.ipynb", read_manifest),
+        "manifest": (json.dumps(told).encode(), "a.json", manifest),
+        "spec": (spec.to_json().encode(), "a.json", lambda path: ExperimentSpec.from_json(path.read_text("utf-8", "replace"))),
+        "spec in YAML": (spec.to_yaml().encode(), "a.yaml", lambda path: ExperimentSpec.from_yaml(path.read_text("utf-8", "replace"))),
+        "settings": (b"epochs: 2\ncolumns: {question: q}\n", "a.yaml", lambda path: _file_values(path)),
+        "tokenizer_config.json": ((model / "tokenizer_config.json").read_bytes(), "tokenizer_config.json", tokenizer),
+        "template": ((model / "chat_template.jinja").read_bytes(), "chat_template.jinja", tokenizer),
+        "receipt of the lab": (b'{"sft.ipynb": "abc"}', ".kitchen-lab.json", lab),
+        "version in the registry": (b'{"run_id": "x", "artifact": "a", "sha256": "s", "version": 1}', "entry.json", entry),
+    }  # fmt: skip
 
 
 def all_cases() -> list[Case]:

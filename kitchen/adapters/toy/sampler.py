@@ -160,7 +160,7 @@ class ToySamplingClient:
     @staticmethod
     def _check_prompt(prompt: Sequence[int]) -> np.ndarray:
         "int64 [T]; InvalidValue for an empty prompt or an id outside the vocabulary."
-        tokens = np.asarray(prompt) if is_list(prompt) or isinstance(prompt, np.ndarray) else np.zeros(0)
+        tokens: np.ndarray = np.asarray(prompt) if is_list(prompt) or isinstance(prompt, np.ndarray) else np.zeros(0)
         if tokens.ndim != 1 or not len(tokens) or tokens.dtype.kind not in "iu":
             raise InvalidValue(f"a prompt is a sequence of at least one token id, not {short_value(prompt)}")
         tokens = tokens.astype(np.int64)
