@@ -17,7 +17,7 @@ from .references import PlacedRow, Row, Stream, Table
 from ..input import PARSE_ERRORS, checked_arguments
 from ..ports.protocols import Rows
 from ..rendering.parsing import split_reasoning
-from ..types import ON_BAD_ROW, ROLES, Message, RowError, UnknownName, is_list, is_mapping, nearest
+from ..types import ON_BAD_ROW, ROLES, Message, RowError, UnknownName, is_list, is_mapping, nearest, printable_text
 
 # %% ../../nbs/22_data/1_formats.ipynb #f78d1963
 def _json_type_name(value: object) -> str:
@@ -330,7 +330,7 @@ def _format_error_text(row: Row, fitting: Sequence[RowFormat], kind: type | None
         if set(one.columns) & row.keys()
     ]
     return (
-        f"no known format has the columns {', '.join(row) or 'none'}"
+        f"no known format has the columns {printable_text(', '.join(row) or 'none', 1000)}"
         + (f" ({'; '.join(hints)})" if hints else "")
         + f"; known: {'; '.join(' + '.join(one.columns) for one in known)}"
     )
