@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from kitchen.formatting import (
     View,
@@ -32,8 +32,9 @@ from kitchen.formatting import (
     small_html,
     table_html,
 )
+from .input import checked_arguments, parse_json_object, parse_yaml
 from .secrets import is_masked, mask_values, resolve_references
-from .types import InvalidValue, is_mapping, nearest
+from .types import InvalidValue, is_list, is_mapping, is_number, nearest, printable_text, short_value
 
 # %% ../nbs/10_core/2_config.ipynb #a9444cea
 class ConfigError(InvalidValue):
@@ -44,7 +45,7 @@ def _describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
     "One line for each problem, with the setting, its value and the nearest right name."
     lines: list[str] = []
     for problem in error.errors():
-        name = ".".join(map(str, problem["loc"])) or model.__name__
+        name = printable_text(".".join(map(str, problem["loc"]))) or model.__name__
         if problem["type"] == "extra_forbidden":
             guess = nearest(name, model.model_fields)
             hint = f"; did you mean {guess!r}?" if guess else f" (known: {', '.join(model.model_fields)})"
@@ -52,7 +53,7 @@ def _describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{name} is required")
         else:
-            lines.append(f"{name} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{name} = {short_value(problem['input'])}: {problem['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
 
 # %% ../nbs/10_core/2_config.ipynb #aba9e6e1
@@ -69,6 +70,40 @@ def current_names(config: type[BaseModel], values: Mapping[str, Any]) -> dict[st
             raise ConfigError(f"{old} is the former name of {renamed[old]}, and both are given: leave {old} out")
         warnings.warn(f"the setting {old} is called {renamed[old]} now", FutureWarning, stacklevel=3)
     return {renamed.get(name, name): value for name, value in values.items()}
+
+# %% ../nbs/10_core/2_config.ipynb #34f4dbc5
+_LARGEST_INTEGER = 2**63  # exclusive: what 64 bits hold, so that any backend and file can; seeds use them all
+_LARGEST_NUMBER = 1e12  # no rate, weight, scale or time of ours is near it, and its square is still finite in float32
+
+
+def _check_leaf(value: Any) -> None:
+    "ValueError for a number that is not finite or beyond all measure, and for text that no file can hold."
+    if isinstance(value, str) and not value.isascii():
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError("holds half of a surrogate pair, which no file can hold")
+    elif isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
+        raise ValueError("is too large: it must fit in 64 bits")
+    elif isinstance(value, float) and not (is_number(value) and abs(value) <= _LARGEST_NUMBER):
+        raise ValueError(f"must be a finite number, at most {_LARGEST_NUMBER:g}")
+
+
+def _check_plain_data(value: object, depth: int = 0, nested_only: bool = False) -> None:
+    "ValueError unless it is made of texts, numbers, truth values, lists and dicts with text as keys; `nested_only`: other values pass."
+    if depth > 20:  # levels; the deepest setting of ours has two
+        raise ValueError("is nested too deeply")
+    if is_mapping(value):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"its keys must be text, not {short_value(key)}")
+            _check_leaf(key)
+            _check_plain_data(item, depth + 1)
+    elif is_list(value):
+        for item in value:
+            _check_plain_data(item, depth + 1)
+    elif value is None or isinstance(value, (str, int, float)):
+        _check_leaf(value)
+    elif not nested_only:
+        raise ValueError(f"must be made of texts, numbers, lists and dicts, not of {type(value).__name__}")
 
 # %% ../nbs/10_core/2_config.ipynb #5ec7e703
 def _refuse_masks(values: Mapping[str, Any]) -> None:
@@ -99,6 +134,27 @@ class Config(BaseModel):
         "A validated copy with some settings changed."
         return type(self)(**{**self.model_dump(), **current_names(type(self), changes)})
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_other_kinds(cls, value: Any, info: ValidationInfo) -> Any:
+        "No truth value for a number and no bytes for text, which pydantic would take; plain data inside lists and dicts."
+        kinds = cls.model_fields[info.field_name or ""].annotation
+        kinds = (kinds, *get_args(kinds))
+        if isinstance(value, (bytes, bytearray)):
+            raise ValueError("must not be bytes")
+        if isinstance(value, bool) and bool not in kinds and Any not in kinds and (int in kinds or float in kinds):
+            raise ValueError("must be a number, not a truth value")
+        _check_plain_data(value, nested_only=True)
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_absurd_values(cls, value: Any) -> Any:
+        "Finite numbers of a size that means something, and text that a file can hold: what was text on a command line is a number here."
+        _check_leaf(value)
+        _check_plain_data(value, nested_only=True)
+        return value
+
     @property
     def non_defaults(self) -> dict[str, Any]:
         "Settings that differ from the defaults."
@@ -128,6 +184,7 @@ class ConfigField:
 _BOUND_SIGNS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 # %% ../nbs/10_core/2_config.ipynb #0c5ea6d4
+@checked_arguments
 def config_fields(config: type[BaseModel]) -> list[ConfigField]:
     "Every setting of a config class, in declared order."
     found: list[ConfigField] = []
@@ -149,6 +206,7 @@ def config_fields(config: type[BaseModel]) -> list[ConfigField]:
     return found
 
 # %% ../nbs/10_core/2_config.ipynb #8d349d57
+@checked_arguments
 def parse_settings(config: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     "Turn a command line's strings into values: lists, numbers and none for settings that are not text."
     kinds = {parameter.name: parameter.kind for parameter in config_fields(config)}
@@ -158,11 +216,12 @@ def parse_settings(config: type[BaseModel], values: Mapping[str, Any]) -> dict[s
             return text
         if text.casefold() in ("none", "null"):
             return None
-        return yaml.safe_load(text) if kinds[name] in ("array", "object") else text
+        return parse_yaml(text, f"{name} = {short_value(text)}") if kinds[name] in ("array", "object") else text
 
     return {name: parse(name, text) for name, text in current_names(config, values).items()}
 
 # %% ../nbs/10_core/2_config.ipynb #7a3b18f5
+@checked_arguments
 def show_config(config: Config) -> View:
     "Settings; those that are not the default first, the others folded."
     rows: dict[bool, list[list[str]]] = {True: [], False: []}
@@ -278,7 +337,7 @@ class ExperimentSpec(Config):
     @classmethod
     def from_json(cls, text: str) -> Self:
         "The spec that `to_json` wrote."
-        return cls(**json.loads(text))
+        return cls(**parse_json_object(text, "the specification"))
 
     def to_yaml(self) -> str:
         "Readable YAML."
@@ -287,7 +346,10 @@ class ExperimentSpec(Config):
     @classmethod
     def from_yaml(cls, text: str) -> Self:
         "The spec that `to_yaml` wrote."
-        return cls(**yaml.safe_load(text))
+        found: object = parse_yaml(text, "the specification")
+        if not is_mapping(found):
+            raise InvalidValue(f"the specification must map names to values, not {short_value(found)}")
+        return cls(**{str(name): value for name, value in found.items()})
 
     @property
     def digest(self) -> str:

@@ -25,8 +25,9 @@ import numpy as np
 
 from .data.formats import parse_messages
 from .evaluation import wilson_interval
+from .input import PARSE_ERRORS, checked_arguments, parse_problem
 from .seeding import random_generator
-from .types import ON_BAD_ROW, InvalidValue, Message, RowError, UnknownName, is_mapping
+from .types import ON_BAD_ROW, InvalidValue, Message, RowError, UnknownName, is_mapping, short_value
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #a4dcdc10
 _FIELD_TYPES: dict[str, tuple[type | UnionType, str]] = {
@@ -94,6 +95,7 @@ def _is_finite_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+@checked_arguments
 def parse_time(time: str) -> datetime:
     "A datetime with a time zone (UTC where the text has none) from ISO 8601; RowError for other text."
     try:
@@ -103,6 +105,7 @@ def parse_time(time: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #baf8c050
+@checked_arguments
 def write_interactions(interactions: Iterable[Interaction], path: Path) -> Path:
     "A log: one line of JSON for each."
     lines = (json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in interactions)
@@ -110,6 +113,7 @@ def write_interactions(interactions: Iterable[Interaction], path: Path) -> Path:
     return path
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #dd5b6c58
+@checked_arguments
 def read_interactions(
     path: str | Path,
     on_bad_row: str = "stop",  # or set_aside
@@ -145,8 +149,8 @@ def _parse_log_lines(path: Path) -> Iterator[Interaction | RowError]:
             yield one
         except RowError as error:
             yield RowError(error.reason, str(path), number, error.field)
-        except ValueError as error:  # of JSON or of UTF-8
-            yield RowError(f"this line is not JSON: {error}", str(path), number)
+        except PARSE_ERRORS as error:
+            yield RowError(f"this line is not JSON: {parse_problem(error)}", str(path), number)
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #2dcb4b73
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ class Window:
     categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, dict[str, int]])  # such as tag -> kind -> count
 
     @classmethod
+    @checked_arguments
     def from_interactions(cls, interactions: Sequence[Interaction], most: int = 2000, seed: int = 0) -> Self:
         "The window of these interactions; of each measure at most `most` values, drawn by the seed."
         names = dict.fromkeys(name for one in interactions for name in one.measures_or_lengths)
@@ -184,10 +189,15 @@ class Window:
     def from_json(cls, content: Any, source: str = "") -> Self:
         "The window that `asdict` turned into JSON; anything else is an error that names its source."
         try:
+            unknown = sorted(map(str, content.keys() - {one.name for one in fields(cls)}))
+            if unknown:
+                raise InvalidValue(f"{source or 'this'} is no baseline: it has {short_value(unknown)}, which a window does not")
             measures = {name: tuple(map(float, found)) for name, found in content["measures"].items()}
             values: dict[str, Any] = {**content, "measures": measures}
             return cls(**values)
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
+        except InvalidValue:
+            raise
+        except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
             raise InvalidValue(f"{source or 'this'} is no baseline: {type(error).__name__}: {error}") from error
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #f097941c
@@ -199,12 +209,15 @@ def _random_sample(values: Sequence[float], most: int, seed: int, name: str) -> 
     return tuple(values[index] for index in sorted(map(int, chosen)))
 
 
+@checked_arguments
 def read_window(path: str | Path) -> Window:
     "The window in a JSON file; InvalidValue if the file is missing or is none."
     try:
         return Window.from_json(json.loads(Path(path).read_text(encoding="utf-8")), str(path))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InvalidValue(f"{path} is no baseline: {error}") from error
+    except (OSError, *PARSE_ERRORS) as error:
+        if isinstance(error, InvalidValue):
+            raise
+        raise InvalidValue(f"{short_value(str(path), 300)[1:-1]} is no baseline: {parse_problem(error)}") from error
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #f1769197
 @dataclass(frozen=True)
@@ -368,6 +381,7 @@ Trigger = Drift | Quality | Volume
 TRIGGERS: dict[str, type[Trigger]] = {"drift": Drift, "quality": Quality, "volume": Volume}
 
 
+@checked_arguments
 def get_triggers(chosen: Mapping[str, Mapping[str, float]]) -> list[Trigger]:
     "Triggers by name, with settings where they shall differ: {drift: {alpha: 0.001}, volume: {}}."
     found: list[Trigger] = []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .input import checked_arguments
 from .ports.protocols import SamplingClient
 from .telemetry import Event, event
 from .types import InvalidValue, SamplingParams, UnknownName
@@ -44,6 +45,7 @@ METRICS: dict[str, Callable[[str, str], float]] = {
 }
 
 
+@checked_arguments
 def get_metric(name: str) -> Callable[[str, str], float]:
     "The entry of the table of metrics; UnknownName with the nearest name if there is none."
     if name not in METRICS:
@@ -51,6 +53,7 @@ def get_metric(name: str) -> Callable[[str, str], float]:
     return METRICS[name]
 
 # %% ../nbs/40_evaluation/0_evaluation.ipynb #622ec6d2
+@checked_arguments
 def wilson_interval(
     mean: float,  # share or mean grade, 0 to 1
     count: int,
@@ -59,6 +62,8 @@ def wilson_interval(
     "Confidence interval of a share (Wilson, JASA 22, 1927)."
     if count < 1 or not 0 <= mean <= 1:
         raise InvalidValue(f"need count ≥ 1 and 0 ≤ mean ≤ 1, got {count} and {mean}")
+    if not 0 < z < math.inf:
+        raise InvalidValue(f"z must be a positive number, got {z}; 1.96 is 95 %")
     centre = mean + z * z / (2 * count)
     spread = z * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
@@ -87,6 +92,7 @@ class Answer:
 _GREEDY = SamplingParams(temperature=0.0)
 
 # %% ../nbs/40_evaluation/0_evaluation.ipynb #ec6031c6
+@checked_arguments
 def ask(
     sampler: SamplingClient,
     questions: Sequence[Question],
@@ -105,10 +111,13 @@ def ask(
     return answers
 
 # %% ../nbs/40_evaluation/0_evaluation.ipynb #0d5713bd
+@checked_arguments
 def summarize(
     answers: Sequence[Answer], label: str, metric: str, split: str = "test", seconds: float = 0.0
 ) -> Event:
     "The mean grade with its interval, as an event."
+    if not answers:
+        raise InvalidValue(f"there are no answers to summarize for {label!r}")
     mean = sum(answer.grade for answer in answers) / len(answers)
     low, high = wilson_interval(mean, len(answers))
     return event(

@@ -10,12 +10,16 @@ import hashlib
 
 import numpy as np
 
+from .types import InvalidValue, is_number, short_value
+
 # %% ../nbs/10_core/4_seeding.ipynb #aa573e2d
 def derive_seed(
     seed: int,
     *names: str | int,  # the stream's name and counters, such as "data", 3
 ) -> int:
     "A 63-bit seed for this stream, from SHA-256: independent of platform, version and order of use."
+    if not is_number(seed, whole=True):
+        raise InvalidValue(f"a seed must be a whole number, not {short_value(seed)}")
     text = "/".join([str(seed), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

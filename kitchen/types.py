@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['ON_BAD_ROW', 'Role', 'ROLES', 'LOSS_INPUT_TYPES', 'KitchenError', 'InvalidValue', 'BackendError', 'MissingCapability',
-           'FutureTimeout', 'DamagedData', 'nearest', 'UnknownName', 'RowError', 'is_mapping', 'is_list', 'Message',
-           'printable_text', 'Datum', 'AdamParams', 'LoraParams', 'SamplingParams', 'ForwardBackwardOutput',
-           'OptimStepOutput', 'SavedState', 'Completion', 'SampleOutput', 'TopK', 'Cost', 'Transition', 'Trajectory',
-           'Capabilities']
+           'FutureTimeout', 'DamagedData', 'printable_text', 'short_value', 'nearest', 'UnknownName', 'RowError',
+           'is_mapping', 'is_list', 'Message', 'Datum', 'is_number', 'AdamParams', 'LoraParams', 'SamplingParams',
+           'ForwardBackwardOutput', 'OptimStepOutput', 'SavedState', 'Completion', 'SampleOutput', 'TopK', 'Cost',
+           'Transition', 'Trajectory', 'Capabilities']
 
 # %% ../nbs/10_core/0_types.ipynb #8ca4f8b5
 import html
+import math
+import numbers
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -51,13 +54,39 @@ class FutureTimeout(KitchenError, TimeoutError):
 class DamagedData(KitchenError):
     "Something on disk is not what was written: a hash, a chain or a format does not agree."
 
+# %% ../nbs/10_core/0_types.ipynb #3c97fd96
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = _SHORT.maxfrozenset = 20
+_SHORT.maxother = 400  # letters of an object's own spelling; what is longer is cut below
+
+
+def printable_text(text: str, limit: int = 300) -> str:
+    "The text with whatever cannot be seen, or would steer a terminal, written out, and secrets masked."
+    text = mask_secrets(text)
+    shown = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text[:limit])
+    return shown + "…" * (len(text) > limit)
+
+
+def short_value(value: object, limit: int = 80) -> str:
+    "A value as an error quotes it: in Python's spelling, cut short, nothing in it that a terminal cannot show."
+    if isinstance(value, int) and abs(value) >> 256:
+        return f"a number of {value.bit_length():,} bits"
+    try:
+        text = repr(value[: limit + 1]) if isinstance(value, (str, bytes)) else _SHORT.repr(value)
+    except Exception:  # a `__repr__` of somebody's own that fails
+        return f"a {type(value).__name__} that cannot be shown"
+    return printable_text(text, limit)
+
 # %% ../nbs/10_core/0_types.ipynb #47230803
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     "The choice that looks most like `name`, or None if none does."
-    choices = [str(choice) for choice in choices]
+    choices, name = [str(choice) for choice in choices], str(name)[:200]  # what is longer is no slip of the hand
     by_folded = {choice.casefold().replace("-", "_"): choice for choice in choices}
     found = get_close_matches(name.casefold().replace("-", "_"), by_folded, n=1, cutoff=0.55)
     return by_folded[found[0]] if found else None
+
+
+_SHOWN_CHOICES = 100  # more names than the longest table of ours has; a data file may have ten thousand columns
 
 
 class UnknownName(InvalidValue):
@@ -71,10 +100,12 @@ class UnknownName(InvalidValue):
         place: str = "",  # where the name stood: a file and row, a stage, a flag
     ):
         self.kind, self.name, self.choices = kind, name, sorted(map(str, choices))
-        self.nearest = nearest(name, self.choices)
+        self.nearest = nearest(name, self.choices) if isinstance(name, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
         hint = f"; did you mean {self.nearest!r}?" if self.nearest else ""
         where = f"{place}: " if place else ""
-        super().__init__(f"{where}unknown {kind} {name!r}{hint} (known: {', '.join(self.choices) or 'none'})")
+        known = ", ".join(printable_text(one) for one in self.choices[:_SHOWN_CHOICES]) or "none"
+        more = f" and {len(self.choices) - _SHOWN_CHOICES:,} more" if len(self.choices) > _SHOWN_CHOICES else ""
+        super().__init__(f"{where}unknown {kind} {short_value(name)}{hint} (known: {known}{more})")
 
 # %% ../nbs/10_core/0_types.ipynb #6602b8ef
 class RowError(InvalidValue):
@@ -127,12 +158,14 @@ class Message:
     trainable: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise UnknownName("role", str(self.role), ROLES)
+        if not isinstance(self.role, str) or self.role not in ROLES:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnknownName("role", self.role, ROLES)
         if not isinstance(self.content, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # rows of files are not checked by types
             raise InvalidValue(
-                f"message content must be text, not {type(self.content).__name__}: {self.content!r}"
+                f"message content must be text, not {type(self.content).__name__}: {short_value(self.content)}"
             )
+        if not (is_list(self.tool_calls) and all(map(is_mapping, self.tool_calls))):
+            raise InvalidValue(f"tool_calls must be a tuple of dicts, not {short_value(self.tool_calls)}")
 
     def as_dict(self) -> dict[str, Any]:
         "The fields that are set, as a chat template wants them (without `trainable`)."
@@ -151,20 +184,19 @@ LOSS_INPUT_TYPES = {
 
 def _read_only_vector(name: str, values: np.ndarray, length: int | None, kind: type[np.generic]) -> np.ndarray:
     "`values` as a read-only 1-D array of `kind`, of the given length."
-    vector = np.array(values, dtype=kind)
+    try:
+        vector = np.array(values, dtype=kind)
+        plain = np.asarray(values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidValue(f"{name} must be numbers, not {short_value(values)}: {error}") from None
+    if issubclass(kind, np.integer) and plain.dtype.kind == "f" and not (plain == vector).all():
+        raise InvalidValue(f"{name} must be whole numbers, not {short_value(values)}")
     if vector.ndim != 1:
         raise InvalidValue(f"{name} must be one-dimensional, not of shape {vector.shape}")
     if length is not None and len(vector) != length:
         raise InvalidValue(f"{length} tokens but {len(vector)} {name}")
     vector.flags.writeable = False
     return vector
-
-# %% ../nbs/10_core/0_types.ipynb #578b6cf4
-def printable_text(text: str, limit: int = 300) -> str:
-    "The text with whatever cannot be seen, or would steer a terminal, written out, and secrets masked."
-    text = mask_secrets(text)
-    shown = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text[:limit])
-    return shown + "…" * (len(text) > limit)
 
 # %% ../nbs/10_core/0_types.ipynb #acdc49c6
 @dataclass(frozen=True, eq=False)
@@ -179,6 +211,8 @@ class Datum:
         tokens = _read_only_vector("tokens", self.tokens, None, np.int64)
         if not len(tokens):
             raise InvalidValue(f"{self.origin or 'datum'}: a datum needs at least one token")
+        if not is_mapping(self.loss_fn_inputs):
+            raise InvalidValue(f"loss_fn_inputs must be a dict of arrays, not {short_value(self.loss_fn_inputs)}")
         inputs = {
             name: _read_only_vector(name, values, len(tokens), LOSS_INPUT_TYPES.get(name, np.float32))
             for name, values in self.loss_fn_inputs.items()
@@ -189,11 +223,15 @@ class Datum:
     @classmethod
     def from_tokens(cls, tokens: Iterable[int], weights: Iterable[float], origin: str = "") -> "Datum":
         "Shift a whole sequence and its weights by one: position i predicts token i + 1."
-        tokens, weights = list(tokens), list(weights)
+        try:
+            tokens, weights = list(tokens), list(weights)
+        except TypeError as error:
+            raise InvalidValue(f"tokens and weights must be lists of numbers: {error}") from None
         if len(tokens) != len(weights):
             raise InvalidValue(f"{len(tokens)} tokens but {len(weights)} weights")
-        inputs = {"targets": np.array(tokens[1:], np.int64), "weights": np.array(weights[1:], np.float32)}
-        return cls(np.array(tokens[:-1], np.int64), inputs, origin)
+        inputs: dict[str, Any] = {"targets": tokens[1:], "weights": weights[1:]}
+        given: Any = tokens[:-1]  # checked, and made an array, by the datum
+        return cls(given, inputs, origin)
 
     def replace(self, **loss_fn_inputs: Any) -> "Datum":
         "The same tokens with some loss inputs exchanged or added."
@@ -223,6 +261,24 @@ class Datum:
         rest = f" … {len(self) - 64:,} more" if len(self) > 64 else ""
         return f"<div>{html.escape(repr(self))}<br><small>targets, trained ones bold: {ids}{rest}</small></div>"
 
+# %% ../nbs/10_core/0_types.ipynb #1e6fd8fe
+def is_number(value: object, whole: bool = False) -> bool:
+    "Whether it is a finite real number, of NumPy or Python (a whole one); truth values are none."
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral if whole else numbers.Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # more than a float holds
+        return False
+
+
+def _check_numbers(parameters: object, whole: Sequence[str] = (), real: Sequence[str] = ()) -> None:
+    "InvalidValue unless these fields are finite numbers, the first of them whole ones."
+    for name in (*whole, *real):
+        value = getattr(parameters, name)
+        if not is_number(value, name in whole):
+            raise InvalidValue(f"{name} must be a {'whole' if name in whole else 'finite'} number, got {short_value(value)}")
+
 # %% ../nbs/10_core/0_types.ipynb #3eb80088
 @dataclass(frozen=True)
 class AdamParams:
@@ -236,6 +292,7 @@ class AdamParams:
     grad_clip_norm: float = 0.0  # global L2 norm to clip to; 0 never clips
 
     def __post_init__(self) -> None:
+        _check_numbers(self, (), ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm"))
         for name in ("learning_rate", "eps", "weight_decay", "grad_clip_norm"):
             if not getattr(self, name) >= 0:
                 raise InvalidValue(f"{name} must not be negative, got {getattr(self, name)}")
@@ -256,6 +313,10 @@ class LoraParams:
     train_unembed: bool = False
 
     def __post_init__(self) -> None:
+        _check_numbers(self, ("rank",), ("alpha", "dropout"))
+        for name in ("train_attn", "train_mlp", "train_unembed"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidValue(f"{name} must be True or False, got {short_value(getattr(self, name))}")
         if self.rank < 1:
             raise InvalidValue(
                 f"LoRA rank must be at least 1, got {self.rank} (for full fine-tuning give no LoraParams)"
@@ -278,6 +339,9 @@ class SamplingParams:
     )
 
     def __post_init__(self) -> None:
+        _check_numbers(self, ("max_tokens", "top_k", *(() if self.seed is None else ("seed",))), ("temperature", "top_p"))
+        if self.stop is not None and not (is_list(self.stop) and all(isinstance(one, str) or is_number(one, True) for one in self.stop)):
+            raise InvalidValue(f"stop must be a tuple of texts and token ids, or None, got {short_value(self.stop)}")
         if self.max_tokens < 1:
             raise InvalidValue(f"max_tokens must be at least 1, got {self.max_tokens}")
         if not self.temperature >= 0:

@@ -54,7 +54,9 @@ def _log_run_end(run_dir: Path, status: str, reason: str) -> None:
 
 # %% ../../nbs/68_cli/4_cook.ipynb #ca01d1c9
 def _finish_report(what: CookRequest, run_dir: Path, status: str, reason: str, is_second: bool = False) -> Path | None:
-    "Give the executed notebook its name, and write it as HTML; None if there is nothing to keep. A second report of a completed run gets a name of its own."
+    """Give the executed notebook its name, and write it as HTML; None if there is nothing to keep.
+
+    A second report of a completed run gets a name of its own."""
     from kitchen.reports.export import read_notebook, to_html, write_notebook
     from kitchen.store.files import free_path
 
@@ -125,7 +127,7 @@ def _find_unfinished_run(what: CookRequest, name: str) -> Path:
 # %% ../../nbs/68_cli/4_cook.ipynb #6a7bb871
 def _read_request(run_dir: Path) -> dict[str, Any]:
     "What was cooked there: name, notebook and values; empty where nothing was cooked, DamagedData where the log says otherwise."
-    from kitchen.store.files import parse_json, read_bounded
+    from kitchen.store.files import parse_stored_json, read_bounded
     from kitchen.store.run import Run
     from kitchen.types import DamagedData
 
@@ -143,7 +145,7 @@ def _read_request(run_dir: Path) -> dict[str, Any]:
         content = read_bounded(path)
     else:
         return {}
-    found = parse_json(content, path)
+    found = parse_stored_json(content, path)
     kinds = {"name": str, "notebook": str, "values": dict}
     if not isinstance(found, dict) or any(not isinstance(found.get(name), kind) for name, kind in kinds.items()):
         raise DamagedData(f"{path} is no order: it must have a name, a notebook and values")

@@ -18,6 +18,9 @@ from typing import Any
 import click
 
 # %% ../../nbs/68_cli/0_errors.ipynb #9571ab4c
+_LONGEST_MESSAGE = 2000  # letters: a screen full; a name of a million letters is not read to its end
+
+
 class CookFailed(RuntimeError):
     "A command was carried out and failed: exit code 1, with the message alone."
 
@@ -40,7 +43,8 @@ def _error_message(error: BaseException) -> str:
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return str(error) or "interrupted"
     if isinstance(error, (KitchenError, CookFailed, OSError)):
-        return str(error)
+        text = str(error)
+        return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
     return f"unexpected {type(error).__name__}: {error}\n`kitchen --debug …` shows where"
 
 # %% ../../nbs/68_cli/0_errors.ipynb #5ec7e716

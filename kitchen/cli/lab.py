@@ -23,12 +23,13 @@ _RECEIPT_NAME = ".kitchen-lab.json"  # file name -> hash of the notebook that wa
 
 def copy_recipes(folder: Path, sources: Sequence[Path] | None = None) -> dict[str, str]:
     "Copy the recipe notebooks; for each its name and what became of it: 'new', 'renewed', 'there' or 'yours' (edited, and kept)."
+    from kitchen.input import parse_json_object
     from kitchen.recipes.registry import notebook_path
     from kitchen.store.files import file_hash, write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     receipt = folder / _RECEIPT_NAME
-    copied: dict[str, str] = json.loads(receipt.read_text("utf-8")) if receipt.is_file() else {}
+    copied = parse_json_object(receipt.read_bytes(), str(receipt)) if receipt.is_file() else {}
     told = {}
     for source in sources if sources is not None else sorted(notebook_path("sft").parent.glob("*.ipynb")):
         told[source.name] = _copy_action(folder / source.name, file_hash(source), copied)

@@ -53,11 +53,17 @@ def _notebook_settings(path: Path) -> "list[ConfigField]":
     from papermill import inspect_notebook
 
     from kitchen.config import ConfigField
+    from kitchen.input import error_words
     from kitchen.reports.export import read_notebook
+    from kitchen.types import InvalidValue
 
     read_notebook(path)  # a missing or broken file is answered in our words
+    try:
+        declared_parameters = list(inspect_notebook(str(path)).values())
+    except Exception as error:  # papermill's own: no kernel is named, the cell is no Python
+        raise InvalidValue(f"{path}: its parameters cell cannot be read: {error_words(error)}") from None
     found = []
-    for item in inspect_notebook(str(path)).values():
+    for item in declared_parameters:
         try:
             default = ast.literal_eval(item["default"])
         except (ValueError, SyntaxError):  # an expression: its value is known only in the kernel
@@ -70,20 +76,19 @@ def _notebook_settings(path: Path) -> "list[ConfigField]":
 # %% ../../nbs/68_cli/1_parameters.ipynb #1e61985b
 def _cast_setting(setting: "ConfigField", value: Any, place: str) -> Any:
     "A word, or a value from a file, as the type its setting has; JSON types only."
-    import yaml
-
+    from kitchen.input import parse_yaml
     from kitchen.store.log import to_jsonable
-    from kitchen.types import InvalidValue
+    from kitchen.types import InvalidValue, short_value
 
     if value is None or (isinstance(value, str) and value.casefold() in ("none", "null")):
         return None
     kind = _PYTHON_TYPES.get(setting.kind, object)
-    found = yaml.safe_load(value) if isinstance(value, str) and kind is not str else value
+    found = parse_yaml(value, f"{place}: {setting.name} = {short_value(value)}") if isinstance(value, str) and kind is not str else value
     if kind is float and isinstance(found, (int, str)) and not isinstance(found, bool):
         with suppress(ValueError):  # refused below
             found = float(found)  # YAML reads 1e-4 as text
     if not isinstance(found, kind) or (isinstance(found, bool) and kind in (int, float)):
-        raise InvalidValue(f"{place}: {setting.name} = {value!r} must be of type {setting.kind}")
+        raise InvalidValue(f"{place}: {setting.name} = {short_value(value)} must be of type {setting.kind}")
     return found if isinstance(found, float) else to_jsonable(found)
 
 # %% ../../nbs/68_cli/1_parameters.ipynb #17a0a30a
@@ -130,19 +135,18 @@ def _notebook_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 # %% ../../nbs/68_cli/1_parameters.ipynb #a5aff7a0
 def _file_values(path: Path | None) -> dict[str, Any]:
     "The settings in a YAML or JSON file (JSON is YAML); none without a file, InvalidValue if it holds no mapping."
-    import yaml
-
+    from kitchen.input import parse_problem, parse_yaml
     from kitchen.types import InvalidValue
 
     if path is None:
         return {}
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise InvalidValue(f"there is no file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidValue(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found or {}, dict):
+    except UnicodeDecodeError as error:
+        raise InvalidValue(f"{path} is not YAML: {parse_problem(error)}") from None
+    if found is not None and not isinstance(found, dict):
         raise InvalidValue(f"{path} must map names to values; it holds a {type(found).__name__}")
     return {str(key): value for key, value in (found or {}).items()}
 

@@ -40,7 +40,9 @@ def open_run(path: Path) -> "Run":
     try:
         return Run(path)
     except DamagedData as error:
-        raise DamagedData(f"{error}\n`kitchen verify {path}` names what is damaged, `kitchen resume {path} --recover` goes on with what is not") from None
+        raise DamagedData(
+            f"{error}\n`kitchen verify {path}` names what is damaged, `kitchen resume {path} --recover` goes on with what is not"
+        ) from None
 
 # %% ../../nbs/68_cli/2_runs.ipynb #f8f8ec09
 @click.command("report")
@@ -91,11 +93,15 @@ def report_command(
 @click.option("--recipe", help="Only runs of this recipe.")
 @click.option("--status", help="Only those that are completed, running, stopped, interrupted or failed.")
 @click.option("--find", "text", default="", metavar="TEXT", help="Only those with this in their id or settings.")
-@click.option("-n", "count", default=50, show_default=True, help="At most so many.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
 def runs_command(recipe: str | None, status: str | None, text: str, count: int) -> None:
     "All runs, newest first, with the course of their losses."
+    from kitchen.palette import RUN_STATUSES
     from kitchen.store.run import runs_root
+    from kitchen.types import UnknownName
 
+    if status is not None and status not in RUN_STATUSES:
+        raise UnknownName("status", status, RUN_STATUSES)
     if not runs_root().is_dir():
         click.echo(f"no runs in {runs_root()} yet; `kitchen cook` makes one")
         return

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from .references import Stream
+from ..input import Count, checked_arguments
 from ..seeding import random_generator
 from ..types import InvalidValue, UnknownName
 
@@ -22,15 +23,16 @@ from ..types import InvalidValue, UnknownName
 _ItemT = TypeVar("_ItemT")
 
 
+@checked_arguments
 def mix(
-    parts: Mapping[str, Sequence[_ItemT]], weights: Mapping[str, float], size: int, seed: int
+    parts: Mapping[str, Sequence[_ItemT]], weights: Mapping[str, float], size: Count, seed: int
 ) -> list[_ItemT]:
     "`size` rows drawn from named parts by weight."
     for name in [*weights, *parts]:
         if name not in parts or name not in weights:
             raise UnknownName("part of the mixture", name, parts if name in weights else weights)
     names = [name for name in parts if weights[name]]
-    if not names or not all(weights[name] > 0 and len(parts[name]) for name in names):
+    if not names or not all(0 < weights[name] < math.inf and len(parts[name]) for name in names):
         raise InvalidValue(
             f"a mixture needs positive weights and parts that are not empty; got {dict(weights)}"
             f" for parts of {', '.join(f'{len(part)}' for part in parts.values())} rows"
@@ -97,6 +99,7 @@ class _ResumableBatches(Generic[_ItemT]):
 class Batches(_ResumableBatches[_ItemT]):
     "Rows in batches, epoch after epoch; `cursor` is the place after the last batch given out."
 
+    @checked_arguments
     def __init__(
         self,
         rows: Sequence[_ItemT],

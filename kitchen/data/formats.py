@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .references import PlacedRow, Row, Stream, Table
+from ..input import PARSE_ERRORS, checked_arguments
 from ..ports.protocols import Rows
 from ..rendering.parsing import split_reasoning
-from ..types import ON_BAD_ROW, ROLES, Message, RowError, UnknownName, is_list, is_mapping, nearest
+from ..types import ON_BAD_ROW, ROLES, Message, RowError, UnknownName, is_list, is_mapping, nearest, printable_text
 
 # %% ../../nbs/22_data/1_formats.ipynb #f78d1963
 def _json_type_name(value: object) -> str:
@@ -91,6 +92,9 @@ def _parse_message(value: object, column: str) -> Message:
         )
     role = _message_role(value, column)
     calls = _message_tool_calls(value.get("tool_calls"), f"{column}.tool_calls")
+    for name in ("name", "tool_call_id"):
+        if not isinstance(value.get(name), (str, type(None))):
+            raise RowError(f"must be text, not {_json_type_name(value[name])}", field=f"{column}.{name}")
     content = value.get("value") if value.get("content") is None else value["content"]
     thinking = value.get("reasoning_content") or value.get("thinking")
     return Message(
@@ -195,7 +199,7 @@ def messages_reader(column: str) -> RowReader:
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except json.JSONDecodeError:
+            except PARSE_ERRORS:
                 raise RowError("must be a list of messages, not text", field=column) from None
         return (_prepend_system(row, parse_messages(value, column)),)
 
@@ -205,7 +209,9 @@ def messages_reader(column: str) -> RowReader:
 def _prepend_system(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
     "The messages after the system message that a row has in a column of its own, unless they have one."
     said = row.get("system") or row.get("system_prompt")
-    if not said or not isinstance(said, str) or messages[0].role == "system":
+    if said and not isinstance(said, str):
+        raise RowError(f"must be text, not {_json_type_name(said)}", field="system")
+    if not said or messages[0].role == "system":
         return messages
     return (Message("system", said), *messages)
 
@@ -324,7 +330,7 @@ def _format_error_text(row: Row, fitting: Sequence[RowFormat], kind: type | None
         if set(one.columns) & row.keys()
     ]
     return (
-        f"no known format has the columns {', '.join(row) or 'none'}"
+        f"no known format has the columns {printable_text(', '.join(row) or 'none', 1000)}"
         + (f" ({'; '.join(hints)})" if hints else "")
         + f"; known: {'; '.join(' + '.join(one.columns) for one in known)}"
     )
@@ -346,6 +352,7 @@ def _own_field_path(path: str | None, columns: Mapping[str, str]) -> str | None:
     return columns.get(column, column) + path.removeprefix(column)
 
 # %% ../../nbs/22_data/1_formats.ipynb #c565287e
+@checked_arguments
 def parse_row(
     row: Row,
     origin: str = "",
@@ -375,6 +382,7 @@ def _error_at(error: RowError, origin: str) -> RowError:
     return RowError(error.reason, source or origin, int(number) if number.isdigit() else None, error.field)
 
 # %% ../../nbs/22_data/1_formats.ipynb #59c07966
+@checked_arguments
 def parse_each(
     rows: Iterable[PlacedRow],
     on_bad_row: str = "stop",
@@ -406,6 +414,7 @@ def _check_columns(columns: Mapping[str, str], found: Iterable[str], reference: 
             raise UnknownName("column", name, found, reference)
 
 # %% ../../nbs/22_data/1_formats.ipynb #dba62e16
+@checked_arguments
 def parse_rows(
     rows: Rows,
     on_bad_row: str = "stop",  # or "set_aside"
@@ -425,6 +434,7 @@ def parse_rows(
     return parsed, problems
 
 # %% ../../nbs/22_data/1_formats.ipynb #b699894a
+@checked_arguments
 def parse_stream(
     rows: Stream[PlacedRow],
     on_bad_row: str = "stop",  # or "set_aside": left out; `parse_each` tells which

@@ -23,9 +23,10 @@ from uuid import UUID
 import numpy as np
 
 from ..config import canonical_json
+from ..input import checked_arguments
 from ..seeding import random_generator
 from ..terminal import visible_text
-from ..types import InvalidValue, RowError, UnknownName, is_mapping, nearest
+from ..types import InvalidValue, RowError, UnknownName, is_mapping, nearest, short_value
 
 if TYPE_CHECKING:
     import pandas
@@ -75,6 +76,7 @@ def _row_dict(row: object) -> dict[str, Any]:
 _ItemT = TypeVar("_ItemT")
 
 
+@checked_arguments
 def split_rows(rows: Sequence[_ItemT], fraction: float, seed: int) -> tuple[list[_ItemT], list[_ItemT]]:
     "Train and held-out rows: a share chosen by the seed, at least one on each side, order kept."
     if not 0 < fraction < 1:
@@ -97,7 +99,13 @@ class Table:
         row_numbers: Sequence[int] | None = None,  # row numbers as a person counts them; default 1, 2, …
         problems: Sequence[RowError] = (),  # rows that could not be read
     ):
+        if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(f"a table is made of a list of rows, not of {short_value(rows)}")
+        if not isinstance(reference, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(f"a table's reference must be text, not {short_value(reference)}")
         self.rows = [_row_dict(row) for row in rows]
+        if row_numbers is not None and (not isinstance(row_numbers, Sequence) or len(row_numbers) != len(self.rows)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(f"{len(self.rows)} rows need as many row numbers, not {short_value(row_numbers)}")
         self.reference = reference
         self.row_numbers = list(row_numbers) if row_numbers is not None else list(range(1, len(self.rows) + 1))
         self.problems = list(problems)
@@ -201,6 +209,7 @@ class DatasetReference:
     split: str | None = None  # wins over the split that is asked for
 
 # %% ../../nbs/22_data/0_references.ipynb #e5af4833
+@checked_arguments
 def parse_reference(text: str) -> DatasetReference:
     "Take a dataset's name apart; an unknown scheme is answered with the nearest."
     name, start, stop = _parse_row_range(text)
@@ -230,6 +239,8 @@ def _parse_row_range(text: str) -> tuple[str, int | None, int | None]:
     found = _ROW_RANGE_PATTERN.fullmatch(text)
     if not found:
         raise InvalidValue(f"{text!r}: rows are chosen as [start:stop], such as [:100]")
+    if max(len(found["start"]), len(found["stop"])) > 18:  # digits of 64 bits
+        raise InvalidValue(f"{short_value(text)}: no dataset has so many rows")
     start, stop = (int(found[one]) if found[one] else None for one in ("start", "stop"))
     return found["name"], start, stop
 
@@ -247,6 +258,7 @@ def _parse_split_option(name: str, text: str) -> tuple[str, str | None]:
     return before, value
 
 # %% ../../nbs/22_data/0_references.ipynb #89bfb464
+@checked_arguments
 def package_file(name: str) -> Path:
     "Path of a file or folder that an installed package ships: module/path; a misspelt module is answered with the nearest."
     module, _, inside = name.partition("/")

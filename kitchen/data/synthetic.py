@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from ..input import Count, checked_arguments
 from ..types import InvalidValue, UnknownName
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #d04e0863
@@ -474,9 +475,10 @@ def iter_task_rows(task: str, seed: int, split: str = "train") -> Iterator[_Task
     )
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #3dba548e
+@checked_arguments
 def generate_task_rows(
     task: str,
-    size: int,  # how many rows
+    size: Count,  # how many rows
     seed: int,
     split: str = "train",  # or "test", whose prompts never occur in "train"
 ) -> list[_TaskRow]:
@@ -484,9 +486,10 @@ def generate_task_rows(
     return list(islice(iter_task_rows(task, seed, split), size))
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #3be30882
+@checked_arguments
 def mixture(
     weights: dict[str, float],  # task name → its share, on any scale
-    size: int,
+    size: Count,
     seed: int,
     split: str = "train",
 ) -> list[_TaskRow]:
@@ -519,7 +522,8 @@ MIXTURES: dict[str, dict[str, float]] = {
 }
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #bd682b1b
-def rule_following_rows(size: int, seed: int, split: str = "train") -> list[_TaskRow]:
+@checked_arguments
+def rule_following_rows(size: Count, seed: int, split: str = "train") -> list[_TaskRow]:
     "Rows of the task `asked`, each under a rule drawn at random, or under none; equal arguments give equal rows."
     rng, made = random.Random(f"obedient/{split}/{seed}"), list[_TaskRow]()
     for row in generate_task_rows("asked", size, seed, split):
@@ -546,7 +550,8 @@ def _multi_turn_messages(rng: random.Random) -> list[dict[str, str]]:
     return messages
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #ec31de3e
-def multi_turn_rows(size: int, seed: int, split: str = "train") -> list[_TaskRow]:
+@checked_arguments
+def multi_turn_rows(size: Count, seed: int, split: str = "train") -> list[_TaskRow]:
     "So many conversations; the answer of a row is the last one."
     if split not in SPLITS:
         raise UnknownName("split", split, SPLITS)
@@ -591,7 +596,8 @@ def _wrong_answer(task: str, answer: str, rng: random.Random) -> str:
     return next(other for _ in range(MAX_FAILED_DRAWS) if (other := make(rng)[1]) != answer)
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #25fbf50b
-def preference_pairs(task: str, size: int, seed: int, split: str = "train") -> list[_TaskRow]:
+@checked_arguments
+def preference_pairs(task: str, size: Count, seed: int, split: str = "train") -> list[_TaskRow]:
     "Rows of `prompt`, `chosen` and `rejected`, each a list of messages."
     rng = random.Random(f"preference/{task}/{split}/{seed}")
     return [

@@ -34,7 +34,7 @@ from kitchen.engine.workflow import (
 from ..ports.protocols import Future
 from ..ports.spans import ObservedPort
 from ..secrets import mask_values
-from ..store.files import parse_json, path_inside, read_json, write_atomically
+from ..store.files import parse_stored_json, path_inside, read_json, write_atomically
 from ..store.objects import ObjectStore, StateStore, WriteFuture, decode_value, encode_value
 from ..store.run import Run
 from ..telemetry import EVENTS, Event, MemoryLog, event, event_content
@@ -493,7 +493,7 @@ class _SavedValues:
     def read(self, name: str, entry: Mapping[str, Any], base: Mapping[str, Any]) -> Any:
         "A value that was kept, or a training client opened from its state by the service that saved it."
         if entry["kind"] == "kept":
-            content = parse_json(self.snapshots.objects.get(entry["object"]), f"object {entry['object']}")
+            content = parse_stored_json(self.snapshots.objects.get(entry["object"]), f"object {entry['object']}")
             value = decode_value(content, self.snapshots.run.path)
             self._objects[name] = (value, entry["object"])
             return value

@@ -36,7 +36,7 @@ from .workflow import Flow, RolledBack, WorkflowPart, stages
 from ..ports.spans import ObservedPort, observe
 from ..store.objects import decode_value, encode_value
 from ..store.run import Run
-from ..telemetry import Event, event
+from ..telemetry import EVENTS, Event, event
 from ..types import DamagedData, InvalidValue, KitchenError, UnknownName
 
 # %% ../../nbs/50_engine/5_runner.ipynb #6f3448aa
@@ -124,6 +124,9 @@ def outside_bounds(measurement: str, above: float | None = None, below: float | 
         outside = (above is not None and value > above) or (below is not None and value < below)
         return outside or (nan and not math.isfinite(value))
 
+    known = {name for kind, declared in EVENTS.items() if kind.startswith("train.") for name in declared.measurements}
+    if measurement not in known:
+        raise UnknownName("measurement of training", measurement, known)
     said = (above is not None and f"> {above:g}", below is not None and f"< {below:g}", nan and "is no number")
     bounds = [text for text in said if text]
     if not bounds:
@@ -396,7 +399,9 @@ class Runner:
         snapshot, saved = self.history.newest(), self.history.snapshots.standing()
         if snapshot is None or str(snapshot.sequence) != max(saved, key=int, default=""):
             earlier = f"; an earlier one, of step {snapshot.step}, is whole: rewind(step={snapshot.step}) goes back to it" if snapshot else ""
-            raise DamagedData(f"{self.run.path}: the snapshot that this run ended with is missing or damaged, so its end cannot be looked at{earlier}")
+            raise DamagedData(
+                f"{self.run.path}: the snapshot that this run ended with is missing or damaged, so its end cannot be looked at{earlier}"
+            )
         self._start_flow(self.history.restore(snapshot, self.base, self.flow))
         self._boundary = boundary_state(self.flow, snapshot.sequence)
 

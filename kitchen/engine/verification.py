@@ -81,7 +81,8 @@ def _torn_line(run: Run) -> Iterator[str]:
     "A last line without an end, of a run that nobody is writing."
     torn = run.log.path.stat().st_size - run.log.size
     if torn and not run.log.has_writer:
-        yield f"{run.log.path}, line {len(run.log.events) + 1}: cut short after {torn:,} bytes, as a killed process leaves it; `kitchen resume` leaves it out"
+        line = len(run.log.events) + 1
+        yield f"{run.log.path}, line {line}: cut short after {torn:,} bytes, as a killed process leaves it; `kitchen resume` leaves it out"
 
 # %% ../../nbs/50_engine/6_verification.ipynb #d7a90426
 _LOG_HEAD = re.compile(rb"chain head ([0-9a-f]{64})")
@@ -100,7 +101,10 @@ def _report_problems(run: Run) -> Iterator[str]:
             yield f"{path}: a report of another run, or of events that this log does not have"
 
 # %% ../../nbs/50_engine/6_verification.ipynb #76fe2a97
-_REMEDY = "\nput the file back from a copy, or go on from the last snapshot that can be proved: `kitchen resume RUN --recover`, Kitchen.open(…, recover=True)"
+_REMEDY = (
+    "\nput the file back from a copy, or go on from the last snapshot that can be proved: "
+    "`kitchen resume RUN --recover`, Kitchen.open(…, recover=True)"
+)
 
 
 def open_resumable(path: Path) -> Run:

@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..data.references import Row
 from .rewards import Reward, check_gold_answers, weighted_reward
+from ..input import checked_arguments
 from ..seeding import random_generator
 from ..types import InvalidValue, Message, UnknownName
 
@@ -130,6 +131,7 @@ def question_messages(row: Row) -> list[Message]:
     return messages
 
 # %% ../../nbs/25_envs/3_base.ipynb #860a70ec
+@checked_arguments
 def question_problems(rows: Sequence[Row], rewards: Sequence[Reward], system: str = "") -> list[Problem]:
     "One Problem a row; InvalidValue before that if a reward gives a row’s own answer less than its `gold`."
     check_gold_answers(rewards, rows)
@@ -261,6 +263,7 @@ class ToolEnv:
         return Message("tool", said, name=name, tool_call_id=identity)
 
 # %% ../../nbs/25_envs/3_base.ipynb #db7b9e15
+@checked_arguments
 def tool_prompt(tools: Sequence[Tool]) -> str:
     "What Qwen3's chat template says about tools, for renderers that are given plain messages."
     listed = "\n".join(json.dumps(one.schema, ensure_ascii=False) for one in tools)
@@ -296,6 +299,7 @@ class GuessNumber:
         return Step((Message("user", "higher" if int(said) < self.secret else "lower"),), done=False)
 
 # %% ../../nbs/25_envs/3_base.ipynb #b5e73849
+@checked_arguments
 def guess_problems(count: int, seed: int, split: str = "train", max_number: int = 16, turns: int = 6) -> list[Problem]:
     "`count` games of guessing a number; the secrets follow from seed and split."
     secrets = random_generator(seed, "guess", split).integers(1, max_number + 1, count)
@@ -358,6 +362,7 @@ def _nim_players(heap: int, count: int) -> list[Env]:
     return [_NimPlayer(game, player) for game in games for player in (0, 1)]
 
 
+@checked_arguments
 def nim_problems(count: int, seed: int, split: str = "train", max_heap: int = 9) -> list[Problem]:
     "Self-play from heaps of different sizes."
     heaps = random_generator(seed, "nim", split).integers(3, max_heap + 1, count)

@@ -36,7 +36,8 @@ from .judge import Grader, PairwiseJudge, add_tournament, rubric_problems
 from .rewards import Reward
 from .search import search_problems
 from ..ports.protocols import EmbeddingClient, VectorStore
-from ..types import InvalidValue, MissingCapability, UnknownName, is_list
+from ..input import USER_ERRORS, Count, call_user_function, checked_arguments, error_words
+from ..types import InvalidValue, MissingCapability, UnknownName, is_list, short_value
 
 # %% ../../nbs/25_envs/7_registry.ipynb #3d59fc81
 # tasks of reasoning-gym that carry out the answer: with `eval`, and with sympy's `parse_expr`, which is one
@@ -101,6 +102,7 @@ def _sum_row(rng: random.Random) -> tuple[str, dict[str, int], str, str]:
     return name, {"first": first, "second": second}, rng.choice(ways), function.call({"first": first, "second": second})
 
 # %% ../../nbs/25_envs/7_registry.ipynb #cfcf1abd
+@checked_arguments
 def tool_rows(count: int, seed: int, split: str = "train", system: str = _TOOLS_SYSTEM_PROMPT) -> list[dict[str, Any]]:
     "Conversations in which a tool is called, and its result is the answer; splits have no question in common."
     if split not in ("train", "test"):
@@ -173,16 +175,17 @@ def _rubric_task_problems(name: str, count: int, seed: int, split: str, grader: 
 def _module_problems(name: str, count: int, seed: int, split: str, rewards: Sequence[Reward]) -> list[Problem]:
     "Problems of a function in somebody's module, such as `my_worlds:riddles`."
     module, _, function = name.partition(":")
+    what = f"environment {short_value(f'module:{name}')}"
     try:
         make = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidValue(
-            f"environment 'module:{name}': {error}; write module:NAME:FUNCTION, importable from here"
-        ) from error
-    made = make(count, seed, split, rewards)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise InvalidValue(f"{what}: {error}; write module:NAME:FUNCTION, importable from here") from error
+    except USER_ERRORS as error:
+        raise InvalidValue(f"{what}: its module cannot be imported: {error_words(error)}") from error
+    made = call_user_function(what, make, count, seed, split, rewards)
     found = [one for one in made if isinstance(one, Problem)] if is_list(made) else []
     if not found or len(found) != len(made):
-        raise InvalidValue(f"environment 'module:{name}' must give a list of Problem, not {made!r:.80}")
+        raise InvalidValue(f"{what} must give a list of Problem, not {short_value(made)}")
     return found
 
 # %% ../../nbs/25_envs/7_registry.ipynb #9c4dc232
@@ -196,8 +199,9 @@ def _mixed_problems(
     return [next(worlds[place % len(worlds)]) for place in range(sum(shares))]
 
 # %% ../../nbs/25_envs/7_registry.ipynb #b2657d36
+@checked_arguments
 def get_problems(
-    name: str, count: int, seed: int, split: str, rewards: Sequence[Reward], resources: EnvResources = _NO_RESOURCES
+    name: str, count: Count, seed: int, split: str, rewards: Sequence[Reward], resources: EnvResources = _NO_RESOURCES
 ) -> list[Problem]:
     "So many problems of the named world; the splits have nothing in common."
     if "+" in name:

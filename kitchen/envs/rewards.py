@@ -8,15 +8,17 @@ __all__ = ['REWARDS', 'RewardFailed', 'Reward', 'short_repr', 'weighted_reward',
            'get_rewards']
 
 # %% ../../nbs/25_envs/2_rewards.ipynb #d34ffae3
-import math
-import numbers
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..data.references import Row
-from ..types import InvalidValue, KitchenError, MissingCapability, UnknownName
+from ..input import USER_ERRORS, checked_arguments, error_words
+from ..types import InvalidValue, KitchenError, MissingCapability, UnknownName, is_number, short_value
 
 # %% ../../nbs/25_envs/2_rewards.ipynb #070776ef
 class RewardFailed(KitchenError):
@@ -34,13 +36,25 @@ class Reward:
 
     def __call__(self, answer: str, row: Row) -> float:
         "The unweighted score; RewardFailed names the reward and what went wrong."
+        what = f"reward {self.name!r}"
         try:
             value = self.score(answer, row)
-        except Exception as error:
-            raise RewardFailed(f"reward {self.name!r} failed on {short_repr(answer)}: {type(error).__name__}: {error}") from error
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise RewardFailed(f"reward {self.name!r} gave {value!r} for {short_repr(answer)}; it must be a finite number")
+        except USER_ERRORS as error:
+            raise RewardFailed(f"{what} failed on {short_repr(answer)}: {error_words(error)}") from error
+        if inspect.iscoroutine(value):
+            value.close()
+            raise RewardFailed(f"{what} is an async function; it must return its number")
+        if not isinstance(value, (bool, np.bool_)) and not is_number(value):  # True and False are 1 and 0
+            raise RewardFailed(f"{what} gave {short_value(value)} for {short_repr(answer)}; it must be a finite number")
         return float(value)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(f"a reward's name must be text, not {short_value(self.name)}")
+        if not callable(self.score):
+            raise InvalidValue(f"reward {self.name!r} must be a function of answer and row, not {short_value(self.score)}")
+        if not is_number(self.weight) or not (self.gold is None or is_number(self.gold)):
+            raise InvalidValue(f"reward {self.name!r}: weight and gold must be finite numbers, not {short_value((self.weight, self.gold))}")
 
 # %% ../../nbs/25_envs/2_rewards.ipynb #bcccbeee
 def short_repr(text: str, limit: int = 60) -> str:
@@ -48,12 +62,14 @@ def short_repr(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
+@checked_arguments
 def weighted_reward(rewards: Sequence[Reward], answer: str, row: Row) -> tuple[float, dict[str, float]]:
     "The weighted sum, and every reward's own score."
     parts = {reward.name: reward(answer, row) for reward in rewards}
     return sum(reward.weight * parts[reward.name] for reward in rewards), parts
 
 # %% ../../nbs/25_envs/2_rewards.ipynb #f87652db
+@checked_arguments
 def check_gold_answers(rewards: Sequence[Reward], rows: Sequence[Row], count: int = 50) -> None:
     "Raise unless every reward that knows the right answer accepts it, in each of the first rows."
     for reward in rewards:
@@ -176,8 +192,11 @@ REWARDS: dict[str, Callable[[str, Row], float]] = {
 }
 
 # %% ../../nbs/25_envs/2_rewards.ipynb #b3960174
+@checked_arguments
 def get_rewards(names: Mapping[str, float] | Sequence[str] | str) -> list[Reward]:
     "Rewards by name, or names with weights."
+    if not isinstance(names, (str, Mapping, list, tuple, set, frozenset)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidValue(f"rewards are a name, a list of names, or a dict of names with weights, not {short_value(names)}")
     names = [names] if isinstance(names, str) else names
     weights = names if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
     if not weights:

@@ -275,6 +275,8 @@ def lr_find(
 # %% ../../nbs/65_inspection/4_lr_finder.ipynb #1aec978d
 def find_learning_rate(values: Mapping[str, Any], lowest: float, highest: float, steps: int) -> LRRangeTest:
     "A range test inside a run that may be spoilt: on the batches that come next, learnt as that run learns them."
+    if steps < 1:
+        raise InvalidValue(f"a range test needs steps, such as 100, not {steps}")
     known = {name.rpartition("/")[2]: value for name, value in values.items()}  # of several trainings in a row the last
     some = next_batches(known["batches"], steps)
     learn, unit = _train_step_for(some[0][0], known)

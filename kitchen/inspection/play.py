@@ -18,8 +18,7 @@ from ..formatting import box_html, escape_html, small_html, visible_text
 from ..rendering.parsing import split_tool_calls
 from ..train.rollouts import Policy, episodes_to_act, judge_answers
 from ..train.trajectories import STOP_REASONS, Episode, EpisodeLimits, RolloutFailed
-from ..types import Trajectory
-from ..types import Completion, InvalidValue, Message
+from ..types import Completion, InvalidValue, Message, Trajectory, is_list, short_value
 from ..widgets.dashboard import has_frontend
 
 # %% ../../nbs/65_inspection/6_play.ipynb #d4ad4164
@@ -249,8 +248,10 @@ def play(
         return PlaySession(get_problems(what, count, seed, split, get_rewards(rewards)), **options)
     if isinstance(what, Problem):
         return PlaySession([what], **options)
-    if isinstance(what, Sequence):
+    if is_list(what) and what and all(isinstance(one, Problem) for one in what):
         return PlaySession(what, **options)
+    if not isinstance(what, Env):
+        raise InvalidValue(f"play what? a world's name, a Problem, a list of them, or an environment, not {short_value(what)}")
     return PlaySession([_single_use_problem(what)], **options)
 
 # %% ../../nbs/65_inspection/6_play.ipynb #1a839495

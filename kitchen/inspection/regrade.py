@@ -17,7 +17,8 @@ from ..data.references import Row
 from ..envs.rewards import REWARDS, Reward, weighted_reward
 from ..evaluation import METRICS, Answer, Question, wilson_interval
 from ..formatting import View, align_columns, box_html, small_html, text_table_html, visible_text
-from ..store.files import parse_json
+from ..input import checked_arguments
+from ..store.files import parse_stored_json
 from ..store.run import Run
 from ..train.rollouts import regrade_group
 from ..types import InvalidValue, UnknownName
@@ -29,6 +30,8 @@ Measure = str | Mapping[str, float] | Sequence[Reward] | Callable[[str, Row], fl
 
 def _measure_rewards(measure: Measure) -> list[Reward]:
     "The rewards of a measure given as name, names with weights, rewards or function; UnknownName for an unknown name."
+    if not callable(measure) and not measure:
+        raise InvalidValue("grade by what? give a measure's name, names with weights, rewards, or a function")
     if callable(measure):
         return [Reward(getattr(measure, "__name__", "measure"), measure, gold=None)]
     if isinstance(measure, Sequence) and not isinstance(measure, str):
@@ -116,9 +119,12 @@ def _mean_interval(grades: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 # %% ../../nbs/65_inspection/2_regrade.ipynb #fafba540
+@checked_arguments
 def regrade(answers: Mapping[str, Sequence[Answer]], measure: Measure) -> RegradeResult:
     "Grade the answers of each label anew."
     rewards, found = _measure_rewards(measure), []
+    if not all(answers.values()):
+        raise InvalidValue(f"there are no answers to grade under {', '.join(label for label, said in answers.items() if not said)}")
     for label, said in answers.items():
         rows = [{"question": one.question.text, "answer": one.question.reference} for one in said]
         graded = [weighted_reward(rewards, one.text, row) for one, row in zip(said, rows, strict=True)]
@@ -129,11 +135,12 @@ def regrade(answers: Mapping[str, Sequence[Answer]], measure: Measure) -> Regrad
     return RegradeResult(" + ".join(one.name for one in rewards), tuple(found))
 
 # %% ../../nbs/65_inspection/2_regrade.ipynb #bd185370
+@checked_arguments
 def read_answers(run: Run) -> dict[str, list[Answer]]:
     "Answers in a run's results artifacts, under 'before' and 'after'; empty if there are none yet."
     found: dict[str, list[Answer]] = {}
     for made in run.artifacts():
-        content = parse_json(run.read_file(f"artifacts/{made.name}"), made.path) if made.kind == "results" else {}
+        content = parse_stored_json(run.read_file(f"artifacts/{made.name}"), made.path) if made.kind == "results" else {}
         for one in content.get("answers") or ():
             question = Question(one["prompt"], (), one["gold"])
             for label in ("before", "after"):
@@ -141,6 +148,7 @@ def read_answers(run: Run) -> dict[str, list[Answer]]:
     return found
 
 # %% ../../nbs/65_inspection/2_regrade.ipynb #fae032df
+@checked_arguments
 def regrade_rollouts(run: Run, measure: Measure) -> list[tuple[int, float, float]]:
     "Round, mean reward as it was, and by another measure, of all rollouts that a run has kept."
     rewards, found = _measure_rewards(measure), dict[int, list[tuple[float, float]]]()

@@ -21,6 +21,7 @@ from kitchen.formatting import (
     text_table_html,
     visible_text,
 )
+from ..input import checked_arguments
 from ..losses.policy import ADVANTAGES
 from ..ports.protocols import Tokenizer
 from ..store.run import Run
@@ -29,6 +30,7 @@ from ..types import Trajectory
 from ..workflows.rl import load_rollouts
 
 # %% ../../nbs/65_inspection/1_rollouts.ipynb #3867a252
+@checked_arguments
 def find_rollouts(
     run: Run,
     min_reward: float = -math.inf,  # reward

@@ -28,6 +28,7 @@ from kitchen.display.tokens import (
 )
 from ..evaluation import Answer, Question
 from ..formatting import View, box_html, escape_html, number_text, small_html, visible_text
+from ..input import checked_arguments
 from ..ports.protocols import Tokenizer, TrainingClient
 from ..rendering.base import Renderer
 from ..train.preference import Pair
@@ -98,6 +99,7 @@ def _token_values(datum: Datum, numbers: Mapping[str, np.ndarray], by: str) -> t
     return known[by], by
 
 # %% ../../nbs/65_inspection/0_rows.ipynb #21b96371
+@checked_arguments
 def show_results(
     answers_before: Sequence[Answer],
     answers_after: Sequence[Answer],  # to the same questions
@@ -186,6 +188,7 @@ def _row_losses(training: TrainingClient, data: Sequence[Datum], batch_size: int
     return rows
 
 # %% ../../nbs/65_inspection/0_rows.ipynb #ec32bf1d
+@checked_arguments
 def top_losses(
     training: TrainingClient, data: Sequence[Datum], tokenizer: Tokenizer, count: int = 8, batch_size: int = 64
 ) -> TopLosses:

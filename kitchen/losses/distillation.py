@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..input import checked_arguments
 from .token import check_loss_shape, loss_table_html
 from ..ports.protocols import CustomLoss
 from ..types import Datum, InvalidValue, UnknownName
@@ -133,6 +134,7 @@ DISTILL_LOSSES: dict[str, DistillLoss] = {
 }
 
 # %% ../../nbs/30_losses/3_distillation.ipynb #406fb965
+@checked_arguments
 def get_distill_loss(name: str, **settings: float) -> DistillLoss:
     "The named loss, with some settings changed."
     if name not in DISTILL_LOSSES:

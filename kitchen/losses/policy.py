@@ -15,9 +15,10 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
+from ..input import check_fields, checked_arguments
 from .token import LossTerm, as_custom_loss, check_loss_shape, clipped_gain, loss_table_html
 from ..ports.protocols import Future, TrainingClient
-from ..types import Datum, ForwardBackwardOutput, InvalidValue, UnknownName
+from ..types import Datum, ForwardBackwardOutput, InvalidValue, UnknownName, short_value
 
 # %% ../../nbs/30_losses/1_policy.ipynb #838837f1
 _GroupRewards = Sequence[np.ndarray]  # float [G] of each group
@@ -191,22 +192,32 @@ def _check_token_arrays(place: str, logprobs: np.ndarray, **found: np.ndarray) -
         check_loss_shape(place, what, values, logprobs.shape, "one number a token")
 
 
+@checked_arguments
 def estimate_kl(
     name: str,  # one of KL_ESTIMATORS
     logprobs: np.ndarray,  # [T]
     reference: np.ndarray,  # [T]
 ) -> tuple[np.ndarray, np.ndarray]:
     "The estimate of each token in nats and its derivative by the log-probability, [T] each; InvalidValue for other shapes."
+    if name not in KL_ESTIMATORS:
+        raise UnknownName("KL estimator", name, KL_ESTIMATORS)
+    check_loss_shape(f"KL estimator {name!r}", "reference", reference, np.shape(logprobs), "one number a token")
     estimate, slope = KL_ESTIMATORS[name](logprobs, reference)
     _check_token_arrays(f"KL estimator {name!r}", logprobs, estimate=estimate, slope=slope)
     return estimate, slope
 
 # %% ../../nbs/30_losses/1_policy.ipynb #12bd75fc
+@checked_arguments
 def group_advantages(
     name: str,  # one of ADVANTAGES
     rewards: _GroupRewards,
 ) -> list[np.ndarray]:
     "The advantage of each answer, [G] of each group; InvalidValue for other shapes."
+    if name not in ADVANTAGES:
+        raise UnknownName("advantage", name, ADVANTAGES)
+    for group in rewards:
+        if not np.isfinite(group).all():
+            raise InvalidValue(f"advantage {name!r}: rewards must be finite numbers, not {short_value(group)}")
     made = ADVANTAGES[name](rewards)
     check_loss_shape(f"advantage {name!r}", "groups", range(len(made)), (len(rewards),), "one array a group")
     for group, values in zip(rewards, made, strict=True):
@@ -248,6 +259,7 @@ class Objective:
     differs: str = ""  # from its neighbours
 
     def __post_init__(self) -> None:
+        check_fields(self)
         tables = {"shape": SHAPES, "ratio": _RATIOS, "advantage": ADVANTAGES, "aggregation": AGGREGATIONS}
         for name, table in {**tables, "kl": _KL_PLACES, "kl_estimator": KL_ESTIMATORS}.items():
             if getattr(self, name) not in table:
@@ -393,6 +405,7 @@ OBJECTIVES: dict[str, Objective] = {
 }  # fmt: skip
 
 # %% ../../nbs/30_losses/1_policy.ipynb #fdda2b10
+@checked_arguments
 def get_objective(name: str, **changes: Any) -> Objective:
     "The named objective, with some choices made otherwise."
     if name not in OBJECTIVES:

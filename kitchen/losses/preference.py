@@ -7,10 +7,12 @@ __all__ = ['PairLossName', 'PAIR_LOSSES', 'PairLogprobs', 'PairLoss', 'get_pair_
            'pair_metrics']
 
 # %% ../../nbs/30_losses/2_preference.ipynb #249fe615
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..input import check_fields, checked_arguments
 from .token import check_loss_shape, loss_table_html
 from ..ports.protocols import CustomLoss
 from ..types import Datum, InvalidValue, UnknownName
@@ -180,7 +182,8 @@ class PairLoss:
     differs: str = ""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
+        check_fields(self)
+        if not 0 < self.beta < math.inf:
             raise InvalidValue(f"{self.name}: beta must be positive, got {self.beta}")
         limit = 0.5 if self.function in (_robust_loss, _smoothed_loss) else 1.0
         if not 0 <= self.label_smoothing < limit:
@@ -256,6 +259,7 @@ PAIR_LOSSES: dict[str, PairLoss] = {
 }  # fmt: skip
 
 # %% ../../nbs/30_losses/2_preference.ipynb #d5ac8806
+@checked_arguments
 def get_pair_loss(name: str, **settings: float) -> PairLoss:
     "The named loss, with some settings changed."
     if name not in PAIR_LOSSES:

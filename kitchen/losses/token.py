@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..input import checked_arguments
 from ..ports.protocols import CustomLoss, Future, TrainingClient
-from ..types import BackendError, Datum, ForwardBackwardOutput, InvalidValue, UnknownName
+from ..types import BackendError, Datum, ForwardBackwardOutput, InvalidValue, UnknownName, short_value
 
 # %% ../../nbs/30_losses/0_token.ipynb #0d97f9fa
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 # %% ../../nbs/30_losses/0_token.ipynb #fa393448
+@checked_arguments
 def get_loss(name: str) -> Loss:
     "The named loss; a misspelt name is answered with the nearest."
     if name not in LOSSES:
@@ -146,6 +148,8 @@ def check_batch(data: Sequence[Datum], loss: Loss) -> None:
     if not data:
         raise InvalidValue("the batch is empty; give at least one datum")
     for index, datum in enumerate(data):
+        if not isinstance(datum, Datum):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(f"datum {index}: a batch is a list of Datum, not of {short_value(datum)}")
         missing = {"targets", *loss.required_inputs} - datum.loss_fn_inputs.keys()
         if missing:
             place = datum.origin or f"datum {index}"
@@ -249,6 +253,7 @@ SFT_LOSSES: dict[str, SftLoss] = {
 }  # fmt: skip
 
 # %% ../../nbs/30_losses/0_token.ipynb #b3d76a20
+@checked_arguments
 def get_sft_loss(name: str) -> SftLoss:
     "The entry of `SFT_LOSSES`; UnknownName with the nearest name if there is none."
     if name not in SFT_LOSSES:
@@ -256,6 +261,7 @@ def get_sft_loss(name: str) -> SftLoss:
     return SFT_LOSSES[name]
 
 # %% ../../nbs/30_losses/0_token.ipynb #110eb832
+@checked_arguments
 def normalize_weights(data: Sequence[Datum]) -> list[Datum]:
     "Scale all weights of a batch to sum to 1, so that the summed loss is the mean over trained tokens."
     total = sum(float(datum.weights.sum(dtype=np.float64)) for datum in data)

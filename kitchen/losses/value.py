@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..input import checked_arguments
 from .token import LossTerm, check_loss_shape
 from ..ports.protocols import CustomLoss
 from ..types import Datum, InvalidValue
@@ -92,6 +93,7 @@ def last_trained_position(datum: Datum) -> int:
     return int(np.flatnonzero(datum.weights)[-1])
 
 # %% ../../nbs/30_losses/4_value.ipynb #f407ff72
+@checked_arguments
 def gae(
     rewards: np.ndarray,  # [T]
     values: np.ndarray,  # [T], of the state before each step

@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from ..input import checked_arguments
 from kitchen.ports.protocols import (
     BlobStore,
     Completer,
@@ -67,6 +68,7 @@ ADAPTERS: dict[str, dict[str, str]] = {
 }
 
 # %% ../../nbs/12_ports/2_registry.ipynb #c3e8f02f
+@checked_arguments
 def adapter_names(port: str) -> dict[str, str]:
     "Adapters of a port: ours and those of installed packages, name -> module:attribute."
     if port not in PORTS:
@@ -79,6 +81,7 @@ def adapter_names(port: str) -> dict[str, str]:
     return {**ADAPTERS[port], **installed}
 
 
+@checked_arguments
 def adapter_address(port: str, name: str) -> str:
     "Where the named adapter lives, as module:attribute; nothing is imported."
     names = adapter_names(port)
@@ -87,6 +90,7 @@ def adapter_address(port: str, name: str) -> str:
     return names[name]
 
 # %% ../../nbs/12_ports/2_registry.ipynb #a32ad161
+@checked_arguments
 def adapter_class(port: str, name: str) -> Callable[..., Any]:
     "What makes the named adapter of a port; its module is imported now."
     module, _, attribute = adapter_address(port, name).partition(":")
@@ -100,7 +104,14 @@ def adapter_class(port: str, name: str) -> Callable[..., Any]:
 
 def create_adapter(port: str, name: str, **options: Any) -> Any:
     "Make the named adapter of a port; an adapter that lacks a method of its port is refused here."
-    adapter = adapter_class(port, name)(**options)
+    make = adapter_class(port, name)
+    try:
+        inspect.signature(make).bind(**options)
+    except TypeError as error:
+        raise InvalidValue(f"the {port} adapter {name!r} does not take these options: {error}") from None
+    except ValueError:  # made of C: it has no signature
+        pass
+    adapter = make(**options)
     missing = [verb for verb in _port_methods(PORTS[port]) if not callable(getattr(adapter, verb, None))]
     if missing:
         raise InvalidValue(f"the {port} adapter {name!r} lacks {', '.join(missing)} of its port")

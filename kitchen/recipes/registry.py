@@ -14,6 +14,7 @@ from pathlib import Path
 from ..config import Config
 from ..engine.validation import check_workflow
 from ..engine.workflow import Chain
+from ..input import checked_arguments
 from ..types import Capabilities, InvalidValue, MissingCapability, UnknownName
 from kitchen.workflows.distillation import (
     OffPolicyDistillationConfig,
@@ -112,6 +113,7 @@ RECIPES: dict[str, Recipe] = {
 }  # fmt: skip
 
 # %% ../../nbs/57_recipes/0_registry.ipynb #4e461fb4
+@checked_arguments
 def get_recipe(name: str) -> Recipe:
     "The named recipe."
     if name not in RECIPES:
@@ -119,6 +121,7 @@ def get_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
+@checked_arguments
 def notebook_path(name: str) -> Path:
     "The notebook of a recipe: of the checkout, or of the installed package."
     found = find_spec("kitchen")

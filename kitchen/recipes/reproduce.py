@@ -18,6 +18,7 @@ from typing import Any
 from ..config import Config, ExperimentSpec, json_digest, package_version, runtime_environment, settings_in_use
 from ..engine.control import deferred_interrupt
 from ..engine.runner import Runner, edits_by_place
+from ..input import checked_arguments
 from ..ports.registry import adapter_class, create_adapter
 from ..ports.spans import observe
 from .registry import Recipe, get_recipe
@@ -27,7 +28,7 @@ from ..store.objects import ObjectStore
 from ..store.run import Run, runs_root
 from ..store.trust import require_trusted_modules
 from ..telemetry import EVENTS, NONDETERMINISTIC_UNITS, Event, event
-from ..types import InvalidValue
+from ..types import InvalidValue, is_list, is_mapping, short_value
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #f8fe7f4d
 def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dict[str, Any]:
@@ -102,6 +103,7 @@ def _recorded_edits(run: Run) -> list[dict[str, Any]]:
     return found
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #c9910bc2
+@checked_arguments
 def manifest(run: Run) -> dict[str, Any]:
     "Spec, edits, artifact hashes, final metrics, curves and loss hash of a run, as JSON data that `reproduce` reads."
     events = list(run.log.active_events)
@@ -220,6 +222,30 @@ def _curve_text(curve: Sequence[Any]) -> str:
     return f"{float(curve[-1]):.6g}" + (f" (last of {len(curve)})" if len(curve) > 1 else "") if curve else "none"
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #94bb39e6
+_MANIFEST_TYPES: dict[str, tuple[type, ...]] = {  # what is read of a manifest, and what it must be
+    "run_id": (str,), "status": (str,), "spec": (dict,), "curves": (dict,), "edits": (list,), "artifacts": (list,), "digest": (str, type(None)),
+}  # fmt: skip
+
+
+def _check_manifest(recorded: Any) -> None:
+    "InvalidValue unless it has the shape of what `manifest` makes; what a manifest from somebody else says inside is not trusted further."
+    if not is_mapping(recorded):
+        raise InvalidValue(f"a manifest is a dict, as `manifest(run)` makes it, not {short_value(recorded)}")
+    for name, kinds in _MANIFEST_TYPES.items():
+        if name in recorded and not isinstance(recorded[name], kinds):
+            raise InvalidValue(f"the manifest's {name} must be {' or '.join(one.__name__ for one in kinds)}, not {short_value(recorded[name])}")
+    missing = [name for name in _MANIFEST_TYPES if name not in recorded]
+    if missing and recorded.get("status", "completed") == "completed":
+        raise InvalidValue(f"the manifest has no {', '.join(missing)}; it must be one that `manifest(run)` made")
+    for curve in recorded.get("curves", {}).values():
+        if not is_list(curve) or not all(isinstance(one, (int, float, str, type(None))) for one in curve):
+            raise InvalidValue(f"the manifest's curves must be lists of numbers, not {short_value(curve)}")
+    for part, wanted in (("artifacts", ("name", "sha256")), ("edits", ("event", "milestone"))):
+        for one in recorded.get(part, ()):
+            if not is_mapping(one) or not all(name in one for name in wanted):
+                raise InvalidValue(f"each of the manifest's {part} must have {' and '.join(wanted)}, not {short_value(one)}")
+
+
 def reproduce(
     recorded: Mapping[str, Any],  # a manifest
     path: Path | None = None,  # of the new run
@@ -230,6 +256,7 @@ def reproduce(
     given: Mapping[str, Any] | None = None,  # settings that hold secrets, which the manifest has masked
 ) -> Reproduction:
     "Do a run again and compare; a run that had not been completed is refused, and one that names modules which its user has not (NotTrusted)."
+    _check_manifest(recorded)
     if recorded["status"] != "completed":
         raise InvalidValue(
             f"{recorded['run_id']} was not completed (it is {recorded['status']}); there is nothing to compare with"

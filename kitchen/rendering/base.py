@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ..input import checked_arguments
 from ..ports.protocols import Tokenizer
 from ..types import Datum, InvalidValue, Message, RowError, UnknownName
 
@@ -113,6 +114,7 @@ def row_error_at(reason: str, origin: str) -> RowError:
     return RowError(reason, source or origin, int(number) if number.isdigit() and source else None)
 
 # %% ../../nbs/20_rendering/0_base.ipynb #9387322b
+@checked_arguments
 def to_datum(
     renderer: Renderer, messages: Messages, train_on: str = "all_assistant_messages", origin: str = ""
 ) -> Datum:

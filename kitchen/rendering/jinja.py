@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from ..ports.protocols import Tokenizer
 from .base import Messages, TextPiece
-from ..types import InvalidValue, Message
+from ..types import InvalidValue, Message, printable_text, short_value
 
 # %% ../../nbs/20_rendering/3_jinja.ipynb #469b487e
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ class CompiledTemplate:
     def __init__(self, tokenizer: Tokenizer, today: date):
         from jinja2 import TemplateError
 
+        if tokenizer.chat_template is not None and not isinstance(tokenizer.chat_template, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(f"the chat template of {tokenizer.name!r} must be text, not {short_value(tokenizer.chat_template)}")
         if not tokenizer.chat_template:
             raise InvalidValue(
                 f"the tokenizer {tokenizer.name!r} has no chat template; use renderer='role_colon'"
@@ -141,8 +143,8 @@ class CompiledTemplate:
         self.name, self.variables = tokenizer.name, dict(tokenizer.template_variables)
         try:
             self.compiled = _template_environment(today).from_string(tokenizer.chat_template)
-        except TemplateError as error:
-            raise InvalidValue(f"the chat template of {self.name!r} is not valid Jinja: {error}") from None
+        except (TemplateError, RecursionError, OverflowError) as error:
+            raise InvalidValue(f"the chat template of {self.name!r} is not valid Jinja: {printable_text(str(error))}") from None
 
     def _fill_template(self, messages: list[dict[str, Any]], generation_prompt: bool = False) -> str:
         "The template's text of messages as they are; InvalidValue with its own words where it refuses or breaks."
@@ -155,6 +157,8 @@ class CompiledTemplate:
             raise InvalidValue(
                 f"the chat template of {self.name!r} refuses this conversation: {error}"
             ) from None
+        except (RecursionError, MemoryError) as error:
+            raise InvalidValue(f"the chat template of {self.name!r} does not come to an end: {type(error).__name__}") from None
 
     def render_text(self, messages: list[dict[str, Any]], generation_prompt: bool = False) -> str:
         "The template's text of messages in the shape it reads: arguments of tool calls as mappings, and as text where it refuses those."

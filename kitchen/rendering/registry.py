@@ -9,6 +9,7 @@ __all__ = ['RendererName', 'RENDERERS', 'get_renderer', 'render_conversations']
 from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
+from ..input import checked_arguments
 from ..ports.protocols import Tokenizer
 from .base import Messages, Renderer, row_error_at, to_datum
 from .model_template import TemplateRenderer
@@ -33,6 +34,7 @@ RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
 }
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #48588bb0
+@checked_arguments
 def get_renderer(name: str, tokenizer: Tokenizer) -> Renderer:
     "The named renderer for a tokenizer; UnknownName with the nearest name for another, InvalidValue if it does not fit the tokenizer."
     if name == "auto":
@@ -76,6 +78,7 @@ class _Conversation(Protocol):
     def origin(self) -> str: ...
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #4b7b927a
+@checked_arguments
 def render_conversations(
     renderer: Renderer,
     conversations: Iterable[_Conversation],

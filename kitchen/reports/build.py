@@ -36,6 +36,7 @@ from kitchen.formatting import (
     escape_markdown,
     text_table_html,
 )
+from ..input import checked_arguments
 from ..recipes.reproduce import manifest
 from kitchen.reports.export import (
     MANIFEST_MIME,
@@ -44,7 +45,7 @@ from kitchen.reports.export import (
     write_notebook,
 )
 from .scores import scores, scores_table, scores_view
-from ..store.files import check_replaceable, free_path, parse_json, seal_state
+from ..store.files import check_replaceable, free_path, parse_stored_json, seal_state
 from ..store.log import to_jsonable
 from ..store.run import Run
 from ..telemetry import Event
@@ -54,11 +55,13 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 # %% ../../nbs/64_reports/2_build.ipynb #e8522169
+@checked_arguments
 def show_scores(run: Run) -> View:
     "Accuracy and losses, before and after."
     return scores_view(scores(run.log.active_events))
 
 
+@checked_arguments
 def read_results(run: Run) -> dict[str, Any]:
     "The run's artifacts/results.json; InvalidValue if its last stage has not written it yet, DamagedData if it was altered since."
     path = run.path / "artifacts" / "results.json"
@@ -66,14 +69,16 @@ def read_results(run: Run) -> dict[str, Any]:
         raise InvalidValue(
             f"{run.run_id} has no results yet: they are written by its last stage (status: {run.status})"
         )
-    return parse_json(run.read_file("artifacts/results.json"), path)
+    return parse_stored_json(run.read_file("artifacts/results.json"), path)
 
 
+@checked_arguments
 def show_answers(run: Run, count: int = 12) -> View:
     "Answers to held-out questions, before and after, side by side."
     return results_table(read_results(run).get("answers", []), count)
 
 # %% ../../nbs/64_reports/2_build.ipynb #ea5d6a40
+@checked_arguments
 def show_data(run: Run) -> View:
     "The datasets with their fingerprints, and each row that was set aside."
     loaded = [item for item in run.log.active_events if item.name == "data.load"]
@@ -98,6 +103,7 @@ def _show_set_aside(run: Run, count: int = 100) -> View:
     return View(f"<p>{words}</p>{text_table_html(head, rows)}", f"{words}\n{align_columns([head, *rows])}")
 
 
+@checked_arguments
 def show_settings(run: Run) -> View:
     "Every setting of the run, as it is in force."
     rows = [[name, json.dumps(value, ensure_ascii=False)] for name, value in run.settings.items()]
@@ -111,11 +117,13 @@ def paper_table(*runs: Run, caption: str = "") -> TextTable:
     return scores_table(told, caption)
 
 # %% ../../nbs/64_reports/2_build.ipynb #49790d77
+@checked_arguments
 def show_losses(run: Run) -> Picture:
     "Training and held-out loss."
     return Picture(lambda: loss_figure(run.log.active_events))
 
 
+@checked_arguments
 def show_rates(run: Run) -> Picture:
     "Learning rate and gradient norm."
     return Picture(lambda: rate_figure(run.log.active_events))
@@ -136,6 +144,7 @@ def show_rewards(run: Run) -> Picture:
     return Picture(lambda: reward_figure(run.log.active_events))
 
 
+@checked_arguments
 def show_timeline(run: Run, verbs: int = 8) -> Picture:
     "Where the time went: stages and the port calls that took longest, over time."
     return Picture(lambda: timeline(run.log.active_events, verbs), time_shares_text(time_shares(spans(run.log.active_events))))
@@ -186,6 +195,7 @@ def _counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "—"
 
 # %% ../../nbs/64_reports/2_build.ipynb #90b48e37
+@checked_arguments
 def show_manifest(run: Run) -> View:
     "The manifest, folded, with its main lines in sight."
     found = manifest(run)
@@ -200,6 +210,7 @@ def show_manifest(run: Run) -> View:
     return View(text_table_html(["", ""], rows) + folded, align_columns(rows), {MANIFEST_MIME: found})
 
 
+@checked_arguments
 def read_manifest(notebook: "NotebookNode | str | Path") -> dict[str, Any]:
     "The manifest inside an executed notebook."
     found = notebook_outputs(notebook, MANIFEST_MIME)
@@ -256,6 +267,7 @@ def altered_report(path: Path) -> list[str]:
     return [f"{path.name}: altered since it was written; what it shows may not be what the run showed"] if altered else []
 
 
+@checked_arguments
 def report_notebook(run: Run) -> "NotebookNode":
     "The report of a run as a notebook document, built from its log and artifacts."
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -286,6 +298,7 @@ def check_report_path(run: Run, path: Path) -> Path:
     return check_replaceable(path)
 
 
+@checked_arguments
 def write_report(run: Run, path: str | Path | None = None) -> Path:
     """Write the report of a run from its log: HTML, or a notebook where the name ends in .ipynb.
 

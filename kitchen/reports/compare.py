@@ -36,7 +36,7 @@ from .scores import Score, scores, scores_table
 from ..store.index import RunIndex
 from ..store.run import Run
 from ..telemetry import Event
-from ..types import InvalidValue
+from ..types import InvalidValue, short_value
 
 # %% ../../nbs/64_reports/3_compare.ipynb #0e5a400d
 _BEST_OF: dict[str, Callable[[Iterable[float]], float]] = {
@@ -345,6 +345,8 @@ def _resolve_run(one: Run | _HasRun | str | Path) -> Run:
         return one
     if isinstance(one, (str, Path)):
         return Run(RunIndex().find(str(one)))
+    if getattr(one, "driver", None) is None:
+        raise InvalidValue(f"compare takes sessions, runs, their paths and their ids, not {short_value(one)}")
     if one.driver.opened_run is None:
         raise InvalidValue(f"{one!r} has not begun; there is nothing to compare yet")
     return one.driver.opened_run
@@ -352,7 +354,7 @@ def _resolve_run(one: Run | _HasRun | str | Path) -> Run:
 # %% ../../nbs/64_reports/3_compare.ipynb #f9c823cc
 def compare(*runs: Run | _HasRun | str | Path | Iterable[Any]) -> RunComparison:
     "Settings that differ, final numbers, and loss curves: of sessions, of runs, or of those with these ids or paths."
-    several = [isinstance(each, Iterable) and not isinstance(each, str) for each in runs]
+    several = [isinstance(each, Iterable) and not isinstance(each, (str, bytes)) for each in runs]
     given = [one for each, many in zip(runs, several, strict=True) for one in (each if many else [each])]  # pyright: ignore
     if not given:
         raise InvalidValue("compare what? give at least one run")

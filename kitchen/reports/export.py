@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formatting import PLOTLY_MIME, visible_text
+from ..input import checked_arguments
 from ..secrets import mask_secrets, mask_values
 from ..store.files import check_replaceable, write_output
 from ..store.log import to_jsonable
-from ..types import InvalidValue, KitchenError, MissingCapability
+from ..types import InvalidValue, KitchenError, MissingCapability, printable_text, short_value
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -49,16 +50,24 @@ def read_notebook(notebook: "NotebookNode | str | Path") -> "NotebookNode":
     "The notebook itself, or the one in a file."
     import nbformat
 
-    if not isinstance(notebook, (str, Path)):
+    if isinstance(notebook, nbformat.NotebookNode):
         return notebook
+    if not isinstance(notebook, (str, Path)):
+        raise InvalidValue(f"a notebook is a path or a NotebookNode, not {short_value(notebook)}")
     try:
-        return nbformat.read(notebook, as_version=4)
-    except FileNotFoundError:
-        raise InvalidValue(f"{notebook}: there is no such notebook") from None
-    except (ValueError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
-        raise InvalidValue(f"{notebook} is not a notebook: {str(error).splitlines()[0]}") from None
+        found = nbformat.read(notebook, as_version=4)
+        nbformat.validate(found, relax_add_props=True)
+        return found
+    except (FileNotFoundError, IsADirectoryError):
+        raise InvalidValue(f"{short_value(str(notebook), 300)[1:-1]}: there is no such notebook") from None
+    except PermissionError:
+        raise
+    except Exception as error:  # nbformat's own, and whatever its upgrade of a damaged one stumbles over
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InvalidValue(f"{short_value(str(notebook), 300)[1:-1]} is not a notebook: {printable_text(reason)}") from None
 
 # %% ../../nbs/64_reports/1_export.ipynb #c44509a6
+@checked_arguments
 def notebook_outputs(notebook: "NotebookNode | str | Path", mime: str) -> list[Any]:
     "All outputs of one mime type, in order."
     cells = read_notebook(notebook).cells
@@ -276,6 +285,7 @@ def _offline_copy(notebook: "NotebookNode") -> "NotebookNode":
     return copy
 
 # %% ../../nbs/64_reports/1_export.ipynb #f56fc0e2
+@checked_arguments
 def to_html(
     notebook: "NotebookNode | str | Path",  # executed
     html_path: str | Path,
@@ -322,6 +332,7 @@ def find_browser() -> str | None:
     return os.environ.get("KITCHEN_CHROMIUM") or next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 # %% ../../nbs/64_reports/1_export.ipynb #0240dcfc
+@checked_arguments
 def to_pdf(html_path: str | Path, pdf_path: str | Path, timeout: float = 120.0) -> Path:
     "Print an HTML report as PDF; a file there that is not kitchen's is refused."
     check_replaceable(Path(pdf_path))

@@ -30,6 +30,7 @@ from kitchen.formatting import (
     table_html,
     visible_text,
 )
+from ..input import Count, checked_arguments
 from ..palette import MAIN_SETTINGS, RUN_STATUSES, STATUS_SIGNS, UNKNOWN_STATUS
 from .compare import compare
 from ..store.index import RunIndex
@@ -197,14 +198,17 @@ def _select_runs(
     return RunsTable(tuple(map(_read_run_row, fitting[:count])), max(len(fitting) - count, 0), words, index)
 
 # %% ../../nbs/64_reports/4_runs_table.ipynb #ed5fe66b
+@checked_arguments
 def runs(
     recipe: str | None = None,
     status: str | None = None,
     text: str = "",  # stands somewhere in the run's id, recipe or settings
-    count: int = 50,  # most runs to show
+    count: Count = 50,  # most runs to show
     folder: str | Path | None = None,  # default: $KITCHEN_RUNS, else ./runs
 ) -> RunsTable:
     "All runs that fit, newest first, with the course of their losses."
+    if status is not None and status not in RUN_STATUSES:
+        raise UnknownName("status", status, RUN_STATUSES)
     return _select_runs(RunIndex(runs_root(folder)), recipe, status, text, count)
 
 # %% ../../nbs/64_reports/4_runs_table.ipynb #69484197

@@ -30,7 +30,7 @@ from kitchen.inspection.rows import (
 from ..ports.registry import adapter_names, create_adapter
 from .driver import SessionDriver, SessionState
 from ..store.run import Run
-from ..types import InvalidValue, SamplingParams
+from ..types import InvalidValue, SamplingParams, UnknownName
 from ..widgets.samples import SampleRound, sample_answers, sample_events, sample_rounds
 
 # %% ../../nbs/66_session/3_displays.ipynb #69600f47
@@ -52,6 +52,8 @@ def show_run_rollouts(state: SessionState, run: Run, count: int, full: int, **fi
 
 def hardest_rows(state: SessionState, count: int, split: str, rows: int) -> TopLosses:
     "The rows with the highest loss under the model as it is now, among the first `rows` of a split."
+    if split not in ("train", "test"):
+        raise UnknownName("split", split, ("train", "test"))
     data = [datum for row in getattr(state["data"], split)[:rows] for datum in row_datums(row).values()]
     return top_losses(state["training"], data, state["renderer"].tokenizer, count)
 

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
+
+from annotated_types import Ge
 
 from ..config import config_fields
 from ..engine.runner import Breakpoint, before_stage, outside_bounds
 from ..engine.workflow import stages
 from ..formatting import View
+from ..input import Count, checked_methods
 from ..recipes.plan import Plan, plan
 from ..recipes.registry import Recipe, get_recipe
 from .branches import fork_driver, open_driver
@@ -114,6 +117,7 @@ def _value_of_old_name(session: Any, name: str) -> Any:
     return value(session)
 
 # %% ../../nbs/66_session/5_kitchen.ipynb #ee89bad8
+@checked_methods
 class Kitchen:
     """A run of a recipe that one holds in a notebook: go on by steps, look, change, go back.
 
@@ -186,7 +190,7 @@ class Kitchen:
         Example: `k.step("batch")["loss"]`"""
         return self.driver.advance(step_condition(unit, self.driver.last_step), wait)
 
-    def run(self, until: str | int | StopCondition | None = None, wait: bool = True) -> "Kitchen":
+    def run(self, until: str | Count | StopCondition | None = None, wait: bool = True) -> "Kitchen":
         """Go on to the end, or until the end of a stage or composition, an optimizer step, or a condition on events.
 
         Example: `k.run(until="train")`, `k.run(until=200)`, `k.run(wait=False)` for the background"""
@@ -195,7 +199,7 @@ class Kitchen:
             self.driver.advance(arrived, wait, remember=True)
         return self
 
-    def wait(self, timeout: float | None = None) -> "Kitchen":
+    def wait(self, timeout: Annotated[float, Ge(0)] | None = None) -> "Kitchen":
         """Wait for what goes on in the background, at most so many seconds; raises its error.
 
         Example: `k.run(wait=False)`, and later `k.wait()`"""
@@ -232,7 +236,7 @@ class Kitchen:
 
     # -- back, aside, and otherwise ----------------------------------------------------------------
 
-    def rewind(self, step: int | None = None, stage: str | None = None) -> "Kitchen":
+    def rewind(self, step: Count | None = None, stage: str | None = None) -> "Kitchen":
         """Return to the end of an optimizer step, or to before a stage: exactly that state, from which one may go on.
 
         Example: `k.rewind(step=100)` or `k.rewind(stage="train")`"""
@@ -393,7 +397,7 @@ class Kitchen:
         Example: `k.peek("batch")`, `k.peek("conversations").train[0]`"""
         return self.show_batch() if name == "batch" else self.state[name]
 
-    def show_batch(self, count: int = 2, by: str = "") -> View:
+    def show_batch(self, count: Count = 2, by: str = "") -> View:
         """Rows of the next batch, tokens coloured by weight or advantage; by='loss' or 'log-probability': by the model as it is.
 
         Example: `k.show_batch(by="loss")`"""
@@ -403,7 +407,7 @@ class Kitchen:
             return self.show_rollouts()  # the policy plays, or will
         return show_next_batch(self.state, count, by)
 
-    def show_rollouts(self, count: int = 8, full: int = 2, **filters: Any) -> View:
+    def show_rollouts(self, count: Count = 8, full: Count = 2, **filters: Any) -> View:
         """Trajectories of this run, tokens coloured by advantage; min_reward, max_reward and tag choose among them.
 
         Example: `k.show_rollouts(max_reward=0.0)`"""
@@ -411,7 +415,7 @@ class Kitchen:
 
         return show_run_rollouts(self.state, self.run_record, count, full, **filters)
 
-    def show_results(self, count: int = 12) -> View:
+    def show_results(self, count: Count = 12) -> View:
         """Held-out questions, right answers, and the model's before training and after; before the end: and now.
 
         Example: `k.show_results(5)`"""
@@ -419,7 +423,7 @@ class Kitchen:
 
         return compare_answers(self.state, count, self.driver.position_text)
 
-    def top_losses(self, count: int = 8, split: str = "train", rows: int = 512) -> "TopLosses":
+    def top_losses(self, count: Count = 8, split: str = "train", rows: Count = 512) -> "TopLosses":
         """The rows with the highest loss under the model as it is now, among the first `rows` of the 'train' or 'test' split.
 
         Example: `k.top_losses(3, split="test")`"""
@@ -427,7 +431,7 @@ class Kitchen:
 
         return hardest_rows(self.state, count, split, rows)
 
-    def timeline(self, verbs: int = 8) -> "Picture":
+    def timeline(self, verbs: Count = 8) -> "Picture":
         """Where the time went: stages, and the `verbs` port calls that took longest.
 
         Example: `k.timeline()`"""
@@ -453,7 +457,7 @@ class Kitchen:
 
     # -- asking the model ------------------------------------------------------------------------
 
-    def sample(self, count: int = 4) -> "SampleRound":
+    def sample(self, count: Count = 4) -> "SampleRound":
         """Ask the model, as it is now, the first held-out questions; what it says is logged. Training is not disturbed.
 
         Example: `k.sample(2)`"""
@@ -485,7 +489,7 @@ class Kitchen:
 
         return regrade_answers(self.state, self.run_record, measure)
 
-    def lr_find(self, lowest: float = 1e-6, highest: float = 1.0, steps: int = 100) -> "LRRangeTest":
+    def lr_find(self, lowest: float = 1e-6, highest: float = 1.0, steps: Count = 100) -> "LRRangeTest":
         """A learning-rate range test on a throw-away copy of the model as it is now; this run stays as it is.
 
         Example: `k.lr_find(1e-5, 0.1)`"""
@@ -493,7 +497,7 @@ class Kitchen:
 
         return learning_rate_test(self.driver, self.state, lowest, highest, steps)
 
-    def profile(self, count: int = 15) -> "Profile":
+    def profile(self, count: Count = 15) -> "Profile":
         """What the next optimizer step would spend its time on: of a throw-away copy; this run stays as it is.
 
         Example: `k.profile()`"""

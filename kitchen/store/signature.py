@@ -25,7 +25,7 @@ def _ssh_keygen(*words: str, content: bytes | None = None) -> subprocess.Complet
     found = shutil.which("ssh-keygen")
     if found is None:
         raise MissingCapability("signatures need ssh-keygen, which is part of OpenSSH")
-    return subprocess.run([found, *words], input=content, stdin=None if content is not None else subprocess.DEVNULL, capture_output=True, timeout=300, check=False)  # fmt: skip
+    return subprocess.run([found, *words], input=content or b"", capture_output=True, timeout=300, check=False)
 
 
 def sign_run(run: Run, key: Path) -> Path:

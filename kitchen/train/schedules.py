@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+from ..input import checked_arguments
 from ..types import InvalidValue, UnknownName
 
 # %% ../../nbs/35_train/0_schedules.ipynb #d60d9f56
@@ -48,6 +49,7 @@ SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
 }
 
 # %% ../../nbs/35_train/0_schedules.ipynb #2260d61a
+@checked_arguments
 def learning_rate(
     step: int,  # counted from 0
     total_steps: int,

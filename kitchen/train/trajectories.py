@@ -7,8 +7,8 @@ __all__ = ['STOP_REASONS', 'DEFAULT_LIMITS', 'EpisodeLimits', 'RolloutFailed', '
            'call_for_problem', 'is_finite_number']
 
 # %% ../../nbs/35_train/3_trajectories.ipynb #9246c93e
+import inspect
 import math
-import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,19 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from ..envs.base import Env, Problem, Step, TimeoutWorker
-from ..types import Completion, InvalidValue, KitchenError, Message, Trajectory, Transition, UnknownName
+from ..input import USER_ERRORS, error_words
+from kitchen.types import (
+    Completion,
+    InvalidValue,
+    KitchenError,
+    Message,
+    Trajectory,
+    Transition,
+    UnknownName,
+    is_mapping,
+    is_number,
+    short_value,
+)
 
 # %% ../../nbs/35_train/3_trajectories.ipynb #796db88a
 _ON_FAILURE = ("stop", "retry", "drop")
@@ -184,10 +196,8 @@ def call_for_problem(
     "The work's value; an error says at which problem it happened, and where."
     try:
         return timeout_worker(work)
-    except Exception as error:
-        raise RolloutFailed(
-            f"{problem.tag}, {problem.text[:60]!r}, {where}: {type(error).__name__}: {error}"
-        ) from error
+    except USER_ERRORS as error:
+        raise RolloutFailed(f"{problem.tag}, {problem.text[:60]!r}, {where}: {error_words(error)}") from error
 
 # %% ../../nbs/35_train/3_trajectories.ipynb #b5367152
 _MESSAGE_SEQUENCES: tuple[type[Any], ...] = (list, tuple)
@@ -196,23 +206,30 @@ _MESSAGE_SEQUENCES: tuple[type[Any], ...] = (list, tuple)
 def _check_messages(messages: Any, what: str) -> Sequence[Message]:
     "The messages as they came; InvalidValue if they are no list or tuple of Message."
     if not isinstance(messages, _MESSAGE_SEQUENCES) or not all(isinstance(one, Message) for one in messages):
-        raise InvalidValue(f"{what} must give a list of messages, not {messages!r}")
+        raise InvalidValue(f"{what} must give a list of messages, not {short_value(messages)}")
     return messages
 
 
 def is_finite_number(value: Any) -> bool:
     "Whether it is a finite real number."
-    return isinstance(value, numbers.Real) and math.isfinite(value)
+    return isinstance(value, (bool, np.bool_)) or is_number(value)  # True and False are 1 and 0
 
 # %% ../../nbs/35_train/3_trajectories.ipynb #374e5bd9
 def _check_step(step: Any) -> Step:
     "The step, checked; InvalidValue for another type, a reward that is not finite, or no messages in a step that goes on."
+    if inspect.iscoroutine(step):
+        step.close()
+        raise InvalidValue("step must give a Step, not a coroutine: it must not be async")
     if not isinstance(step, Step):
         raise InvalidValue(f"step must give a Step, not {type(step).__name__}")
     _check_messages(step.messages, "a step's messages")
+    if not is_mapping(step.parts) or not all(isinstance(name, str) for name in step.parts):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidValue(f"a step's parts must be a dict of numbers by name, not {short_value(step.parts)}")
+    if not all(isinstance(one, (bool, np.bool_)) for one in (step.done, step.wait)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidValue(f"a step's done and wait must be True or False, not {short_value((step.done, step.wait))}")
     for name, value in {"reward": step.reward, **step.parts}.items():
         if not is_finite_number(value):
-            raise InvalidValue(f"{name} must be a finite number, not {value!r}")
+            raise InvalidValue(f"{name} must be a finite number, not {short_value(value)}")
     if not step.done and not step.wait and not step.messages:
         raise InvalidValue("a step that is neither done nor waiting must give the policy something to answer")
     return step

@@ -21,7 +21,7 @@ from ..display.svg import Picture
 from ..formatting import visible_text
 from ..palette import GREEN, MAIN_SETTINGS, STATUS_SIGNS, VERMILION
 from ..telemetry import Event
-from ..types import InvalidValue
+from ..types import InvalidValue, short_value
 from .commands import CommandQueue, SampleSchedule
 from .controls import CommandButtons, SettingsForm
 from .live_figure import Canvas, static_board
@@ -42,6 +42,8 @@ class _SessionView:
     "One session with its events so far, and the command queue that its buttons fill."
 
     def __init__(self, session: Any):
+        if getattr(session, "driver", None) is None:
+            raise InvalidValue(f"a dashboard shows sessions, such as Kitchen('sft'), not {short_value(session)}")
         self.session, self.command_queue = session, CommandQueue(session)
         self.sample_schedule = SampleSchedule(self.command_queue)
         self._pending_events: deque[Event] = deque()

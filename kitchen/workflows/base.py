@@ -47,7 +47,7 @@ def live_field(default: Any, description: str, **bounds: Any) -> Any:
 
 def check_known_name(kind: str, value: str, choices: Collection[str]) -> str:
     "The name, if it is in its table; the nearest one is offered if not."
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UnknownName(kind, value, choices)
     return value
 
@@ -110,8 +110,10 @@ class TrainingConfig(Config):
     @classmethod
     def _fill_presets(cls, values: dict[str, Any]) -> dict[str, Any]:
         "An empty model means the backend's embedded one, with its presets; the spec records what was taken."
-        model = values.get("model") or _EMBEDDED_MODELS.get(values.get("backend", "torch"), "")
-        return {**cls.presets(model), **values, "model": model}
+        model, backend = values.get("model", ""), values.get("backend", "torch")
+        if model == "" and isinstance(backend, str):
+            model = _EMBEDDED_MODELS.get(backend, "")
+        return {**(cls.presets(model) if isinstance(model, str) else {}), **values, "model": model}
 
     @classmethod
     def presets(cls, model: str) -> dict[str, Any]:

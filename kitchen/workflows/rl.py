@@ -47,7 +47,7 @@ from kitchen.ports.protocols import (
 from ..rendering.base import Renderer
 from ..rendering.registry import get_renderer
 from ..seeding import derive_seed, random_generator
-from ..store.files import parse_json, read_json
+from ..store.files import parse_stored_json, read_json
 from ..store.objects import decode_value, encode_value
 from ..store.run import Run
 from ..train.ppo import Critic, learn_with_critic
@@ -356,7 +356,7 @@ def load_rollouts(run: Run, least: float = -1e300, most: float = 1e300) -> list[
     played, standing = (sum(item.name == "rollout.batch" for item in log) for log in (run.log.events, run.log.active_events))
     found, files = [], sorted((run.path / "rollouts").glob("*.json"))
     for path in files[:standing] if played else files:  # what a rewind took back does not count
-        for group in decode_value(parse_json(run.read_file(f"rollouts/{path.name}"), path)):
+        for group in decode_value(parse_stored_json(run.read_file(f"rollouts/{path.name}"), path)):
             kept = tuple(one for one in group.trajectories if least <= one.total_reward <= most)
             found += [(int(path.stem), replace(group, trajectories=kept))] if kept else []
     return found

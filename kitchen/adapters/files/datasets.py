@@ -35,6 +35,7 @@ from kitchen.data.synthetic import (
 from ...envs.code import code_rows, draft_rows
 from ...envs.registry import tool_rows
 from ...envs.search import search_rows
+from ...input import Count, checked_arguments
 from ...ports.protocols import DatasetStore
 from ...types import InvalidValue, RowError, UnknownName
 
@@ -48,7 +49,8 @@ _OTHER_DATASETS = {
 }  # fmt: skip
 
 # %% ../../../nbs/92_adapters.files/1_datasets.ipynb #b091960f
-def builtin_rows(name: str, split: str, size: int | None = None) -> list[dict[str, Any]]:
+@checked_arguments
+def builtin_rows(name: str, split: str, size: Count | None = None) -> list[dict[str, Any]]:
     "Rows of one of our tasks or mixtures; a small task's test split ends where its prompts do."
     if split not in SPLITS:
         raise UnknownName("split", split, SPLITS, f"builtin:{name}")
@@ -142,10 +144,12 @@ def _builtin_source(parsed: DatasetReference, split: str) -> NumberedRows:
 class FileDatasets:
     "Datasets of this machine: files, data in packages, and our own."
 
+    @checked_arguments
     def load(self, reference: str, split: str = "train") -> Table:
         "The rows of one split."
         return _local_source(reference, split).table()
 
+    @checked_arguments
     def stream(self, reference: str, split: str = "train") -> Stream[PlacedRow]:
         "The rows of one split, each with its origin, read anew whenever they are asked for."
         return _local_source(reference, split).stream()

@@ -9,13 +9,15 @@ __all__ = ['NumberedRows', 'READERS', 'read_file', 'file_ending']
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ...types import InvalidValue, RowError, UnknownName, nearest
+from ...input import PARSE_ERRORS, parse_problem
+from ...types import InvalidValue, RowError, UnknownName, nearest, short_value
 
 # %% ../../../nbs/92_adapters.files/0_readers.ipynb #15ce3718
 NumberedRows = Iterator[tuple[int, dict[str, Any] | RowError]]
@@ -34,14 +36,30 @@ def _parse_object(text: str, path: Path, number: int) -> dict[str, Any] | RowErr
     "A JSON object, or a RowError that says where the line is broken."
     try:
         return _check_object(json.loads(text), path, number)
-    except json.JSONDecodeError as error:
-        return RowError(f"this line is not JSON: {error.msg} at column {error.colno}", str(path), number)
+    except PARSE_ERRORS as error:
+        return RowError(f"this line is not JSON: {parse_problem(error)}", str(path), number)
 
 # %% ../../../nbs/92_adapters.files/0_readers.ipynb #683c0bee
+_SURROGATE_PATTERN = re.compile("[\ud800-\udfff]")
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    "Whether some text in a value of JSON cannot be written as UTF-8."
+    if isinstance(value, str):
+        return not value.isascii() and _SURROGATE_PATTERN.search(value) is not None
+    if isinstance(value, dict):
+        return any(_has_lone_surrogate(name) or _has_lone_surrogate(item) for name, item in value.items())
+    return isinstance(value, list) and any(map(_has_lone_surrogate, value))
+
+
 def _check_object(value: Any, path: Path, number: int) -> dict[str, Any] | RowError:
     "The value if it is an object, else the error that it is not."
     if isinstance(value, dict):
-        return value
+        broken = next((name for name, item in value.items() if _has_lone_surrogate(name) or _has_lone_surrogate(item)), None)
+        if broken is None:
+            return value
+        reason = f"column {short_value(broken)} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text"
+        return RowError(reason, str(path), number)
     return RowError(f"a row must be an object, not {type(value).__name__}", str(path), number)
 
 # %% ../../../nbs/92_adapters.files/0_readers.ipynb #f6abf420
@@ -51,8 +69,11 @@ def _read_json(path: Path) -> NumberedRows:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         hint = "; one object a line? name it .jsonl" if error.msg == "Extra data" else ""
-        reason = f"not JSON: {error.msg} at column {error.colno}{hint}"
-        raise RowError(reason, str(path), error.lineno) from None
+        raise RowError(f"not JSON: {parse_problem(error)}{hint}", str(path), error.lineno) from None
+    except UnicodeDecodeError:
+        raise
+    except PARSE_ERRORS as error:
+        raise InvalidValue(f"{path} is not JSON: {parse_problem(error)}") from None
     if not isinstance(content, list):
         raise InvalidValue(f"{path} must hold a JSON array of objects, not {type(content).__name__}")
     for number, value in enumerate(content, start=1):
@@ -84,7 +105,7 @@ def _read_parquet(path: Path) -> NumberedRows:
     try:
         for batch in ParquetFile(path).iter_batches(batch_size=1024):
             yield from ((next(number), row) for row in batch.to_pylist())
-    except ArrowException as error:
+    except (ArrowException, OSError) as error:  # a damaged page is an OSError
         raise InvalidValue(f"{path} cannot be read as Parquet: {error}") from error
 
 # %% ../../../nbs/92_adapters.files/0_readers.ipynb #1d188ea4

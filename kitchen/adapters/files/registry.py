@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .blobs import FileBlobs
+from ...input import parse_json_object
 from ...ports.protocols import ModelRegistry
 from ...secrets import mask_values
 from ...store.files import write_atomically
-from ...types import DamagedData
+from ...types import DamagedData, InvalidValue
 
 # %% ../../../nbs/92_adapters.files/3_registry.ipynb #df55156a
 class FileRegistry:
@@ -60,8 +61,8 @@ def _create_folder(folder: Path) -> bool:
 def _read_entry(path: Path) -> dict[str, Any]:
     "The content of an entry.json; DamagedData, with its path, if it is not JSON."
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return parse_json_object(path.read_bytes(), str(path))
+    except InvalidValue as error:
         raise DamagedData(f"{path} is not what was registered: {error}") from error
 
 

@@ -28,7 +28,7 @@ from .lora import CONFIG_FILE, load_lora, read_lora_config
 from .tokenizers import HuggingFaceTokenizer
 from ...data.references import package_file
 from ...seeding import derive_seed
-from ...types import BackendError, InvalidValue, MissingCapability, UnknownName
+from ...types import BackendError, InvalidValue, MissingCapability, UnknownName, short_value
 
 # %% ../../../nbs/91_adapters.torch/2_loading.ipynb #5dc84bbf
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def builtin_models() -> dict[str, Path]:
 # %% ../../../nbs/91_adapters.torch/2_loading.ipynb #a24fc026
 def find_model(name: str, seed: int = 0) -> ModelSource:
     "Where the named model is; nothing is loaded yet."
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidValue(f"a model's name must be text, not {short_value(name)}")
     kind, _, rest = name.partition(":")
     if kind == "builtin":
         if rest not in builtin_models():

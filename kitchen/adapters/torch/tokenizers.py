@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
 
+from ...input import parse_json_object
 from ...ports.protocols import Tokenizer
 from ...types import BackendError, InvalidValue
 
@@ -33,7 +34,10 @@ _SLOW_TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab
 def _read_files(folder: Path) -> dict[str, str]:
     "Content of a tokenizer's files, by name."
     found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-    return {path.name: path.read_text(encoding="utf-8") for path in found}
+    try:
+        return {path.name: path.read_text(encoding="utf-8") for path in found}
+    except UnicodeDecodeError as error:
+        raise InvalidValue(f"{folder}: a file of its tokenizer is not UTF-8: {error.reason} at byte {error.start}") from None
 
 # %% ../../../nbs/91_adapters.torch/0_tokenizers.ipynb #5e15698b
 def _convert_files(source: str, gguf: str = "") -> dict[str, str]:
@@ -125,7 +129,7 @@ def _read_chat_template(files: Mapping[str, str]) -> str | None:
     if "chat_template.jinja" in files:
         return files["chat_template.jinja"]
     for name in ("chat_template.json", "tokenizer_config.json"):
-        found = json.loads(files.get(name, "{}")).get("chat_template")
+        found = parse_json_object(files.get(name, "{}"), name).get("chat_template")
         if isinstance(found, list):
             found = {item["name"]: item["template"] for item in found}.get("default")
         if found:
@@ -137,7 +141,7 @@ def _read_special_tokens(files: Mapping[str, str]) -> dict[str, str]:
     "What a template may ask for: bos_token, eos_token, pad_token, …, as text."
     names = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        for name, entry in json.loads(files.get(file, "{}")).items():
+        for name, entry in parse_json_object(files.get(file, "{}"), file).items():
             if name.endswith("_token") and isinstance(entry, (str, Mapping)):
                 names[name] = _token_text(entry)
     return names

@@ -17,7 +17,7 @@ from .tokenizer import check_vocabulary
 from .windows import context_windows
 from ...losses.token import Loss, check_batch, check_logprob_grads, loss_mask
 from ...ports.protocols import CustomLoss
-from ...types import Datum, InvalidValue, MissingCapability
+from ...types import Datum, InvalidValue, MissingCapability, is_list, short_value
 
 # %% ../../../nbs/90_adapters.toy/7_backward.ipynb #8796d7f7
 _LossFunction = Callable[[Sequence[Datum], list[np.ndarray]], tuple[float, Sequence[np.ndarray], Mapping[str, float]]]
@@ -85,6 +85,8 @@ def check_datums(data: Sequence[Datum]) -> None:
 
 def usable_batch(data: Sequence[Datum], loss: Loss) -> tuple[Datum, ...]:
     "The batch; InvalidValue for the first datum that the loss or the vocabulary cannot use."
+    if not is_list(data):
+        raise InvalidValue(f"a batch is a list of Datum, not {short_value(data)}")
     batch = tuple(data)
     check_batch(batch, loss)
     check_datums(batch)

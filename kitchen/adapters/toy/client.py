@@ -41,6 +41,7 @@ from kitchen.types import (
     LoraParams,
     OptimStepOutput,
     SavedState,
+    short_value,
 )
 
 # %% ../../../nbs/90_adapters.toy/8_client.ipynb #9230385a
@@ -186,6 +187,8 @@ class ToyService:
 
     def _open(self, name: str) -> ToyModel:
         "The model, opened; a directory is read anew each time, because it may have changed."
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(f"a model's name must be text, not {short_value(name)}")
         if Path(name).is_dir() or name not in self.models:
             self.models[name] = open_toy_model(name)
         return self.models[name]

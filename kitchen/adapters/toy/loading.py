@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from .model import ADAPTED_MATRICES, initial_weights
 from .optimizer import flatten_weights
 from .windows import ToyShape
-from ...types import InvalidValue, LoraParams
+from ...types import InvalidValue, LoraParams, short_value
 
 # %% ../../../nbs/90_adapters.toy/4_loading.ipynb #dca4172d
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class ToyModel:
 # %% ../../../nbs/90_adapters.toy/4_loading.ipynb #46554cac
 def open_toy_model(name: str) -> ToyModel:
     "The model that a name or an exported directory stands for; InvalidValue or UnknownName if there is none."
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidValue(f"a model's name must be text, not {short_value(name)}")
     folder = Path(name)
     if name.partition(":")[0] != "toy" and folder.is_dir():
         return _read_export(folder)

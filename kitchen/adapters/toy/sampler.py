@@ -17,7 +17,7 @@ from .tokenizer import PAD_ID, TURN_END_ID, VOCAB_SIZE, ToyTokenizer, check_voca
 from .windows import context_windows, turn_ends
 from ...losses.token import check_topk_count
 from ...seeding import derive_seed, random_generator
-from ...types import Completion, InvalidValue, SampleOutput, SamplingParams, TopK
+from ...types import Completion, InvalidValue, SampleOutput, SamplingParams, TopK, is_list, is_number, short_value
 
 # %% ../../../nbs/90_adapters.toy/6_sampler.ipynb #50fa0e6d
 def _cumulative_probabilities(
@@ -103,8 +103,8 @@ class ToySamplingClient:
     def sample(self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams) -> Any:
         "Completions of a prompt; each includes the token or string that stopped it."
         checked, stops = self._check_prompt(prompt), _encode_stops(sampling_params)
-        if num_samples < 1:
-            raise InvalidValue(f"num_samples must be at least 1, got {num_samples}")
+        if not is_number(num_samples, whole=True) or num_samples < 1:
+            raise InvalidValue(f"num_samples must be at least 1, got {short_value(num_samples)}")
         seed = sampling_params.seed
         if seed is None:
             seed = derive_seed(self.seed, "request", self.requests)
@@ -160,8 +160,9 @@ class ToySamplingClient:
     @staticmethod
     def _check_prompt(prompt: Sequence[int]) -> np.ndarray:
         "int64 [T]; InvalidValue for an empty prompt or an id outside the vocabulary."
-        tokens = np.array(prompt, dtype=np.int64)
-        if tokens.ndim != 1 or not len(tokens):
-            raise InvalidValue(f"a prompt is a sequence of at least one token id, not {prompt!r}")
+        tokens: np.ndarray = np.asarray(prompt) if is_list(prompt) or isinstance(prompt, np.ndarray) else np.zeros(0)
+        if tokens.ndim != 1 or not len(tokens) or tokens.dtype.kind not in "iu":
+            raise InvalidValue(f"a prompt is a sequence of at least one token id, not {short_value(prompt)}")
+        tokens = tokens.astype(np.int64)
         check_vocabulary(tokens, "prompt")
         return tokens
