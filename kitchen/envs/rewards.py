@@ -96,6 +96,10 @@ _WORD_PATTERN = re.compile(r"[-+]?\d+(?:[.,]\d+)*|\w+")
 _LAST_WORDS = 10  # "The answer to your question is therefore this: …": there may be thoughts before, but no list of guesses
 
 
+# words around an answer that are none themselves
+_FILLERS = frozenset("a an answer choice correct final i is it my option right so that the therefore think this".split())
+
+
 def _split_words(text: str) -> list[str]:
     "Words and numbers of a text, without regard to case and to commas in numbers."
     return [word.replace(",", "") for word in _WORD_PATTERN.findall(text.casefold())]
@@ -126,8 +130,10 @@ def contains_reward(answer: str, row: Row) -> float:
     "1 if the right answer, and no other, stands among the last words of the text, whatever the case of letters."
     wanted, asked = _split_words(str(row["answer"])), _split_words(_asked_text(row))
     said = _split_words(answer)[-(_LAST_WORDS + 2 * len(wanted)) :]
-    if not wanted or _stands_in(wanted, asked):  # whoever repeats the question would say it
-        return float(said == wanted) if wanted else exact_match_reward(answer, row)
+    if not wanted:
+        return exact_match_reward(answer, row)
+    if _stands_in(wanted, asked):  # whoever repeats the question would say it
+        return float([word for word in said if word not in _FILLERS or word in wanted] == wanted)
     rivals = [_split_words(str(one)) for one in row.get("options", ())]
     several = any(_stands_in(one, said) for one in rivals if one != wanted) or {*map(_guess_kind, wanted)} & {
         _guess_kind(word) for word in {*said} - {*wanted, *asked}
