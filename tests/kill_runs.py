@@ -17,10 +17,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from small_settings import SMALL_SETTINGS
+
 from kitchen.data.batches import StreamBatches, mix
 from kitchen.data.references import Stream
 from kitchen.engine.verification import verify_run
-from kitchen.engine.workflow import chain, stage
+from kitchen.engine.workflow import chain, stage, stages
 from kitchen.recipes.registry import get_recipe
 from kitchen.recipes.reproduce import _RESULT_EVENTS
 from kitchen.session.kitchen import Kitchen
@@ -93,6 +95,15 @@ VARIANTS = {
 }
 
 
+# the settings of the small runs of all recipes, on torch; `python tests/kill_runs.py FOLDER torch:sft,torch:rlhf 50 1`
+VARIANTS |= {
+    f"torch:{name}": (
+        get_recipe(name), {**settings, "backend": "torch", "device": "cpu", "lora_rank": 4, "snapshot_every": 2, "snapshots_kept": 2},
+    )
+    for name, settings in SMALL_SETTINGS.items()
+}  # fmt: skip
+
+
 def die() -> None:
     """What the machine does to a process it has no memory for."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -127,6 +138,22 @@ def at_a_rename(number: int, after: bool) -> None:
     os.replace = rename
 
 
+def in_a_stage(k: Kitchen, name: str, events: int) -> None:
+    """Die so many events after the stage begins, or with its end."""
+    inside = Counter()
+
+    def look(item) -> None:
+        if item.name in ("stage.start", "stage.stop") and item["stage"] == name:
+            inside["left"] = events if item.name == "stage.start" else 0
+            inside["armed"] = 1
+        elif inside["armed"]:
+            inside["left"] -= 1
+        if inside["armed"] and inside["left"] <= 0:
+            die()
+
+    k.driver.listeners.append(look)
+
+
 def attempt(folder: Path, variant: str, how: str, rng: random.Random) -> None:
     """In a child: make or resume the run, and go on to the end, or die on the way."""
     recipe, settings = VARIANTS[variant]
@@ -140,6 +167,8 @@ def attempt(folder: Path, variant: str, how: str, rng: random.Random) -> None:
         first = k.driver.last_step.step if k.driver.last_step else 0
         last = first + rng.randrange(1, 12)
         k.driver.listeners.append(lambda item: item.name == "train.step" and item.step == last and die())
+    if how.startswith("in stage "):
+        in_a_stage(k, how.removeprefix("in stage "), rng.randrange(6))
     k.run()
     k.close()
 
@@ -189,14 +218,16 @@ def main(folder: Path, variant: str, kills: int, seed: int) -> dict:
         torch.set_num_threads(1)
     if variant.startswith("torch"):
         import kitchen.adapters.torch.client  # noqa: F401
-    hows = ("by the clock", "in a log write", "before a rename", "after a rename", "at a step")
+    hows = ("by the clock", "in a log write", "before a rename", "after a rename", "at a step", "in a stage")
+    names = [part.name for part in stages(VARIANTS[variant][0].workflow)]
     rng, hits, began = random.Random(seed), Counter(), time.monotonic()
     assert child(folder / "whole", variant, "", rng, 300.0) == 0
     whole_seconds, place = time.monotonic() - began, 0
     while sum(hits.values()) < kills:
         how = hows[sum(hits.values()) % len(hows)]
         limit = rng.uniform(0.05, 0.6) * whole_seconds if how == "by the clock" else 300.0
-        status = child(folder / f"killed-{place}", variant, how, random.Random(rng.random()), limit)
+        where = f"in stage {names[hits[how] % len(names)]}" if how == "in a stage" else how  # each in its turn
+        status = child(folder / f"killed-{place}", variant, where, random.Random(rng.random()), limit)
         if os.WIFSIGNALED(status):
             hits[how] += 1
         else:
@@ -208,6 +239,8 @@ def main(folder: Path, variant: str, kills: int, seed: int) -> dict:
     return {
         "variant": variant,
         "kills": hits,
+        "stages hit": min(hits["in a stage"], len(names)),
+        "stages": len(names),
         "runs": len(killed),
         "steps": sum(item.name == "train.step" for item in whole.log.active_events),
         "equal metrics": all(story(run) == story(whole) for run in killed),

@@ -50,7 +50,7 @@ from ...losses.token import LOSSES, Loss, check_batch, cross_entropy, get_loss, 
 from ...ports.protocols import CustomLoss, ServiceClient, TrainingClient
 from ...seeding import derive_seed
 from ...store.files import write_atomically
-from ...store.objects import StateStore, TrainingState, WriteFuture, pack_tensors
+from ...store.objects import StateStore, TrainingState, WriteFuture, local_name, pack_tensors, portable_name
 from ...telemetry import resident_memory
 from kitchen.types import (
     AdamParams,
@@ -148,11 +148,11 @@ def _copy_packs(learner: Learner) -> dict[str, Callable[[], bytes]]:
     return {name: functools.partial(save, pack) for name, pack in copies.items()}
 
 
-def _state_settings(opened: OpenModel, lora: LoraParams | None, learner: Learner) -> dict[str, Any]:
+def _state_settings(name: str, opened: OpenModel, lora: LoraParams | None, learner: Learner) -> dict[str, Any]:
     "What the tensors of a state belong to; LoRA names the hash of its base, full weights need none."
     return {
         "kitchen": package_version("crucible-kitchen"),
-        "model": opened.source.name,
+        "model": name,
         "base": opened.digest if lora else "",
         "lora": None if lora is None else asdict(lora),
         "steps": learner.steps,
@@ -234,7 +234,8 @@ class TorchTrainingClient:
     def _capture_state(self) -> TrainingState:
         "A copy of all that decides how training goes on."
         about = {"dtype": self.service.dtype_name, "seed": self.seed, "requests": self.requests}
-        return TrainingState(_copy_packs(self.learner), about | _state_settings(self.opened, self.lora, self.learner))
+        name = portable_name(self.opened.source.name, self.service.directory)
+        return TrainingState(_copy_packs(self.learner), about | _state_settings(name, self.opened, self.lora, self.learner))
 
     def digest(self) -> str:
         "SHA-256 of the state: equal exactly if training would go on in the same way."
@@ -303,7 +304,7 @@ def _resume_client(service: "TorchService", path: str, with_optimizer: bool) -> 
     }
     if settings["dtype"] != service.dtype_name:
         raise InvalidValue(f"{path} was saved with dtype {settings['dtype']}; this service has {service.dtype_name}")
-    opened = service.open(settings["model"], settings["seed"])
+    opened = service.open(local_name(settings["model"], path, service.directory), settings["seed"])
     if settings["base"] and settings["base"] != opened.digest:
         raise DamagedData(f"{path} was trained on other weights than {opened.source.name!r} has now")
     lora = None if settings["lora"] is None else LoraParams(**settings["lora"])
@@ -390,7 +391,7 @@ class TorchService:
     def create_sampling_client(self, model: str) -> TorchSamplingClient:
         "A sampler over a model or an exported directory."
         opened = self.open(model)
-        seed = derive_seed(0, "sampling", opened.source.name)
+        seed = derive_seed(0, "sampling", portable_name(opened.source.name, self.directory))
         return TorchSamplingClient(opened, self.network(opened.model, opened), seed, self.limits)
 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #11755699

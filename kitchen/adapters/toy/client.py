@@ -29,7 +29,7 @@ from ...losses.token import LOSSES, Loss, cross_entropy, get_loss, resolve_loss_
 from ...ports.protocols import CustomLoss, Future, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from ...seeding import derive_seed, random_generator
 from ...store.files import write_atomically
-from ...store.objects import StateStore, TrainingState, pack_tensors
+from ...store.objects import StateStore, TrainingState, local_name, pack_tensors, portable_name
 from ...telemetry import resident_memory
 from kitchen.types import (
     AdamParams,
@@ -53,11 +53,11 @@ def trained_network(base: ToyModel, lora: LoraParams | None, weights: Mapping[st
 
 
 def training_state(
-    base: ToyModel, lora: LoraParams | None, learner: ToyLearner, counters: Mapping[str, int]
+    base: ToyModel, lora: LoraParams | None, learner: ToyLearner, counters: Mapping[str, int], states: Path | None = None
 ) -> TrainingState:
     "What is saved: the learner's arrays in packs, and as settings what they belong to."
     settings = {
-        "model": base.name,
+        "model": portable_name(base.name, states),
         "base": base.digest,
         "lora": None if lora is None else asdict(lora),
         "seed": counters["seed"],
@@ -144,7 +144,7 @@ class ToyTrainingClient:
 
     def _capture_state(self) -> TrainingState:
         "All that decides how training goes on."
-        return training_state(self.base, self.lora, self.learner, {"seed": self.seed, "requests": self.requests})
+        return training_state(self.base, self.lora, self.learner, {"seed": self.seed, "requests": self.requests}, self.service.directory)
 
     def digest(self) -> str:
         "SHA-256 of the state: equal exactly if training would go on in the same way."
@@ -221,7 +221,7 @@ class ToyService:
         "Go on from a saved state."
         groups, settings = StateStore.load(path)
         tensors = {name: array for pack in groups["state"].values() for name, array in load(pack).items()}
-        base = self._open(settings["model"])
+        base = self._open(local_name(settings["model"], path, self.directory))
         if base.digest != settings["base"]:
             raise DamagedData(f"{path} was trained on other weights than {base.name!r} has now")
         lora = None if settings["lora"] is None else LoraParams(**settings["lora"])
