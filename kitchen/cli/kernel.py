@@ -41,13 +41,14 @@ _LONGEST_KEY = 200  # lines; an RSA key of 16,384 bits has about that many
 
 @contextmanager
 def _masked_file(path: Path) -> Iterator[int]:
-    "A descriptor for a child process: what it writes there comes into the file with secrets masked. A file with nothing in it is removed."
+    "A descriptor for a child process: what it writes there comes to the end of the file with secrets masked. A file with nothing in it is removed."
     from kitchen.secrets import mask_secrets
+    from kitchen.store.files import own_copy
 
     reading, writing = os.pipe()
 
     def copy() -> None:
-        with open(reading, encoding="utf-8", errors="replace") as lines, path.open("w", encoding="utf-8") as file:
+        with open(reading, encoding="utf-8", errors="replace") as lines, own_copy(path).open("a", encoding="utf-8") as file:
             held = ""
             for line in lines:
                 held += line
@@ -170,9 +171,11 @@ class _MaskedOutput:
         import nbformat
 
         from kitchen.reports.export import masked_notebook
+        from kitchen.store.files import write_atomically
 
         masked = masked_notebook(nbformat.reads(text, as_version=4))
-        (self.folder / path.removeprefix(_OUTPUT_SCHEME)).write_text(nbformat.writes(masked), encoding="utf-8")
+        text = nbformat.writes(masked)
+        write_atomically(self.folder / path.removeprefix(_OUTPUT_SCHEME), lambda file: file.write_text(text, encoding="utf-8"))
 
     def pretty_path(self, path: str) -> str:
         "The path as papermill's messages name it."
