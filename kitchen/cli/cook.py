@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from .errors import CookFailed
-from .kernel import UNFINISHED_NAME, error_hint, execute_notebook
+from .kernel import UNFINISHED_NAME, error_hint, execute_notebook, kernel_folders
 from .parameters import CookRequest, RecipeGroup, make_request
 from .runs import find_run, open_run
 
@@ -120,7 +120,7 @@ def _find_unfinished_run(what: CookRequest, name: str) -> Path:
     if run.status != "completed":
         for report in ("report.ipynb", "report.html"):  # with notes in them they are the user's, which is said before any work
             check_replaceable(run_dir / report)
-    require_trusted_settings({**settings_to_trust(run), "values": cooked["values"]}, run_dir)
+    require_trusted_settings({**settings_to_trust(run), "values": cooked["values"]}, run_dir, folders=kernel_folders())
     run.claim().log.close()  # somebody who still writes it is noticed, too
     return run_dir
 
@@ -232,7 +232,7 @@ def _trust_request(what: CookRequest) -> None:
     from kitchen.store.trust import notebook_code_hash, remember_trust, trust_settings
     from kitchen.types import DamagedData
 
-    trust_settings(dict(what.values))
+    trust_settings(dict(what.values), kernel_folders())
     if not what.is_recipe:
         with suppress(DamagedData):  # no notebook at all: the kernel says so in better words
             remember_trust(f"notebook {what.notebook.absolute()}", notebook_code_hash(what.notebook))
@@ -326,7 +326,7 @@ def resume_command(run: str, recover: bool, trust: tuple[str, ...], quiet: bool)
             raise
         click.echo(f"going on without the notebook: {error}", err=True)
         cooked = {}
-    require_trusted_settings({**settings_to_trust(opened), "values": cooked.get("values", {})}, path, trust)
+    require_trusted_settings({**settings_to_trust(opened), "values": cooked.get("values", {})}, path, trust, kernel_folders() if cooked else ())
     if cooked:
         request = make_request(cooked["notebook"] or cooked["name"], {})
         if not request.is_recipe:

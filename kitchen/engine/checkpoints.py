@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -172,10 +172,10 @@ class Snapshot:
             for entry in self.values.values()
         )
         checks = {
-            "sequence": type(self.sequence) is int, "head": isinstance(self.head, str), "step": self.step is None or type(self.step) is int,
+            "sequence": type(self.sequence) is int, "head": type(self.head) is str, "step": self.step is None or type(self.step) is int,
             "config": is_mapping(self.config), "cursors": is_mapping(self.cursors), "values": values,
             "made": numbers and self.made.keys() >= self.values.keys(), "reads": reads,
-            "score": self.score is None or isinstance(self.score, (int, float)),
+            "score": self.score is None or type(self.score) in (int, float),
         }  # fmt: skip
         return next((name for name, right in checks.items() if not right), "")
 
@@ -633,7 +633,7 @@ def restore_flow(snapshot: Snapshot | None, flow: Flow, saved: _SavedValues, kno
 
 
 @contextmanager
-def _snapshot_content(part: str) -> Iterator[None]:
+def _snapshot_content(part: str) -> Generator[None]:
     "Whoever stumbles over what a snapshot says within this has met something that kitchen does not write: DamagedData."
     try:
         yield

@@ -268,9 +268,9 @@ def check_replaceable(path: Path) -> Path:
 
 
 def _file_kind(path: Path) -> bytes:
-    "The first bytes of a file, by which notebooks, pages and PDF differ."
+    "The first byte of a file, by which notebooks, pages and PDF differ."
     with path.open("rb") as file:
-        return file.read(4)
+        return file.read(1)
 
 
 def free_path(path: Path) -> Path:

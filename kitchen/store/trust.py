@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, PathFinder
 from pathlib import Path
 from typing import Any, cast
@@ -81,7 +82,7 @@ def notebook_code_hash(path: Path) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 # %% ../../nbs/14_store/5_trust.ipynb #fc031eee
-_MODULE_WORLD = re.compile(r"(?:^|\+)module:([^:+]*)")  # also of a name that lacks its function: the import comes before that is seen
+_MODULE_WORLD = re.compile(r"(?:^|\+)module:([^:+]+):")  # without a function nothing is imported
 
 
 def named_modules(settings: object) -> Iterator[str]:
@@ -120,9 +121,9 @@ def _texts(settings: object) -> Iterator[str]:
             yield from _texts(value)
 
 
-def module_source(name: str) -> Path | None:
+def module_source(name: str, folders: Sequence[str] = ()) -> Path | None:
     "The file or package folder that importing a module would execute; None if there is none. Nothing is imported."
-    places: Iterable[str] | None = None
+    places: Iterable[str] | None = [*folders, *sys.path]  # folders in which another process, such as a kernel, looks first
     found: Path | None = None
     for part in name.split("."):
         spec = PathFinder.find_spec(part, places) if part else None  # pyright: ignore[reportArgumentType]
@@ -137,9 +138,9 @@ def module_source(name: str) -> Path | None:
 _CODE_SUFFIXES = frozenset({*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES, ".so", ".pyd"})  # what Python imports, but for its own cache
 
 
-def module_code_hash(name: str) -> tuple[Path, str]:
+def module_code_hash(name: str, folders: Sequence[str] = ()) -> tuple[Path, str]:
     "Where a module's code is, and SHA-256 of it: of its file, or of all code files of its package; InvalidValue if there is none."
-    place = module_source(name)
+    place = module_source(name, folders)
     if place is None:
         raise InvalidValue(f"module {name!r} is not there to be imported")
     files = sorted(path for path in place.rglob("*") if path.suffix in _CODE_SUFFIXES and path.is_file()) if place.is_dir() else [place]
@@ -152,22 +153,24 @@ def _name_hash(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def trust_settings(settings: object) -> None:
+def trust_settings(settings: object, folders: Sequence[str] = ()) -> None:
     """Trust the modules, addresses and environment variables that a user's own settings name.
 
     A module that is not there is left to whoever imports it."""
     for name in named_modules(settings):
-        if module_source(name) is not None:
-            remember_trust(f"module {name}", module_code_hash(name)[1])
+        if module_source(name, folders) is not None:
+            remember_trust(f"module {name}", module_code_hash(name, folders)[1])
     for name in (*named_addresses(settings), *named_variables(settings)):
         remember_trust(name, _name_hash(name))
 
 
-def require_trusted_settings(settings: Mapping[str, Any], run: object, trusted: Iterable[str] = ()) -> None:
+def require_trusted_settings(
+    settings: Mapping[str, Any], run: object, trusted: Iterable[str] = (), folders: Sequence[str] = ()
+) -> None:
     """NotTrusted if settings of a run name a module, a network address or an environment variable that its user has not.
 
     `trusted` are names given now, and remembered."""
-    require_trusted_modules(settings, run, trusted)
+    require_trusted_modules(settings, run, trusted, folders)
     for kind, names in (("sends to the address", named_addresses(settings)), ("uses your environment variable", named_variables(settings))):
         for name in names:
             if name in trusted:
@@ -179,10 +182,12 @@ def require_trusted_settings(settings: Mapping[str, Any], run: object, trusted: 
                 )
 
 
-def require_trusted_modules(settings: Mapping[str, Any], run: object, trusted: Iterable[str] = ()) -> None:
+def require_trusted_modules(
+    settings: Mapping[str, Any], run: object, trusted: Iterable[str] = (), folders: Sequence[str] = ()
+) -> None:
     "NotTrusted if settings of a run name a module that its user has not; `trusted` are names given now, and remembered."
     for name in named_modules(settings):
-        place, sha256 = module_code_hash(name)
+        place, sha256 = module_code_hash(name, folders)
         if name in trusted:
             remember_trust(f"module {name}", sha256)
         if sha256 not in trusted_hashes():

@@ -12,7 +12,7 @@ from forgery import HOSTILE, places, replaced, resealed, rewritten, sealed_state
 
 # one place of each kind; the newest snapshot, its state and an object are found by their names
 KINDS = ("spec.json", "events.jsonl", "seal.json", "artifacts/results.json", "rollouts/", "snapshots/objects/", "snapshots/")
-FORGERIES = 60  # of each run and kind, drawn with a fixed seed; some seconds
+FORGERIES = 10  # of each run and kind, drawn with a fixed seed; some seconds
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +25,21 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Path]]:
 def test_verify_names_every_damage_and_no_command_is_wrong(which: int, pairs: list[tuple[Path, Path]]):
     whole, other = pairs[which]
     drawn = random.Random(which)
-    met = {kind: drawn.sample(sorted(DAMAGES), 1) for kind in KINDS}
+    met = {kind: drawn.sample(sorted(DAMAGES), 4) for kind in KINDS}
     seen = set[str]()
 
     def chosen(place: str, damage: str) -> bool:
         kind = next((one for one in KINDS if place.startswith(one)), "")
-        key = f"{kind} {damage}"
-        if damage not in met.get(kind, ()) or key in seen:
+        if damage not in met.get(kind, ()) or kind in seen:
             return False
-        seen.add(key)
+        seen.add(kind)
         return True
 
     commands = {**COMMANDS, **{name: command for name, command in SPOKEN.items() if name != "cli reproduce"}}
-    cells = list(damaged_cells(whole, other, False, commands, chosen))
+    cells = list(damaged_cells(whole, other, False, commands, chosen, (which, 3)))  # together they hold every damage
     bad = [cell for cell in cells if cell[3] in ("SILENT", "TRACEBACK")]
     assert not bad, "\n".join(f"{place} {damage} {command}: {found}: {words}" for place, damage, command, found, words in bad)
-    assert len({cell[:2] for cell in cells}) >= 150 and {cell[2] for cell in cells} >= {"verify", *commands}
+    assert len({cell[:2] for cell in cells}) >= 50 and {cell[2] for cell in cells} >= {"verify", *commands}
 
 
 def forged(folder: Path, kind: str, drawn: random.Random) -> str:
