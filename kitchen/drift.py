@@ -27,6 +27,7 @@ from .data.formats import parse_messages
 from .evaluation import wilson_interval
 from .input import PARSE_ERRORS, checked_arguments, parse_problem
 from .seeding import random_generator
+from .store.files import write_new_file
 from .types import ON_BAD_ROW, InvalidValue, Message, RowError, UnknownName, is_mapping, short_value
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #a4dcdc10
@@ -107,10 +108,8 @@ def parse_time(time: str) -> datetime:
 # %% ../nbs/40_evaluation/1_drift.ipynb #baf8c050
 @checked_arguments
 def write_interactions(interactions: Iterable[Interaction], path: Path) -> Path:
-    "A log: one line of JSON for each."
-    lines = (json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in interactions)
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
+    "A log: one line of JSON for each; a file that is there already is refused."
+    return write_new_file(path, "".join(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in interactions))
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #dd5b6c58
 @checked_arguments
@@ -520,6 +519,5 @@ def find_leaks(examples: Iterable[Example], held_out: Collection[str]) -> list[s
 
 
 def write_examples(examples: Iterable[Example], path: Path) -> Path:
-    "Write the examples as conversations, one line of JSON each."
-    path.write_text("".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in examples), encoding="utf-8")
-    return path
+    "Write the examples as conversations, one line of JSON each; a file that is there already is refused."
+    return write_new_file(path, "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in examples))

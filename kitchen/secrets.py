@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MASK', 'REFERENCE', 'secret_certainty', 'may_hold_secret', 'mask_secrets', 'mask_values', 'is_masked',
-           'resolve_references', 'secret_findings']
+           'referenced_variables', 'resolve_references', 'secret_findings']
 
 # %% ../nbs/08_text/0_secrets.ipynb #077dd0e5
 import io
@@ -322,6 +322,14 @@ def is_masked(value: Any) -> bool:
 
 
 _INSIDE_ADDRESS = re.compile(r"(?<=[:/=])\$(?:([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)\})(?=[@&#]|$)")
+
+
+def referenced_variables(text: str) -> list[str]:
+    "Names of the secret variables that `resolve_references` would look up for a text."
+    whole = REFERENCE.fullmatch(text)
+    found = [whole] if whole else list(_INSIDE_ADDRESS.finditer(text)) if "://" in text else []
+    names = [next(filter(None, one.groups())) for one in found]
+    return [name for name in names if secret_certainty(name) == 2]
 
 
 def resolve_references(value: Any) -> Any:

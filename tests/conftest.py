@@ -49,6 +49,13 @@ def runs(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
+@pytest.fixture(autouse=True)
+def trust(tmp_path, monkeypatch):
+    """What tests trust is forgotten after them, and is none of the user's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("KITCHEN_TRUSTED", raising=False)
+
+
 @pytest.fixture
 def chats(tmp_path):
     """A small JSON-lines file of conversations."""

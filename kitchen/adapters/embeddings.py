@@ -39,8 +39,8 @@ class TransformersEmbeddings:
         source = find_model(embedding_model)
         self.device, self.batch_size, self.max_length = resolve_device(device), batch_size, max_length
         with silence_transformers(), explain_load_errors(source):
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(source.folder)
-            self.model: Any = AutoModel.from_pretrained(source.folder, dtype=torch.float32).to(self.device).eval()
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+            self.model: Any = AutoModel.from_pretrained(source.folder, trust_remote_code=False, dtype=torch.float32).to(self.device).eval()
         self.pooling = _pooling_mode(source.folder)
 
     def embed(self, texts: Sequence[str]) -> AdapterFuture:

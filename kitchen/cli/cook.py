@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from .errors import CookFailed
-from .kernel import UNFINISHED_NAME, error_hint, execute_notebook
+from .kernel import UNFINISHED_NAME, error_hint, execute_notebook, kernel_folders
 from .parameters import CookRequest, RecipeGroup, make_request
 from .runs import find_run, open_run
 
@@ -105,9 +105,9 @@ _REQUEST_NAME = "order.json"  # what was cooked, so that it can be taken up agai
 # %% ../../nbs/68_cli/4_cook.ipynb #4c313a29
 def _find_unfinished_run(what: CookRequest, name: str) -> Path:
     "The directory of a run of this recipe or notebook, which may be gone on with."
-    from kitchen.engine.verification import open_resumable
+    from kitchen.engine.verification import open_resumable, settings_to_trust
     from kitchen.store.files import check_replaceable
-    from kitchen.store.trust import require_trusted_modules
+    from kitchen.store.trust import require_trusted_settings
     from kitchen.types import InvalidValue
 
     run_dir = Path(name).absolute() if (Path(name) / _REQUEST_NAME).is_file() else find_run(name)
@@ -120,7 +120,7 @@ def _find_unfinished_run(what: CookRequest, name: str) -> Path:
     if run.status != "completed":
         for report in ("report.ipynb", "report.html"):  # with notes in them they are the user's, which is said before any work
             check_replaceable(run_dir / report)
-    require_trusted_modules({"settings": run.settings, "values": cooked["values"]}, run_dir)
+    require_trusted_settings({**settings_to_trust(run), "values": cooked["values"]}, run_dir, folders=kernel_folders())
     run.claim().log.close()  # somebody who still writes it is noticed, too
     return run_dir
 
@@ -229,10 +229,10 @@ def _print_result(run_dir: Path, report: Path | None) -> None:
 # %% ../../nbs/68_cli/4_cook.ipynb #0afa9140
 def _trust_request(what: CookRequest) -> None:
     "Who cooks a notebook, or gives a setting that names a module, has named the code that this executes."
-    from kitchen.store.trust import notebook_code_hash, remember_trust, trust_modules
+    from kitchen.store.trust import notebook_code_hash, remember_trust, trust_settings
     from kitchen.types import DamagedData
 
-    trust_modules(dict(what.values))
+    trust_settings(dict(what.values), kernel_folders())
     if not what.is_recipe:
         with suppress(DamagedData):  # no notebook at all: the kernel says so in better words
             remember_trust(f"notebook {what.notebook.absolute()}", notebook_code_hash(what.notebook))
@@ -311,8 +311,8 @@ def cook_group() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
 def resume_command(run: str, recover: bool, trust: tuple[str, ...], quiet: bool) -> None:
     "Go on with a run that was interrupted, stopped or has failed."
-    from kitchen.engine.verification import open_resumable, recover_run
-    from kitchen.store.trust import require_trusted_modules, require_trusted_notebook
+    from kitchen.engine.verification import open_resumable, recover_run, settings_to_trust
+    from kitchen.store.trust import require_trusted_settings, require_trusted_notebook
     from kitchen.types import DamagedData
 
     path = find_run(run)
@@ -326,7 +326,7 @@ def resume_command(run: str, recover: bool, trust: tuple[str, ...], quiet: bool)
             raise
         click.echo(f"going on without the notebook: {error}", err=True)
         cooked = {}
-    require_trusted_modules({"settings": opened.settings, "values": cooked.get("values", {})}, path, trust)
+    require_trusted_settings({**settings_to_trust(opened), "values": cooked.get("values", {})}, path, trust, kernel_folders() if cooked else ())
     if cooked:
         request = make_request(cooked["notebook"] or cooked["name"], {})
         if not request.is_recipe:

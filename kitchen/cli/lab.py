@@ -59,7 +59,7 @@ def open_lab(folder: Path, jupyter_arguments: Sequence[str] = (), browser: bool 
     if find_spec("jupyterlab") is None:
         raise MissingCapability("JupyterLab is not installed: pip install 'crucible-kitchen[lab]'")
     quiet = [] if browser else ["--no-browser"]
-    process = subprocess.Popen([sys.executable, "-m", "jupyterlab", str(folder), *quiet, *jupyter_arguments])
+    process = subprocess.Popen([sys.executable, "-P", "-m", "jupyterlab", str(folder), *quiet, *jupyter_arguments])
     while True:
         try:
             return process.wait()

@@ -16,7 +16,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from ..store.files import parse_stored_json, path_inside, read_json, write_atomi
 from ..store.objects import ObjectStore, StateStore, WriteFuture, decode_value, encode_value
 from ..store.run import Run
 from ..telemetry import EVENTS, Event, MemoryLog, event, event_content
-from ..types import DamagedData, InvalidValue, SavedState, UnknownName
+from ..types import DamagedData, InvalidValue, KitchenError, SavedState, UnknownName, is_list, is_mapping
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #b3d61fd3
 @dataclass(frozen=True)
@@ -161,6 +162,23 @@ class Snapshot:
         "As plain data, sealed with its own hash."
         return {"format": 1, **vars(self), "position": self.position.to_json(), "seal": self.seal}
 
+    def wrong_part(self) -> str:
+        "The first part that has not the type it should have, as in a file that somebody else wrote; empty if there is none."
+        numbers = all(is_list(path) and all(type(one) is int for one in path) for path in self.made.values())
+        reads = all(is_list(names) and all(isinstance(one, str) for one in names) for names in self.reads.values())
+        needed = {"kept": ("object",), "client": ("state", "adapter"), "made": ()}
+        values = all(
+            is_mapping(entry) and entry.get("kind") in needed and all(isinstance(entry.get(one), str) for one in needed[entry["kind"]])
+            for entry in self.values.values()
+        )
+        checks = {
+            "sequence": type(self.sequence) is int, "head": type(self.head) is str, "step": self.step is None or type(self.step) is int,
+            "config": is_mapping(self.config), "cursors": is_mapping(self.cursors), "values": values,
+            "made": numbers and self.made.keys() >= self.values.keys(), "reads": reads,
+            "score": self.score is None or type(self.score) in (int, float),
+        }  # fmt: skip
+        return next((name for name, right in checks.items() if not right), "")
+
     @classmethod
     def read(cls, path: Path) -> "Snapshot":
         "The snapshot in a file; DamagedData if it is not what was written."
@@ -171,8 +189,8 @@ class Snapshot:
                 raise DamagedData(f"{path} is not what was written: its seal does not fit")
             plain["position"] = WorkflowPosition.from_json(plain["position"])
             snapshot = cls(**plain)
-            if any(entry["kind"] not in ("kept", "client", "made") for entry in snapshot.values.values()):
-                raise ValueError("a value is kept in a way that is not known")
+            if wrong := snapshot.wrong_part():
+                raise ValueError(f"its {wrong} is not what kitchen writes")
             return snapshot
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DamagedData(f"{path} is not a whole snapshot: {type(error).__name__}: {error}") from error
@@ -593,6 +611,8 @@ def restore_flow(snapshot: Snapshot | None, flow: Flow, saved: _SavedValues, kno
     if snapshot is None:
         return flow
     values, base = flow.values, dict(flow.values)
+    if taken := snapshot.values.keys() & base.keys():
+        raise DamagedData(f"a snapshot names values that no stage gives: {', '.join(sorted(taken))}")
     values["config"] = type(base["config"])(**restore_secrets(snapshot.config, base["config"]))
     flow.position, flow.step, flow.progress = snapshot.position, snapshot.step, decode_value(snapshot.progress)
     flow.made = {name: tuple(path) for name, path in snapshot.made.items()}
@@ -603,17 +623,32 @@ def restore_flow(snapshot: Snapshot | None, flow: Flow, saved: _SavedValues, kno
     again = [name for name, entry in snapshot.values.items() if entry["kind"] == "made"]
     for name in sorted(again, key=lambda one: flow.made[one]):
         if name not in values:
+            with _snapshot_content(f"stage of {name!r}"):
+                locate_stage(flow.workflow, flow.made[name])
             _remake_stage(flow, flow.made[name], known, saved.snapshots.run.log.active_events)
     for name, cursor in snapshot.cursors.items():
-        values[name].load_state_dict(cursor)
+        with _snapshot_content(f"cursor of {name!r}"):
+            values[name].load_state_dict(cursor)
     return flow
+
+
+@contextmanager
+def _snapshot_content(part: str) -> Generator[None]:
+    "Whoever stumbles over what a snapshot says within this has met something that kitchen does not write: DamagedData."
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        if isinstance(error, KitchenError):
+            raise
+        raise DamagedData(f"a snapshot's {part} is not what kitchen writes: {type(error).__name__}: {error}") from error
 
 
 def _reopen_client(entry: Mapping[str, Any], base: Mapping[str, Any], local: Path | None) -> Any:
     "A training client from its saved state, which is a file here or is kept by its service."
     services = [one for one in base.values() if hasattr(one, "create_training_client_from_state")]
     service = next((one for one in services if getattr(one, "adapter", "") == entry["adapter"]), services[0])
-    return service.create_training_client_from_state(str(local if local is not None else entry["state"]))
+    with _snapshot_content("saved state"):
+        return service.create_training_client_from_state(str(local if local is not None else entry["state"]))
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a013
 _BACKGROUND_EVENTS = frozenset({"port", "snapshot", "run", "log", "config", "state"})  # events that are not a stage's own

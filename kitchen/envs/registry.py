@@ -176,6 +176,8 @@ def _module_problems(name: str, count: int, seed: int, split: str, rewards: Sequ
     "Problems of a function in somebody's module, such as `my_worlds:riddles`."
     module, _, function = name.partition(":")
     what = f"environment {short_value(f'module:{name}')}"
+    if not function.isidentifier():
+        raise InvalidValue(f"{what}: no function is named; write module:NAME:FUNCTION, importable from here")
     try:
         make = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:

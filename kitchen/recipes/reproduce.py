@@ -26,7 +26,7 @@ from ..secrets import is_masked, mask_values
 from ..store.log import to_jsonable
 from ..store.objects import ObjectStore
 from ..store.run import Run, runs_root
-from ..store.trust import require_trusted_modules
+from ..store.trust import require_trusted_settings
 from ..telemetry import EVENTS, NONDETERMINISTIC_UNITS, Event, event
 from ..types import InvalidValue, is_list, is_mapping, short_value
 
@@ -262,7 +262,7 @@ def reproduce(
             f"{recorded['run_id']} was not completed (it is {recorded['status']}); there is nothing to compare with"
         )
     old = ExperimentSpec(**recorded["spec"])
-    require_trusted_modules({"settings": old.config, "edits": recorded["edits"]}, recorded["run_id"], trust)
+    require_trusted_settings({"settings": old.config, "edits": recorded["edits"]}, recorded["run_id"], trust)
     recipe = recipe or get_recipe(old.recipe)
     others = [name for name in given or {} if not is_masked(old.config.get(name))]
     if others:

@@ -6,7 +6,7 @@
 __all__ = ['REPORT_SECTIONS', 'show_scores', 'read_results', 'show_answers', 'show_data', 'show_settings', 'paper_table',
            'show_losses', 'show_rates', 'show_pairs', 'show_policy', 'show_rewards', 'show_timeline', 'show_feedback',
            'show_manifest', 'read_manifest', 'damage_of', 'altered_report', 'report_notebook', 'check_report_path',
-           'write_report']
+           'own_report_path', 'write_report']
 
 # %% ../../nbs/64_reports/2_build.ipynb #0396b244
 import html
@@ -293,9 +293,19 @@ def report_notebook(run: Run) -> "NotebookNode":
 def check_report_path(run: Run, path: Path) -> Path:
     "The path, if a report may be written there: nothing of the user's is lost, and no report that a run signed off with; else InvalidValue."
     here = Run(path.parent) if (path.parent / "spec.json").is_file() else run
-    if path.parent.absolute() == here.path.absolute() and path.name in here.sealed_files():
+    ended_with = [here.path / name for name in here.sealed_files() if path.suffix == Path(name).suffix]
+    if path.exists() and any(one.exists() and one.samefile(path) for one in ended_with):  # whatever it is called here
         raise InvalidValue(f"{path} is the report that {here.run_id} ended with, and stays as it is; name another path")
     return check_replaceable(path)
+
+
+def own_report_path(run: Run) -> Path:
+    "report.html in a run's folder, or the first of report-2.html, … where one is that stays: the run ended with it, or somebody changed it."
+    path = run.path / "report.html"
+    try:
+        return check_report_path(run, path)
+    except InvalidValue:
+        return free_path(path)
 
 
 @checked_arguments

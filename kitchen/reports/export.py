@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ..formatting import PLOTLY_MIME, visible_text
 from ..input import checked_arguments
 from ..secrets import mask_secrets, mask_values
-from ..store.files import check_replaceable, write_output
+from ..store.files import check_regular, check_replaceable, write_output
 from ..store.log import to_jsonable
 from ..types import InvalidValue, KitchenError, MissingCapability, printable_text, short_value
 
@@ -46,6 +46,9 @@ def record_values(**values: Any) -> None:
     display({RESULT_MIME: plain, "text/plain": visible_text(text)}, raw=True)
 
 # %% ../../nbs/64_reports/1_export.ipynb #4270f931
+_LARGEST_NOTEBOOK = 2**28  # bytes; with pictures in it a long one has some MB
+
+
 def read_notebook(notebook: "NotebookNode | str | Path") -> "NotebookNode":
     "The notebook itself, or the one in a file."
     import nbformat
@@ -55,7 +58,11 @@ def read_notebook(notebook: "NotebookNode | str | Path") -> "NotebookNode":
     if not isinstance(notebook, (str, Path)):
         raise InvalidValue(f"a notebook is a path or a NotebookNode, not {short_value(notebook)}")
     try:
-        found = nbformat.read(notebook, as_version=4)
+        if Path(notebook).is_dir():
+            raise IsADirectoryError
+        if (size := Path(notebook).stat().st_size) > _LARGEST_NOTEBOOK:
+            raise InvalidValue(f"{size:,} bytes, more than the {_LARGEST_NOTEBOOK:,} that are read")
+        found = nbformat.reads(check_regular(Path(notebook).resolve()).read_text(encoding="utf-8"), as_version=4)
         nbformat.validate(found, relax_add_props=True)
         return found
     except (FileNotFoundError, IsADirectoryError):
@@ -254,6 +261,10 @@ def _banners_html(notebook: "NotebookNode") -> str:
     return _banner_html(*_status_and_reason(notebook)) + simulated + damaged
 
 # %% ../../nbs/64_reports/1_export.ipynb #cd0c6a6a
+# tags that lead a reader elsewhere, load another page, or say what the rest of this one means: the policy does not hold all of them
+_ACTIVE_TAGS = re.compile(r"<(?=/?\s*(?:meta|base|link|iframe|frame|frameset|object|embed|applet|form|portal)\b)", re.IGNORECASE)
+
+
 def _body_html(notebook: "NotebookNode", hide_code: bool) -> str:
     "The cells as HTML, without a page around them."
     from jinja2 import DictLoader
@@ -263,11 +274,12 @@ def _body_html(notebook: "NotebookNode", hide_code: bool) -> str:
         template_name="basic",
         template_file="kitchen-cells",
         extra_loaders=[DictLoader({"kitchen-cells": _CELLS_TEMPLATE})],
-        embed_images=True,
+        extra_template_basedirs=[],  # else a template in the working directory, which may be somebody else's, is executed
+        embed_images=False,  # else a notebook takes files of the working directory into its page
     )
     exporter.exclude_input = hide_code
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    return exporter.from_notebook_node(notebook)[0]
+    return _ACTIVE_TAGS.sub("&lt;", exporter.from_notebook_node(notebook)[0])
 
 # %% ../../nbs/64_reports/1_export.ipynb #900796f7
 def _offline_copy(notebook: "NotebookNode") -> "NotebookNode":

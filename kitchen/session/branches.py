@@ -14,13 +14,13 @@ from typing import Any
 from ..config import restore_secrets
 from ..engine.checkpoints import InputChanged, fork_run
 from ..engine.runner import Runner, live_settings
-from ..engine.verification import open_resumable, recover_run
+from ..engine.verification import open_resumable, recover_run, settings_to_trust
 from ..recipes.registry import Recipe
 from ..secrets import is_masked
 from .driver import SessionDriver, checked_recipe
 from ..store.index import RunIndex
 from ..store.run import is_run_folder
-from ..store.trust import require_trusted_modules
+from ..store.trust import require_trusted_settings, trust_settings
 from ..telemetry import event
 from ..types import InvalidValue
 
@@ -39,7 +39,7 @@ def open_driver(
     if recover:
         recover_run(path.absolute())
     opened, wanted = open_resumable(path.absolute()), changes or {}
-    require_trusted_modules({"settings": opened.settings, "changes": wanted}, path, trust)
+    require_trusted_settings({**settings_to_trust(opened), "changes": wanted}, path, trust)
     opened.claim()
     try:
         chosen = {**opened.spec.adapters, **(adapters or {})}
@@ -106,6 +106,7 @@ def _fork_held(driver: SessionDriver, runner: Runner, run_dir: str | Path | None
             branch.history.snapshots.store_edit_value(runner.history.snapshots.objects.get(item["object"]))
     branch.replay(later)
     checked = driver.config.replace(**changes)
+    trust_settings(dict(changes))  # who forks has named what they execute
     branch.ask(*(event("config.edit", setting=name, after=getattr(checked, name)) for name in changes))
     other.update_index()
     return other

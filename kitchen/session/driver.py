@@ -33,7 +33,7 @@ from ..recipes.reproduce import initial_values
 from ..store.index import RunIndex
 from ..store.log import LogFailed
 from ..store.run import Run
-from ..store.trust import trust_modules
+from ..store.trust import trust_settings
 from ..telemetry import Event, event
 from ..types import InvalidValue, KitchenError, UnknownName
 from ..workflows.distillation import OffPolicyDistillationConfig, OnPolicyDistillationConfig, PromptDistillationConfig
@@ -144,7 +144,7 @@ def checked_recipe(
 # %% ../../nbs/66_session/0_driver.ipynb #290a4618
 def new_run(recipe: Recipe, config: Any, adapters: Mapping[str, str], run_dir: str | Path | None) -> Run:
     "A run directory with the specification of what is to be done; without a folder it is one under the root of runs."
-    trust_modules(config.model_dump())  # who begins a run has named what it executes
+    trust_settings(config.model_dump())  # who begins a run has named what it executes
     spec = ExperimentSpec(
         recipe=recipe.name,
         config=config.model_dump(),
@@ -328,6 +328,7 @@ class SessionDriver:
                 return
             runner = self.connected_runner
         runner.edit(**settings)
+        trust_settings(dict(settings))  # who edits has named what they execute
 
     def throwaway_runner(self) -> contextlib.AbstractContextManager[Runner]:
         "A context with a runner on a throw-away copy of this run; InvalidValue while the run goes on in the background."

@@ -448,12 +448,12 @@ class Kitchen:
         return dashboard(self, live=live)
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the report of this run as one HTML file that opens offline; by default into the run directory.
+        """Write the report of this run as one HTML file that opens offline; by default into the run directory, beside a report that stays.
 
         Example: `k.report("report.html")`"""
-        from kitchen.reports.build import write_report
+        from kitchen.reports.build import own_report_path, write_report
 
-        return write_report(self.run_record, Path(path) if path else self.run_dir / "report.html")
+        return write_report(self.run_record, Path(path) if path else own_report_path(self.run_record))
 
     # -- asking the model ------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..secrets import mask_values
-from .files import check_regular
+from .files import check_regular, own_copy
 from .log import has_writer
 from .run import Run, is_run_folder, runs_root
 from ..types import InvalidValue, KitchenError, UnknownName
@@ -30,19 +30,31 @@ class RunIndex:
         self.root.mkdir(parents=True, exist_ok=True)
         self.path = self.root / "index.sqlite"
         is_new = not os.path.lexists(self.path)
-        if not is_new:
-            check_regular(self.path)
+        for end in ("", "-wal", "-shm", "-journal"):
+            if os.path.lexists(f"{self.path}{end}"):
+                check_regular(Path(f"{self.path}{end}"))
+        own_copy(self.path)
         try:
-            self._create_table()
-            self.rows()
+            foreign = not is_new and not self._is_own()
         except sqlite3.OperationalError:  # locked, or a folder that may not be written
             raise
         except sqlite3.DatabaseError:
+            foreign = True
+        if foreign:
             self._move_aside()
             is_new = True
         if is_new:
             self._create_table()
             self.rebuild()
+
+    def _is_own(self) -> bool:
+        "Whether the file is a whole database that holds this table and nothing else: no view, which could be endless, and no trigger."
+        with closing(sqlite3.connect(self.path, timeout=10)) as database:
+            written = database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+            if written != [(f"CREATE TABLE runs ({self._COLUMNS})",)]:
+                return False
+            database.execute("SELECT * FROM runs").fetchall()
+        return True
 
     def _create_table(self) -> None:
         "The table, if it is not there yet."
@@ -92,7 +104,14 @@ class RunIndex:
         with closing(self._connect()) as database:
             database.row_factory = sqlite3.Row
             found = [dict(row) for row in database.execute("SELECT * FROM runs ORDER BY created DESC, run_id")]
-        return [{**row, "status": self._current_status(row)} for row in found]
+        here = [{**row, "path": str(path)} for row in found if (path := self._place(row))]
+        return [{**row, "status": self._current_status(row)} for row in here]
+
+    def _place(self, row: dict[str, Any]) -> Path | None:
+        "The folder of a run under this root, wherever that is now; None for a line that would lead out of it."
+        name = row["run_id"]
+        plain = isinstance(name, str) and Path(name).name == name and name not in ("", "..") and "\0" not in name
+        return self.root / name if plain else None
 
     @staticmethod
     def _current_status(row: dict[str, Any]) -> str:

@@ -19,8 +19,8 @@ from typing import Any, Protocol, runtime_checkable
 from filelock import FileLock, Timeout
 
 from ..secrets import may_hold_secret
-from .files import check_regular
-from ..telemetry import Event, event, mask_event
+from .files import check_regular, free_path, own_copy
+from ..telemetry import EVENTS, Event, event, mask_event
 from ..types import DamagedData, InvalidValue, KitchenError, is_list, is_mapping
 
 # %% ../../nbs/14_store/1_log.ipynb #e7363bcb
@@ -76,6 +76,17 @@ def _chain_hash(previous: str, text: bytes) -> str:
     return hashlib.sha256(previous.encode() + text).hexdigest()
 
 # %% ../../nbs/14_store/1_log.ipynb #e31ac2ad
+# what a run cannot be opened, looked at or gone on with without, and its type; the rest of an event is only shown
+_NEEDED: dict[str, dict[str, type]] = {
+    "run.spec": {"spec": dict}, "run.stop": {"status": str}, "run.file": {"path": str, "sha256": str}, "run.digest": {"digest": str},
+    "artifact.save": {"artifact": str, "kind": str, "path": str, "sha256": str}, "artifact.aside": {"path": str, "moved_to": str},
+    "config.edit": {"setting": str}, "state.edit": {"value": str, "object": str}, "snapshot.save": {"snapshot": str},
+    "snapshot.error": {"snapshot": str, "reason": str}, "stage.start": {"stage": str}, "stage.stop": {"stage": str}, "stage.error": {"stage": str},
+}  # fmt: skip
+_PLAIN_EVENTS = frozenset(EVENTS) - {"sample.answer"}  # kitchen's own, whose parts are compared and shown; an answer's reference is the user's
+_STRUCTURED = frozenset({"spec", "gives", "reads", "kept", "before", "after", "position"})
+
+
 def event_from_text(text: str | bytes) -> Event:
     "The event a line holds; raises ValueError for a torn line, and for one that holds no event."
     try:
@@ -90,6 +101,10 @@ def event_from_text(text: str | bytes) -> Event:
     parts: list[tuple[object, Any]] = [*kinds, *((value, (int, float)) for value in numbers.values())]
     if not (is_mapping(found.metadata) and all(isinstance(part, kind) for part, kind in parts)):
         raise ValueError("no event: a part of it has the wrong type")
+    if any(not isinstance(found.metadata.get(name), kind) for name, kind in _NEEDED.get(found.name, {}).items()):
+        raise ValueError(f"no event: {found.name} lacks a part, or has one of the wrong type")
+    if found.name in _PLAIN_EVENTS and any(type(part) in (dict, list) and name not in _STRUCTURED for name, part in found.metadata.items()):
+        raise ValueError(f"no event: a part of {found.name} is a structure, and should be a text or a number")
     return found
 
 # %% ../../nbs/14_store/1_log.ipynb #e3cb4e7c
@@ -112,10 +127,18 @@ class LogDamaged(DamagedData):
 _LOCK_FILE = "lock"  # file beside the log; the system frees its lock when the writer dies
 
 
+def _is_lock(path: Path) -> bool:
+    "Whether a file may be locked: that opens it for writing and empties it, which must reach no other file and lose nothing."
+    if path.is_symlink() or not path.is_file():
+        return False
+    found = path.stat()
+    return found.st_nlink == 1 and found.st_size == 0
+
+
 def has_writer(folder: Path) -> bool:
     "Whether somebody holds the lock of a run's directory."
     path = folder / _LOCK_FILE
-    if path.is_symlink() or not path.is_file():  # a lock is opened for writing, which must not follow a link
+    if not _is_lock(path):
         return False
     try:
         with FileLock(folder / _LOCK_FILE, timeout=0, thread_local=False):
@@ -124,6 +147,7 @@ def has_writer(folder: Path) -> bool:
         return True
 
 # %% ../../nbs/14_store/1_log.ipynb #bd518900
+_LONGEST_LINE = 2**26  # bytes; the longest that kitchen writes, a stage's error with its traceback, has some KB
 _LIFECYCLE_EVENTS = frozenset({"run.start", "run.stop", "run.rewind"})
 
 # %% ../../nbs/14_store/1_log.ipynb #e164a820
@@ -158,12 +182,12 @@ class EventLog:
         LogDamaged, naming the line, where the chain breaks. The hash costs about a tenth of the reading."""
         with self.path.open("rb") as file:
             file.seek(self.size)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        for written in whole.split(b"\n")[:-1]:  # of bytes: text may hold other characters that end a line
-            self._add_event(*self._checked_line(written))
-            self.size += len(written) + 1
-        return len(content) - len(whole)
+            while (written := file.readline(_LONGEST_LINE)).endswith(b"\n"):  # of bytes: text may hold other characters that end a line
+                self._add_event(*self._checked_line(written[:-1]))
+                self.size += len(written)
+            if len(written) == _LONGEST_LINE:
+                raise LogDamaged(self.path, len(self.events) + 1, self.size)
+            return len(written)
 
     def _checked_line(self, line: bytes) -> tuple[Event, str]:
         "The event of the next line and the chain's hash after it."
@@ -194,9 +218,12 @@ class EventLog:
         if self.file is not None:
             return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for path in (self.path, self.path.with_name(_LOCK_FILE)):
+        lock = self.path.with_name(_LOCK_FILE)
+        for path in (self.path, lock):
             if path.is_symlink() or path.exists():
                 check_regular(path)
+        if os.path.lexists(lock) and not _is_lock(lock):
+            os.rename(lock, free_path(lock.with_name(f"{_LOCK_FILE}.aside")))
         try:
             self._file_lock.acquire()
         except Timeout:
@@ -204,7 +231,7 @@ class EventLog:
                 f"{self.path.parent} is being written by another session; close that one first, "
                 "or only look: reports, tables and Run(path) need no lock"
             ) from None
-        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+        self.file = os.open(own_copy(self.path), os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
         torn = self._read_new_lines()
         if torn:
             os.ftruncate(self.file, self.size)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ExperimentSpec, canonical_json, json_digest
-from .files import content_hash, file_hash, irregular_entries, path_inside, read_bounded, read_json, write_atomically
+from .files import content_hash, file_hash, irregular_entries, is_unfinished, path_inside, read_bounded, read_json, write_atomically
 from .log import EventLog
 from ..telemetry import Event, event
 from ..types import DamagedData, InvalidValue, is_mapping, printable_text
@@ -127,6 +127,9 @@ class Run:
             raise InvalidValue(f"{path} holds a run already; choose another folder")
         if os.path.lexists(path / "events.jsonl") and {item.name for item in EventLog(path / "events.jsonl").events} - _FIRST_EVENTS:
             raise InvalidValue(f"{path} holds a run already, whose spec.json is missing; choose another folder, or see `kitchen verify {path}`")
+        for name in (SEAL_FILE, "snapshots"):  # written without a look at what is there
+            if os.path.lexists(path / name) and not os.path.lexists(path / "events.jsonl"):
+                raise InvalidValue(f"{path} holds {name}, which a run would write into; choose another folder")
         path.mkdir(parents=True, exist_ok=True)
         return cls.begin(path, spec)
 
@@ -357,7 +360,7 @@ class Run:
         for problem in irregular_entries(self.path):
             raise DamagedData(problem)
         self.log.claim()
-        for path in self.path.rglob(".*.unfinished"):  # of a process that died while it wrote; each has its own name
+        for path in filter(is_unfinished, self.path.rglob(".*.unfinished")):  # of a process that died while it wrote; each has its own name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return self
 

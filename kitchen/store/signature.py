@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from .files import check_regular
+from .files import check_regular, write_atomically
 from .run import SEAL_FILE, Run
 from ..types import DamagedData, InvalidValue, MissingCapability
 
@@ -39,7 +39,8 @@ def sign_run(run: Run, key: Path) -> Path:
         done = _ssh_keygen("-Y", "sign", "-f", str(key), "-n", _NAMESPACE, str(copy))
         if done.returncode:
             raise InvalidValue(f"{key} does not sign: {done.stderr.decode(errors='replace').strip()}")
-        target.write_bytes(copy.with_name(f"{SEAL_FILE}.sig").read_bytes())
+        signature = copy.with_name(f"{SEAL_FILE}.sig").read_bytes()
+    write_atomically(target, lambda path: path.write_bytes(signature))
     return target
 
 

@@ -2,8 +2,9 @@
 
     python tests/faults/damage.py [RUN] [--all]
 
-RUN is a run's folder, which is copied and left as it is; without one, a stopped and a completed run of recipe sft on the toy backend
-are made. One cell is one damage (a file and what was done to it) and one command. What may happen:
+RUN is a run's folder, which is copied and left as it is; without one, a stopped and a completed run of recipe sft, one that was
+cooked, and one of rl_math with its rollouts are made on the toy backend. One cell is one damage (a file and what was
+done to it) and one command. What may happen:
 
 - `named`      the command refuses, in kitchen's own words, which name the damaged file or what is wrong with the run
 - `said`       it goes on from what can be proved, and says so: an event in the log, a line, or a word in the report
@@ -16,15 +17,19 @@ not kitchen's own error). The exit code is the number of such cells, at most 100
 
 import contextlib
 import io
+import itertools
 import os
 import shutil
 import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from click.testing import CliRunner
+
+from kitchen.cli.main import main
 from kitchen.engine.verification import verify_run
 from kitchen.recipes.reproduce import manifest
 from kitchen.reports.build import write_report
@@ -176,6 +181,26 @@ def repeated(folder: Path) -> tuple[object, bool]:
     return (found["spec"], found["digest"], found["losses"]), bool(Run(folder).artifact_problems())
 
 
+def spoken(*words: str) -> Callable[[Path], tuple[object, bool]]:
+    """A command of the command line: it ends well, or with kitchen's own words and an exit code that says so."""
+
+    def command(folder: Path) -> tuple[object, bool]:
+        done = CliRunner().invoke(main, [words[0], str(folder), *words[1:]])
+        if done.exit_code == 0:
+            text = done.output.casefold()
+            return (state_of(folder) if words[0] == "resume" else None), "damaged" in text or "recovered" in text or "snapshot" in text
+        if "unexpected" in done.output or "Traceback" in done.output or not isinstance(done.exception, SystemExit):
+            raise AssertionError(f"kitchen {' '.join(words)}: {done.output} {done.exception!r}")
+        raise KitchenError(done.output)
+
+    return command
+
+
+SPOKEN = {
+    "cli report": spoken("report"), "cli verify": spoken("verify"), "cli reproduce": spoken("reproduce", "-q"),
+    "cli resume": spoken("resume", "-q"),
+}  # fmt: skip
+
 COMMANDS: dict[str, Callable[[Path], tuple[object, bool]]] = {
     "open": opened, "resume": resumed, "report": reported, "digest": digested, "reproduce": repeated,
 }  # fmt: skip
@@ -206,7 +231,14 @@ def files_of(folder: Path, every_object: bool) -> list[str]:
     return [place for place in places if place not in objects] + (objects if every_object else objects[:: max(1, len(objects) // 4)])
 
 
-def damaged_cells(whole: Path, other: Path, every_object: bool) -> Iterator[tuple[str, str, str, str, str]]:
+def damaged_cells(
+    whole: Path,
+    other: Path,
+    every_object: bool,
+    commands: Mapping[str, Callable[[Path], tuple[object, bool]]] = COMMANDS,
+    chosen: Callable[[str, str], bool] = lambda place, damage: True,  # damages that all commands meet; the rest meets verify alone
+    part: tuple[int, int] = (0, 1),  # (1, 3): the second third of all damages
+) -> Iterator[tuple[str, str, str, str, str]]:
     """Place, damage, command, what happened, and the words."""
     room = Path(tempfile.mkdtemp())
 
@@ -216,11 +248,12 @@ def damaged_cells(whole: Path, other: Path, every_object: bool) -> Iterator[tupl
         return room / whole.name
 
     expected: dict[str, object] = {}
-    for name, command in COMMANDS.items():
+    for name, command in commands.items():
         expected[name] = command(copy())[0]
     completed = Run(whole).status == "completed"
-    for place in files_of(whole, every_object):
-        for name, damage in DAMAGES.items():
+    for number, (place, name) in enumerate(itertools.product(files_of(whole, every_object), DAMAGES)):
+        if number % part[1] == part[0]:
+            damage = DAMAGES[name]
             if name == "cut_line" and not place.endswith(".jsonl"):
                 continue
             damaged = copy()
@@ -230,12 +263,14 @@ def damaged_cells(whole: Path, other: Path, every_object: bool) -> Iterator[tupl
             if path.is_file() and not path.is_symlink() and path.read_bytes() == before:
                 continue  # an empty file cannot be cut
             yield place, name, "verify", *verified(damaged)
-            for command_name, command in COMMANDS.items():
+            if not chosen(place, name):
+                continue
+            for command_name, command in commands.items():
                 folder = copy()
                 damage(folder / place, other / place)
                 found, words = attempt(command, folder, expected[command_name])
                 yield place, name, command_name, found, words
-            if not completed:
+            if not completed and "resume" in commands:
                 folder = copy()
                 damage(folder / place, other / place)
                 found, words = attempt(lambda one: resumed(one, recover=True), folder, expected["resume"])
@@ -258,28 +293,46 @@ def verified(folder: Path) -> tuple[str, str]:
     return ("named", "\n".join(found.problems)) if found.problems else ("SILENT", "verify found nothing")
 
 
-def make_runs(root: Path) -> list[tuple[Path, Path]]:
-    """A stopped and a completed run, each with another of the same shape whose files take its place."""
-    made = {}
-    for name, seed, until in (("stopped", 7, 6), ("completed", 7, None), ("other-stopped", 8, 6), ("other-completed", 8, None)):
-        k = Kitchen("sft", run_dir=root / name, **{**SMALL, "seed": seed})
-        k.run(until=until)
-        if until is None:
-            k.report()
-        k.close()
-        made[name] = root / name
-    return [(made["stopped"], made["other-stopped"]), (made["completed"], made["other-completed"])]
+PLAYED = {
+    "backend": "toy", "env": "nim", "problems": 8, "batch_size": 2, "group_size": 2, "graded": 2, "max_tokens": 4, "seed": 7,
+    "snapshot_every": 2, "lora_rank": 2,
+}  # fmt: skip
+
+
+def make_runs(root: Path, cooked: bool = True) -> list[tuple[Path, Path]]:
+    """A stopped and a completed run, one with rollouts and one that was cooked, each with another of its shape whose files take its place."""
+    kinds = {
+        "stopped": ("sft", SMALL, 6), "completed": ("sft", SMALL, None), "played": ("rl_math", PLAYED, 2),
+    }  # fmt: skip
+    for name, (recipe, settings, until) in kinds.items():
+        for prefix, seed in (("", 7), ("other-", 8)):
+            k = Kitchen(recipe, run_dir=root / f"{prefix}{name}", **{**settings, "seed": seed})
+            k.run(until=until)
+            if until is None:
+                k.report()
+            k.close()
+    pairs = [(root / name, root / f"other-{name}") for name in kinds]
+    if cooked:
+        for prefix, seed in (("", 7), ("other-", 8)):
+            settings = [word for name, value in {**SMALL, "seed": seed}.items() for word in ("-p", name, str(value))]
+            done = CliRunner().invoke(main, ["cook", "sft", "--out", str(root / f"{prefix}cooked"), "-q", *settings])
+            assert done.exit_code == 0, done.output
+        pairs.append((root / "cooked", root / "other-cooked"))
+    return pairs
 
 
 def matrix(pairs: list[tuple[Path, Path]], every_object: bool = False, show: Callable[[str], object] = print) -> list[tuple]:
     """All cells; the bad ones are shown at once, the table at the end."""
     cells = []
     for whole, other in pairs:
-        for place, damage, command, found, words in damaged_cells(whole, other, every_object):
+        commands = {**COMMANDS, **SPOKEN}
+        if whole.name == "cooked":  # each resume of it starts a kernel, and does what `resume` of the completed one did
+            commands.pop("cli resume")
+        for place, damage, command, found, words in damaged_cells(whole, other, every_object, commands):
             cells.append((whole.name, place, damage, command, found, words))
             if found in ("SILENT", "TRACEBACK"):
                 show(f"{found}: {whole.name} {place} {damage} {command}: {words}")
-    columns = ["verify", *COMMANDS, "recover"]
+    columns = ["verify", *COMMANDS, *SPOKEN, "recover"]
     counts = Counter((damage, command, found) for _, _, damage, command, found, _ in cells)
     show(f"{'damage':<12}" + "".join(f"{name:>28}" for name in columns))
     for damage in DAMAGES:
@@ -296,7 +349,7 @@ def matrix(pairs: list[tuple[Path, Path]], every_object: bool = False, show: Cal
 
 if __name__ == "__main__":
     root = Path(tempfile.mkdtemp())
-    os.environ["KITCHEN_RUNS"] = str(root)
+    os.environ["KITCHEN_RUNS"], os.environ["XDG_STATE_HOME"] = str(root), str(root / "state")
     given = [Path(word) for word in sys.argv[1:] if not word.startswith("-")]
     found = matrix([(given[0], root / "none")] if given else make_runs(root), "--all" in sys.argv)
     sys.exit(min(100, sum(cell[4] in ("SILENT", "TRACEBACK") for cell in found)))

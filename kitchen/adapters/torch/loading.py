@@ -145,7 +145,7 @@ def explain_load_errors(source: ModelSource) -> Iterator[None]:
 def _load_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     "Weights that transformers reads: a directory, a GGUF file or a hub name."
     options: dict[str, Any] = {"gguf_file": source.gguf} if source.gguf else {}
-    model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, **options)
+    model = AutoModelForCausalLM.from_pretrained(source.folder, trust_remote_code=False, dtype=dtype, **options)
     return _copy_without_quantization(model) if source.gguf else model
 
 
@@ -161,7 +161,7 @@ def _copy_without_quantization(loaded: PreTrainedModel) -> PreTrainedModel:
 # %% ../../../nbs/91_adapters.torch/2_loading.ipynb #2e58c252
 def _random_model(source: ModelSource) -> PreTrainedModel:
     "Random weights, decided by the seed alone, in float32."
-    config = AutoConfig.from_pretrained(source.folder)
+    config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(source.seed or 0, "initialisation"))
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)

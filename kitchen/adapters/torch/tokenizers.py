@@ -45,7 +45,7 @@ def _convert_files(source: str, gguf: str = "") -> dict[str, str]:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf} if gguf else {}))
+        loaded = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **({"gguf_file": gguf} if gguf else {}))
     except Exception as error:  # transformers and tokenizers raise what they like at a broken file
         raise BackendError(f"transformers cannot read a tokenizer from {gguf or source!r}: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
