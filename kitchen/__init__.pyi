@@ -11,6 +11,7 @@ from . import engine as engine
 from . import envs as envs
 from . import evaluation as evaluation
 from . import formatting as formatting
+from . import input as input
 from . import inspection as inspection
 from . import losses as losses
 from . import palette as palette

@@ -4,6 +4,7 @@ from . import control as control
 from . import produce as produce
 from . import runner as runner
 from . import validation as validation
+from . import verification as verification
 from . import workflow as workflow
 from .checkpoints import History as History
 from .checkpoints import InputChanged as InputChanged
@@ -49,6 +50,10 @@ from .runner import event_count_at_step as event_count_at_step
 from .runner import live_settings as live_settings
 from .runner import outside_bounds as outside_bounds
 from .validation import check_workflow as check_workflow
+from .verification import Verification as Verification
+from .verification import open_resumable as open_resumable
+from .verification import recover_run as recover_run
+from .verification import verify_run as verify_run
 from .workflow import Chain as Chain
 from .workflow import Composition as Composition
 from .workflow import Flow as Flow

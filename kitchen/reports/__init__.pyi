@@ -5,6 +5,9 @@ from . import export as export
 from . import runs_table as runs_table
 from . import scores as scores
 from .build import REPORT_SECTIONS as REPORT_SECTIONS
+from .build import altered_report as altered_report
+from .build import check_report_path as check_report_path
+from .build import damage_of as damage_of
 from .build import paper_table as paper_table
 from .build import read_manifest as read_manifest
 from .build import read_results as read_results

@@ -30,6 +30,7 @@ from ..engine.workflow import WorkflowPart, compositions, stages
 from ..ports.registry import adapter_address
 from ..recipes.registry import Recipe, get_recipe
 from ..recipes.reproduce import initial_values
+from ..store.events import EventSequence, PackedEvents
 from ..store.index import RunIndex
 from ..store.log import LogFailed
 from ..store.run import Run
@@ -50,7 +51,8 @@ _STAGE_MARKS = {"stage.start": "running", "stage.stop": "done", "stage.error": "
 def stage_status(workflow: WorkflowPart, log: Sequence[Event]) -> dict[str, str]:
     "Each stage's status in the order of the workflow: 'done', 'running', 'failed' or 'waiting'."
     status = dict.fromkeys((part.name for part in stages(workflow)), "waiting")
-    return status | {item["stage"]: _STAGE_MARKS[item.name] for item in log if item.name in _STAGE_MARKS}
+    marks = log.named(*_STAGE_MARKS) if isinstance(log, EventSequence) else (item for item in log if item.name in _STAGE_MARKS)
+    return status | {item["stage"]: _STAGE_MARKS[item.name] for item in marks}
 
 
 def last_train_step(log: Sequence[Event]) -> Event | None:
@@ -225,9 +227,9 @@ class SessionDriver:
             listen(item)
 
     @property
-    def log(self) -> list[Event]:
+    def log(self) -> EventSequence:
         "Every event of the story as it stands: without what a rewind took back."
-        return self.opened_run.log.active_events if self.opened_run else []
+        return self.opened_run.log.active_events if self.opened_run else PackedEvents()
 
     @property
     def last_step(self) -> Event | None:
@@ -303,7 +305,7 @@ class SessionDriver:
 
     def digest(self) -> str:
         "SHA-256 of the state; of a completed run that which it logged at its end."
-        told = [item["digest"] for item in self.log if item.name == "run.digest"] if self.was_completed and self.runner is None else []
+        told = [item["digest"] for item in self.log.named("run.digest")] if self.was_completed and self.runner is None else []
         return told[-1] if told else self.looking_runner.digest()
 
     @property
