@@ -34,7 +34,7 @@ from kitchen.engine.workflow import (
 from ..ports.protocols import Future
 from ..ports.spans import ObservedPort
 from ..secrets import mask_values
-from ..store.files import parse_stored_json, path_inside, read_json, write_atomically
+from ..store.files import make_folder, parse_stored_json, path_inside, read_json, write_atomically
 from ..store.objects import ObjectStore, StateStore, WriteFuture, decode_value, encode_value
 from ..store.run import Run
 from ..telemetry import EVENTS, Event, MemoryLog, event, event_content
@@ -656,7 +656,7 @@ def _stage_record(told: Sequence[Event], label: str) -> list[tuple[Any, ...]]:
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a015
 def fork_run(snapshots: SnapshotFolder, snapshot: Snapshot, path: Path, spec: ExperimentSpec) -> Run:
     "A new run, claimed, that shares a run's story up to a snapshot; files are linked, not copied, where the disk can."
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     if any(os.path.lexists(path / name) for name in ("spec.json", "events.jsonl")):
         raise InvalidValue(f"{path} holds a run already; choose another folder")
     run = snapshots.run

@@ -31,9 +31,10 @@ from ..ports.registry import adapter_address
 from ..recipes.registry import Recipe, get_recipe
 from ..recipes.reproduce import initial_values
 from ..store.events import EventSequence, PackedEvents
+from ..store.files import FolderMoved, make_folder
 from ..store.index import RunIndex
 from ..store.log import LogFailed
-from ..store.run import Run
+from ..store.run import Run, runs_root
 from ..store.trust import trust_modules
 from ..telemetry import Event, event
 from ..types import InvalidValue, KitchenError, UnknownName
@@ -216,6 +217,11 @@ class SessionDriver:
         assert self.opened_run is not None, "attached just now"
         return self.opened_run
 
+    def check_place(self) -> None:
+        "InvalidValue if the folder that this run is to have cannot be made; nothing is left of the try."
+        if self.opened_run is None:
+            make_folder(Path(self.requested_run_dir or runs_root()).absolute(), keep=False)
+
     def attach_run(self, run: Run) -> None:
         "Drive this run; its events are passed on to the listeners."
         self.opened_run = run
@@ -248,8 +254,9 @@ class SessionDriver:
 
     def update_index(self) -> None:
         "Refresh this run's line in the table of runs; the table can be rebuilt, so a full disk is no reason to fail here."
-        with contextlib.suppress(sqlite3.Error):
-            RunIndex(self.run_record.path.parent).put(self.run_record)
+        with contextlib.suppress(sqlite3.Error, InvalidValue):  # the second: the folder was moved, or may be written but not the one above
+            if self.run_record.path.is_dir():
+                RunIndex(self.run_record.path.parent).put(self.run_record)
 
     def log_stop(self, status: str, error: BaseException | None = None) -> None:
         "Log how the run ended."
@@ -257,7 +264,7 @@ class SessionDriver:
         self.run_record.log.append(
             event("run.stop", status=status, reason=reason, seconds=time.perf_counter() - self._started_at)
         )
-        with contextlib.suppress(OSError):  # a full disk: `verify` says that it is missing
+        with contextlib.suppress(OSError, FolderMoved):  # a full disk: `verify` says that it is missing
             self.run_record.sign_off()
         self.update_index()
 

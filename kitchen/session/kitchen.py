@@ -368,6 +368,7 @@ class Kitchen:
 
         Example: `Kitchen("sft").plan()`"""
         config = self.driver.initial_config
+        self.driver.check_place()
         return plan(self.driver.recipe, config, self.driver.adapters, snapshot_policy(config), measure)
 
     # -- looking ---------------------------------------------------------------------------------

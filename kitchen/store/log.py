@@ -10,6 +10,8 @@ import hashlib
 import json
 import math
 import os
+import secrets
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from ..secrets import may_hold_secret
 from .events import PackedEvents, PackedHashes, StandingEvents
-from .files import check_regular
+from .files import NOT_SUPPORTED, check_held, check_regular, flush_to_disk, hold_folder, make_folder, release_folder, warn_once
 from ..telemetry import Event, event, mask_event
 from ..types import DamagedData, InvalidValue, KitchenError, is_list, is_mapping
 
@@ -111,11 +113,96 @@ class LogDamaged(DamagedData):
 
 # %% ../../nbs/14_store/1_log.ipynb #6762db69
 _LOCK_FILE = "lock"  # file beside the log; the system frees its lock when the writer dies
+_OWNER_FILE = "lock.owner"  # in its place where the file system has no locks: names the process that writes
+
+
+def _has_locks(folder: Path) -> bool:
+    "Whether files in a folder can be locked; tried on one of its own, so that nobody's lock is touched."
+    if os.name != "posix":
+        return True
+    import fcntl
+
+    probe = folder / f".{secrets.token_hex(4)}.unfinished"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        return False
+    finally:
+        os.close(descriptor)
+        probe.unlink()
+
+
+def _this_process() -> dict[str, Any]:
+    "Host, number and start of this process: enough to tell later whether it still lives."
+    import psutil
+
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def _owner_lives(path: Path) -> bool:
+    "Whether the process that an owner file names may still write; of one on another host that cannot be told."
+    import psutil
+
+    try:
+        owner = json.loads(path.read_bytes()[:4096])
+        if owner["host"] != socket.gethostname():
+            return True
+        return abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1.0  # seconds; numbers are used again
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return False
+    except (ValueError, KeyError, TypeError, OSError):  # cut short by a crash while it was written
+        return False
+
+
+class _WriterLock:
+    "The right to write a run: a lock of the system or, where the file system has none, a file that names its owner."
+
+    def __init__(self, folder: Path):
+        self.folder, self._owner = folder, folder / _OWNER_FILE
+        self._lock = FileLock(folder / _LOCK_FILE, timeout=0, thread_local=False)
+        self._is_soft = False
+
+    def acquire(self) -> bool:
+        "Whether it was to be had."
+        if _has_locks(self.folder):
+            try:
+                self._lock.acquire()
+            except Timeout:
+                return False
+            return True
+        warn_once(
+            "this file system has no locks: a file, lock.owner, says who writes a run; "
+            "one whose writer died on another machine is to be removed by hand"
+        )
+        if os.path.lexists(self._owner) and not _owner_lives(check_regular(self._owner)):
+            self._owner.unlink(missing_ok=True)
+        try:
+            descriptor = os.open(self._owner, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        os.write(descriptor, json.dumps(_this_process()).encode())
+        os.close(descriptor)
+        self._is_soft = True
+        return True
+
+    def release(self) -> None:
+        "Let others write."
+        if self._is_soft:
+            self._owner.unlink(missing_ok=True)
+            self._is_soft = False
+        else:
+            self._lock.release()
 
 
 def has_writer(folder: Path) -> bool:
-    "Whether somebody holds the lock of a run's directory."
-    path = folder / _LOCK_FILE
+    "Whether somebody holds the right to write a run's directory."
+    path, owner = folder / _LOCK_FILE, folder / _OWNER_FILE
+    if owner.is_file() and not owner.is_symlink() and _owner_lives(owner):
+        return True
     if path.is_symlink() or not path.is_file():  # a lock is opened for writing, which must not follow a link
         return False
     try:
@@ -123,9 +210,12 @@ def has_writer(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except (OSError, NotImplementedError):  # a folder that cannot be written is not being written, and one without locks has no owner
+        return False
 
 # %% ../../nbs/14_store/1_log.ipynb #bd518900
 _LIFECYCLE_EVENTS = frozenset({"run.start", "run.stop", "run.rewind"})
+_PLACED_EVENTS = frozenset({"train.step", "stage.start", "stage.stop"})  # at which it is noticed that the folder was moved: often enough
 
 # %% ../../nbs/14_store/1_log.ipynb #e164a820
 class EventLog:
@@ -134,7 +224,7 @@ class EventLog:
     def __init__(self, path: Path):
         self.path = Path(path)
         self._thread_lock = RLock()
-        self._file_lock = FileLock(self.path.with_name(_LOCK_FILE), timeout=0, thread_local=False)
+        self._writer_lock = _WriterLock(self.path.parent)
         self.events = PackedEvents()  # all that was ever logged
         self.active_events = StandingEvents(self.events)  # without what a rewind took back
         self.heads = PackedHashes()  # the chain's after each event
@@ -194,18 +284,20 @@ class EventLog:
         self.read_only = False
         if self.file is not None:
             return self
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         for path in (self.path, self.path.with_name(_LOCK_FILE)):
             if path.is_symlink() or path.exists():
                 check_regular(path)
         try:
-            self._file_lock.acquire()
-        except Timeout:
-            raise RunBusy(
-                f"{self.path.parent} is being written by another session; close that one first, "
-                "or only look: reports, tables and Run(path) need no lock"
-            ) from None
-        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+            if not self._writer_lock.acquire():
+                raise RunBusy(
+                    f"{self.path.parent} is being written by another session; close that one first, "
+                    "or only look: reports, tables and Run(path) need no lock"
+                )
+            self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        except OSError as error:
+            raise InvalidValue(f"{self.path.parent} cannot be written: {error.strerror}; whoever owns it may, or a copy of it") from None
+        hold_folder(self.path.parent)
         torn = self._read_new_lines()
         if torn:
             os.ftruncate(self.file, self.size)
@@ -230,17 +322,21 @@ class EventLog:
             self.appended += 1
         for listener in self.listeners:
             listener(kept)
+        if kept.name in _PLACED_EVENTS:
+            check_held(self.path.parent)  # the event is written, wherever the file is now
         return kept
 
     def _write_line(self, line: bytes, item: Event) -> None:
         "One line in one piece, or not at all."
-        assert self.file is not None, "claimed before"
+        file = self.file
+        if file is None:
+            raise LogFailed(f"{self.path} was closed; nothing can be written to it")
         try:
-            written = os.write(self.file, line)
+            written = os.write(file, line)
             while written < len(line):  # a disk that is nearly full takes a part
-                written += os.write(self.file, line[written:])
+                written += os.write(file, line[written:])
         except OSError as error:
-            os.ftruncate(self.file, self.size)
+            os.ftruncate(file, self.size)
             raise LogFailed(
                 f"{self.path}: event {item.sequence} ({item.name}) could not be written: {error.strerror}. "
                 "Everything before it is safe; free the disk, then resume the run"
@@ -250,7 +346,7 @@ class EventLog:
     def sync(self) -> None:
         "Have the system write to disk what it holds of the file (fsync); without it a power cut may take the last events."
         if self.file is not None:
-            os.fsync(self.file)
+            flush_to_disk(self.file)
 
     @property
     def has_writer(self) -> bool:
@@ -260,10 +356,11 @@ class EventLog:
     def close(self) -> None:
         "Push everything to disk and let others write."
         if self.file is not None:
-            os.fsync(self.file)
+            release_folder(self.path.parent)
+            flush_to_disk(self.file)
             os.close(self.file)
             self.file = None
-            self._file_lock.release()
+            self._writer_lock.release()
 
     @staticmethod
     def read(path: Path) -> Iterator[Event]:

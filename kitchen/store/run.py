@@ -14,12 +14,13 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import ExperimentSpec, canonical_json, json_digest
-from .files import content_hash, file_hash, irregular_entries, path_inside, read_bounded, read_json, write_atomically
+from .files import FolderMoved, content_hash, file_hash, irregular_entries, make_folder, path_inside, read_bounded, read_json, write_atomically
 from .log import EventLog
 from ..telemetry import Event, event
 from ..types import DamagedData, InvalidValue, is_mapping, printable_text
@@ -43,7 +44,7 @@ def _folder_size(path: Path) -> int:
 # %% ../../nbs/14_store/2_run.ipynb #551705fb
 def runs_root(folder: str | Path | None = None) -> Path:
     "Where runs are kept: the folder given, else $KITCHEN_RUNS, else ./runs."
-    return Path(folder or os.environ.get("KITCHEN_RUNS") or "runs").absolute()
+    return Path(folder or os.environ.get("KITCHEN_RUNS") or "runs").expanduser().absolute()
 
 # %% ../../nbs/14_store/2_run.ipynb #b7385b04
 _FILE_EVENTS = frozenset({"artifact.save", "run.file"})  # events that give a file's or folder's hash
@@ -81,7 +82,7 @@ def _is_listed(place: str, told: set[str]) -> bool:
 # %% ../../nbs/14_store/2_run.ipynb #d7a3b01f
 _LARGEST_SPEC = 2**24  # bytes; specs have some KB, and the longest list of settings a few hundred
 SEAL_FILE = "seal.json"
-_NOT_LISTED = {"events.jsonl", "lock", SEAL_FILE, f"{SEAL_FILE}.sig"}  # bound otherwise: the log by its length and head
+_NOT_LISTED = {"events.jsonl", "lock", "lock.owner", SEAL_FILE, f"{SEAL_FILE}.sig"}  # bound otherwise: the log by its length and head
 
 
 class Run:
@@ -127,8 +128,7 @@ class Run:
             raise InvalidValue(f"{path} holds a run already; choose another folder")
         if os.path.lexists(path / "events.jsonl") and {item.name for item in EventLog(path / "events.jsonl").events} - _FIRST_EVENTS:
             raise InvalidValue(f"{path} holds a run already, whose spec.json is missing; choose another folder, or see `kitchen verify {path}`")
-        path.mkdir(parents=True, exist_ok=True)
-        return cls.begin(path, spec)
+        return cls.begin(make_folder(path), spec)
 
     @classmethod
     def begin(cls, path: Path, spec: ExperimentSpec) -> "Run":
@@ -226,7 +226,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         "The settings in force: those the run began with, and every edit that no rewind took back."
-        edits = [item for item in self.log.active_events.named("config.edit")]
+        edits = list(self.log.active_events.named("config.edit"))
         return {**self.spec.config, **{item["setting"]: item["after"] for item in edits}}
 
     def artifact_problems(self) -> list[str]:
@@ -364,7 +364,8 @@ class Run:
     def close(self) -> None:
         "Push the log to disk, sign off if the run has ended and something was written here, and let go of it."
         if self.log.appended:
-            self.sign_off()
+            with suppress(FolderMoved):  # it is signed off where it lies now, by whoever opens it there
+                self.sign_off()
             self.log.appended = 0
         self.log.close()
         self.log.read_only = True  # whoever still looks, at a digest or a sample, changes it no more

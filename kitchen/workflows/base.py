@@ -271,7 +271,7 @@ def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type
             f"batch_size {config.batch_size} is larger than the {len(train)} training rows of {config.dataset}; "
             f"use at most {len(train)}"
         )
-    loaded = [item for item in run.log.active_events.named("data.load")]
+    loaded = list(run.log.active_events.named("data.load"))
     run.update_spec(datasets={f"{item['reference']}#{item['split']}": item["fingerprint"] for item in loaded})
     return Splits(train, test[: max(config.held_out, config.graded)])
 
@@ -396,7 +396,7 @@ def register_model(
 # %% ../../nbs/55_workflows/0_base.ipynb #91371dba
 def measurements_of(run: Run, name: str, **wanted: Any) -> list[dict[str, Any]]:
     "Measurements, but for times, of the events of one name whose metadata agree."
-    found = [item for item in run.log.active_events.named(name)]
+    found = list(run.log.active_events.named(name))
     fitting = [item for item in found if wanted.items() <= dict(item.metadata).items()]
     return [event_content(item)[2] for item in fitting]
 

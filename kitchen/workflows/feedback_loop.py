@@ -195,7 +195,7 @@ def _simulate_traffic(config: FeedbackConfig, service: ServiceClient, datasets: 
     for reference in {**config.reference_traffic, **config.recent_traffic}:
         rows = yield from read_split(datasets, config, reference, "test")
         parts[reference] = [one for row in rows if (one := _traffic_question(row, reference)) is not None]
-    loaded = [item for item in run.log.active_events.named("data.load")]
+    loaded = list(run.log.active_events.named("data.load"))
     run.update_spec(datasets={f"{item['reference']}#{item['split']}": item["fingerprint"] for item in loaded})
     renderer = get_renderer(config.renderer, service.get_tokenizer(config.model))
     sampler, found = service.create_sampling_client(config.model), []
