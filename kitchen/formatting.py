@@ -5,15 +5,20 @@
 # %% auto #0
 __all__ = ['WRAP_STYLE', 'PLOTLY_MIME', 'JUPYTER_HTML_CLASS', 'box_html', 'escape_html', 'small_html', 'sign_html',
            'details_html', 'View', 'is_interactive', 'display_widget', 'align_columns', 'right_align_columns',
-           'table_html', 'text_table_html', 'number_text', 'seconds_text', 'decimate', 'escape_markdown', 'TextTable']
+           'table_html', 'text_table_html', 'number_text', 'seconds_text', 'decimate', 'escape_markdown', 'TextTable',
+           'docstring']
 
 # %% ../nbs/10_core/1_formatting.ipynb #b4bf6615
+import ast
 import html
+import inspect
 import math
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -236,3 +241,12 @@ class TextTable:
                 for row, line in enumerate(self.rows)]  # fmt: skip
         shown = align_columns(right_align_columns([self.head, *rows], self.numeric_columns)) if self.head else ""
         return f"{visible_text(self.caption)}\n{shown}".lstrip("\n")
+
+# %% ../nbs/10_core/1_formatting.ipynb #7ac10d02
+def docstring(function: Callable[..., Any]) -> str:
+    "A function's docstring, also under `python -OO`; empty if it has none, or none that can be found."
+    said = inspect.getdoc(function)
+    if said is None and sys.flags.optimize > 1:
+        with suppress(OSError, TypeError, SyntaxError, IndexError):  # no source, or that of a lambda
+            said = ast.get_docstring(ast.parse(textwrap.dedent(inspect.getsource(function))).body[0])  # pyright: ignore[reportArgumentType]
+    return said or ""

@@ -45,6 +45,7 @@ from kitchen.types import (
     SamplingParams,
     UnknownName,
 )
+from .formatting import docstring
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #4938aae3
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ def conformance_check(
     "Enter a function into the table of checks; its docstring is what has to hold."
 
     def enter(measure: Callable[[Bench], Iterator[CheckFinding]]) -> Callable[[Bench], Iterator[CheckFinding]]:
-        CHECKS[measure.__name__] = ConformanceCheck(measure.__name__, (measure.__doc__ or "").strip(), measure, needs)
+        CHECKS[measure.__name__] = ConformanceCheck(measure.__name__, docstring(measure), measure, needs)
         return measure
 
     return enter

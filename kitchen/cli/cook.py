@@ -27,15 +27,15 @@ def _new_run_dir(name: str, out: Path | None) -> Path:
     "A fresh directory; one that holds anything is refused."
     import secrets
 
+    from kitchen.store.files import make_folder
     from kitchen.store.run import runs_root
     from kitchen.types import InvalidValue
 
     path = (out or runs_root() / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}").absolute()
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if os.path.isfile(path) or (os.path.isdir(path) and os.listdir(path)):  # of a path that cannot be, make_folder says why
         held = "holds a run already" if (path / "spec.json").exists() else "is not empty"
         raise InvalidValue(f"{path} {held}; choose a new folder")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return make_folder(path)
 
 # %% ../../nbs/68_cli/4_cook.ipynb #869f07a8
 def _log_run_end(run_dir: Path, status: str, reason: str) -> None:
@@ -206,6 +206,8 @@ def _raise_unfinished(
     what: CookRequest, run_dir: Path, report: Path | None, reason: str, ending: Callable[[str], BaseException]
 ) -> None:
     "End a cook that did not succeed; an empty directory is removed."
+    if not run_dir.is_dir():
+        raise CookFailed(f"{what.name} failed in {reason}\n{run_dir} was moved or removed; go on where it lies now: kitchen resume FOLDER")
     if {path.name for path in run_dir.iterdir()} <= {_REQUEST_NAME}:  # our own, and nothing else
         (run_dir / _REQUEST_NAME).unlink(missing_ok=True)
         run_dir.rmdir()

@@ -6,6 +6,8 @@
 __all__ = ['main']
 
 # %% ../../nbs/68_cli/8_main.ipynb #1758054a
+import sys
+
 import click
 
 from .cook import cook_group, resume_command
@@ -58,3 +60,10 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
     "Fine-tune language models by recipe: every run leaves a log, its artifacts and a report."
+
+
+if sys.flags.optimize > 1:  # click looks for docstrings alone
+    from kitchen.formatting import docstring
+
+    for _command in (main, *_COMMANDS):
+        _command.help = _command.help or docstring(_command.callback or main)

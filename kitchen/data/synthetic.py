@@ -17,6 +17,7 @@ from typing import Any
 
 from ..input import Count, checked_arguments
 from ..types import InvalidValue, UnknownName
+from ..formatting import docstring
 
 # %% ../../nbs/22_data/4_synthetic.ipynb #d04e0863
 TaskMaker = Callable[[random.Random], tuple[str, str]]
@@ -418,7 +419,7 @@ _MAKERS_BY_KIND: dict[str, dict[str, TaskMaker]] = {
 # %% ../../nbs/22_data/4_synthetic.ipynb #ba4bc12c
 def _maker_description(make: TaskMaker) -> str:
     "What a maker says about itself."
-    return make.about if isinstance(make, _Relation) else (make.__doc__ or "")
+    return make.about if isinstance(make, _Relation) else docstring(make)
 
 
 TASKS: dict[str, Task] = {

@@ -35,7 +35,7 @@ from kitchen.engine.workflow import (
 from ..ports.protocols import Future
 from ..ports.spans import ObservedPort
 from ..secrets import mask_values
-from ..store.files import parse_stored_json, path_inside, read_json, write_atomically
+from ..store.files import make_folder, parse_stored_json, path_inside, read_json, write_atomically
 from ..store.objects import ObjectStore, StateStore, WriteFuture, decode_value, encode_value
 from ..store.run import Run
 from ..telemetry import EVENTS, Event, MemoryLog, event, event_content
@@ -260,7 +260,7 @@ class SnapshotFolder:
 
     def newest(self, before: int | None = None) -> Snapshot | None:
         "The last sound snapshot that still stands, of at most so many events; damaged and missing ones are passed over, and that is logged."
-        for name in self._missing({item["snapshot"]: item for item in self.run.log.events if item.name == "snapshot.save"}):
+        for name in self._missing({item["snapshot"]: item for item in self.run.log.events.named("snapshot.save")}):
             self._log_left_out(name, "left out: missing; the log says that it is kept")
         for path in self.paths():
             if before is not None and int(path.stem) > before:
@@ -276,7 +276,7 @@ class SnapshotFolder:
 
     def _log_left_out(self, name: str, reason: str) -> None:
         "Say once that a snapshot cannot be used."
-        said = ((item["snapshot"], item["reason"]) for item in self.run.log.events if item.name == "snapshot.error")
+        said = ((item["snapshot"], item["reason"]) for item in self.run.log.events.named("snapshot.error"))
         if (name, reason) not in said:
             self.run.log.append(event("snapshot.error", snapshot=name, reason=reason))
 
@@ -303,7 +303,7 @@ class SnapshotFolder:
     def problems(self) -> list[str]:
         "What is damaged or missing among the snapshots, or does not agree with the log; empty when all is well."
         found: list[str] = []
-        saved = {item["snapshot"]: item for item in self.run.log.events if item.name == "snapshot.save"}
+        saved = {item["snapshot"]: item for item in self.run.log.events.named("snapshot.save")}
         for path in self.paths():
             try:
                 snapshot = Snapshot.read(path)
@@ -325,8 +325,8 @@ class SnapshotFolder:
 
     def standing(self) -> list[str]:
         "Snapshots that were saved in the story as it stands, and not removed since, as the log tells it."
-        kept = [set(item.metadata.get("kept", ())) for item in self.run.log.events if item.name == "snapshot.save"]
-        names = [item["snapshot"] for item in self.run.log.active_events if item.name == "snapshot.save"]
+        kept = [set(item.metadata.get("kept", ())) for item in self.run.log.events.named("snapshot.save")]
+        names = [item["snapshot"] for item in self.run.log.active_events.named("snapshot.save")]
         return [name for name in names if name in kept[-1]]
 
     def _missing(self, saved: Mapping[str, Event]) -> list[str]:
@@ -349,7 +349,7 @@ def state_files(snapshots: SnapshotFolder, snapshot: Snapshot) -> list[Path]:
 
 def object_names(snapshots: SnapshotFolder, named_by: Iterable[Snapshot]) -> set[str]:
     "Objects that these snapshots, their states and the log's edits name."
-    edits = {item["object"] for item in snapshots.run.log.events if item.name == "state.edit"}
+    edits = {item["object"] for item in snapshots.run.log.events.named("state.edit")}
     names = snapshots.edit_objects | edits
     for snapshot in named_by:
         names |= snapshot.locations("kept", "object")
@@ -691,7 +691,7 @@ def _stage_record(told: Sequence[Event], label: str) -> list[tuple[Any, ...]]:
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a015
 def fork_run(snapshots: SnapshotFolder, snapshot: Snapshot, path: Path, spec: ExperimentSpec) -> Run:
     "A new run, claimed, that shares a run's story up to a snapshot; files are linked, not copied, where the disk can."
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     if any(os.path.lexists(path / name) for name in ("spec.json", "events.jsonl")):
         raise InvalidValue(f"{path} holds a run already; choose another folder")
     run = snapshots.run

@@ -14,7 +14,7 @@ import math
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -49,7 +49,7 @@ def _count_milestones(events: list[Event]) -> int:
     return sum(item.name in _MILESTONES for item in events)
 
 
-def edits_by_place(events: list[Event]) -> dict[int, list[Event]]:
+def edits_by_place(events: Iterable[Event]) -> dict[int, list[Event]]:
     "Edits among the events, by the number of milestones before each."
     found: dict[int, list[Event]] = {}
     passed = 0
@@ -437,7 +437,7 @@ class Runner:
     @property
     def _events_before_start(self) -> int:
         "Events that stand before the workflow began."
-        starts = [item.sequence for item in self.run.log.active_events if item.name == "run.start"]
+        starts = [item.sequence for item in self.run.log.active_events.named("run.start")]
         return starts[0] + 1 if starts else 0
 
     def replay(self, later: list[Event]) -> None:
@@ -483,7 +483,7 @@ class Runner:
             self.history.take(self.flow, self._boundary)
             self.history.finish_pending(wait=True)
         if not path.is_file():
-            failed = [item["reason"] for item in self.run.log.events if item.name == "snapshot.error"]
+            failed = [item["reason"] for item in self.run.log.events.named("snapshot.error")]
             raise KitchenError(f"the snapshot could not be kept: {failed[-1] if failed else 'no reason is known'}")
         return Snapshot.read(path)
 

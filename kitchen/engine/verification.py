@@ -180,7 +180,7 @@ def _proved_bytes(path: Path) -> int:
 
 def _recorded_spec(path: Path, log: EventLog) -> ExperimentSpec:
     "The spec as the log has it last; DamagedData if it has none."
-    told = [item["spec"] for item in log.events if item.name == "run.spec"]
+    told = [item["spec"] for item in log.events.named("run.spec")]
     if not told:
         raise DamagedData(
             f"{path}: nothing of its log can be proved, not even what the run is; put events.jsonl back from a copy, or begin a new run"

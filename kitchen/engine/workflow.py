@@ -27,7 +27,7 @@ from dataclasses import replace as replace_field
 from typing import Any, Literal, Protocol, Self, cast
 
 from ..config import Config
-from ..formatting import box_html, escape_html
+from ..formatting import box_html, docstring, escape_html
 from ..telemetry import Event, Log, MemoryLog, event
 from ..types import InvalidValue, KitchenError
 
@@ -197,7 +197,7 @@ class Stage:
     @property
     def description(self) -> str:
         "The first line of the function's docstring."
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+        return docstring(self.function).partition("\n")[0]
 
     @property
     def needs(self) -> tuple[str, ...]:

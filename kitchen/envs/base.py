@@ -23,6 +23,7 @@ from .rewards import Reward, check_gold_answers, weighted_reward
 from ..input import checked_arguments
 from ..seeding import random_generator
 from ..types import InvalidValue, Message, UnknownName
+from ..formatting import docstring
 
 # %% ../../nbs/25_envs/3_base.ipynb #11c9605c
 class TimeoutWorker:
@@ -212,7 +213,7 @@ def tool(function: Callable[..., Any]) -> Tool:
     untyped = [name for name, parameter in parameters.items() if parameter.annotation is parameter.empty]
     if untyped:
         raise InvalidValue(f"tool {function.__name__!r}: give parameter {untyped[0]!r} a type; it tells the model what to send")
-    about = (inspect.getdoc(function) or "").partition("\n")[0]
+    about = docstring(function).partition("\n")[0]
     if not about:
         raise InvalidValue(f"tool {function.__name__!r}: give it a docstring; it tells the model what the tool is for")
     return Tool(function.__name__, about, function)

@@ -17,6 +17,7 @@ from ..input import checked_arguments
 from .token import check_loss_shape, loss_table_html
 from ..ports.protocols import CustomLoss
 from ..types import Datum, InvalidValue, UnknownName
+from ..formatting import docstring
 
 # %% ../../nbs/30_losses/3_distillation.ipynb #845119a6
 _Tensor = Any  # torch.Tensor
@@ -91,7 +92,7 @@ class DistillLoss:
     @property
     def formula(self) -> str:
         "The loss of one position."
-        return self.function.__doc__ or ""
+        return docstring(self.function)
 
     def __call__(self, teacher: _Tensor, student: _Tensor) -> _Tensor:
         "The loss of each position, [T], of log-probabilities [T, K]. InvalidValue for any other shape."

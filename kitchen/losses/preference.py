@@ -16,6 +16,7 @@ from ..input import check_fields, checked_arguments
 from .token import check_loss_shape, loss_table_html
 from ..ports.protocols import CustomLoss
 from ..types import Datum, InvalidValue, UnknownName
+from ..formatting import docstring
 
 # %% ../../nbs/30_losses/2_preference.ipynb #46981649
 _Tensor = Any  # torch.Tensor; torch is imported where a loss is computed
@@ -194,7 +195,7 @@ class PairLoss:
     @property
     def formula(self) -> str:
         "The loss of one pair."
-        return self.function.__doc__ or ""
+        return docstring(self.function)
 
     def implied_rewards(self, pairs: PairLogprobs) -> tuple[_Tensor, _Tensor]:
         "Implied rewards of chosen and rejected answers, [P]: β·Δ, or β · the mean log-probability where there is no reference."

@@ -81,7 +81,7 @@ def show_answers(run: Run, count: int = 12) -> View:
 @checked_arguments
 def show_data(run: Run) -> View:
     "The datasets with their fingerprints, and each row that was set aside."
-    loaded = [item for item in run.log.active_events if item.name == "data.load"]
+    loaded = list(run.log.active_events.named("data.load"))
     rows = [
         [one["reference"], one["split"], f"{one['rows']:,}", f"{one['set_aside']:,}", one["fingerprint"][:16]]
         for one in loaded
@@ -92,7 +92,7 @@ def show_data(run: Run) -> View:
 # %% ../../nbs/64_reports/2_build.ipynb #f2ce28cb
 def _show_set_aside(run: Run, count: int = 100) -> View:
     "Rows that were left out on request, each with its place and the reason."
-    aside = [dict(item.metadata) for item in run.log.active_events if item.name == "data.set_aside"]
+    aside = [dict(item.metadata) for item in run.log.active_events.named("data.set_aside")]
     if not aside:
         return View("<p><small>No row was set aside.</small></p>", "No row was set aside.")
     rows = [[str(one.get(key, "")) for key in ("source", "row", "field", "reason")] for one in aside[:count]]
@@ -152,7 +152,7 @@ def show_timeline(run: Run, verbs: int = 8) -> Picture:
 # %% ../../nbs/64_reports/2_build.ipynb #699dc050
 def _events_named(run: Run, name: str) -> list[Event]:
     "The events of one name that stand."
-    return [item for item in run.log.active_events if item.name == name]
+    return list(run.log.active_events.named(name))
 
 # %% ../../nbs/64_reports/2_build.ipynb #81212090
 def show_feedback(run: Run) -> View:
@@ -282,7 +282,7 @@ def report_notebook(run: Run) -> "NotebookNode":
             output = new_output("display_data", _section_bundle(show, run))
             cells.append(new_markdown_cell(f"## {heading}\n\n{words}"))
             cells.append(new_code_cell(f"{show.__name__}(run)", outputs=[output]))
-    ended = [item for item in run.log.active_events if item.name == "run.stop"]
+    ended = list(run.log.active_events.named("run.stop"))
     about = {
         "title": title, "status": run.status, "reason": ended[-1].metadata.get("reason", "") if ended else "", "damage": damage_of(run)
     }  # fmt: skip

@@ -30,9 +30,11 @@ from ..engine.workflow import WorkflowPart, compositions, stages
 from ..ports.registry import adapter_address
 from ..recipes.registry import Recipe, get_recipe
 from ..recipes.reproduce import initial_values
+from ..store.events import EventSequence, PackedEvents
+from ..store.files import FolderMoved, make_folder
 from ..store.index import RunIndex
 from ..store.log import LogFailed
-from ..store.run import Run
+from ..store.run import Run, runs_root
 from ..store.trust import trust_settings
 from ..telemetry import Event, event
 from ..types import InvalidValue, KitchenError, UnknownName
@@ -50,7 +52,8 @@ _STAGE_MARKS = {"stage.start": "running", "stage.stop": "done", "stage.error": "
 def stage_status(workflow: WorkflowPart, log: Sequence[Event]) -> dict[str, str]:
     "Each stage's status in the order of the workflow: 'done', 'running', 'failed' or 'waiting'."
     status = dict.fromkeys((part.name for part in stages(workflow)), "waiting")
-    return status | {item["stage"]: _STAGE_MARKS[item.name] for item in log if item.name in _STAGE_MARKS}
+    marks = log.named(*_STAGE_MARKS) if isinstance(log, EventSequence) else (item for item in log if item.name in _STAGE_MARKS)
+    return status | {item["stage"]: _STAGE_MARKS[item.name] for item in marks}
 
 
 def last_train_step(log: Sequence[Event]) -> Event | None:
@@ -214,6 +217,11 @@ class SessionDriver:
         assert self.opened_run is not None, "attached just now"
         return self.opened_run
 
+    def check_place(self) -> None:
+        "InvalidValue if the folder that this run is to have cannot be made; nothing is left of the try."
+        if self.opened_run is None:
+            make_folder(Path(self.requested_run_dir or runs_root()).absolute(), keep=False)
+
     def attach_run(self, run: Run) -> None:
         "Drive this run; its events are passed on to the listeners."
         self.opened_run = run
@@ -225,9 +233,9 @@ class SessionDriver:
             listen(item)
 
     @property
-    def log(self) -> list[Event]:
+    def log(self) -> EventSequence:
         "Every event of the story as it stands: without what a rewind took back."
-        return self.opened_run.log.active_events if self.opened_run else []
+        return self.opened_run.log.active_events if self.opened_run else PackedEvents()
 
     @property
     def last_step(self) -> Event | None:
@@ -246,8 +254,9 @@ class SessionDriver:
 
     def update_index(self) -> None:
         "Refresh this run's line in the table of runs; the table can be rebuilt, so a full disk is no reason to fail here."
-        with contextlib.suppress(sqlite3.Error):
-            RunIndex(self.run_record.path.parent).put(self.run_record)
+        with contextlib.suppress(sqlite3.Error, InvalidValue):  # the second: the folder was moved, or may be written but not the one above
+            if self.run_record.path.is_dir():
+                RunIndex(self.run_record.path.parent).put(self.run_record)
 
     def log_stop(self, status: str, error: BaseException | None = None) -> None:
         "Log how the run ended."
@@ -255,7 +264,7 @@ class SessionDriver:
         self.run_record.log.append(
             event("run.stop", status=status, reason=reason, seconds=time.perf_counter() - self._started_at)
         )
-        with contextlib.suppress(OSError):  # a full disk: `verify` says that it is missing
+        with contextlib.suppress(OSError, FolderMoved):  # a full disk: `verify` says that it is missing
             self.run_record.sign_off()
         self.update_index()
 
@@ -303,7 +312,7 @@ class SessionDriver:
 
     def digest(self) -> str:
         "SHA-256 of the state; of a completed run that which it logged at its end."
-        told = [item["digest"] for item in self.log if item.name == "run.digest"] if self.was_completed and self.runner is None else []
+        told = [item["digest"] for item in self.log.named("run.digest")] if self.was_completed and self.runner is None else []
         return told[-1] if told else self.looking_runner.digest()
 
     @property

@@ -38,6 +38,7 @@ from kitchen.session.driver import (
     step_condition,
     until_condition,
 )
+from ..store.events import EventSequence
 from ..store.run import Run, is_run_folder
 from ..telemetry import Event, events_to_dataframe
 from ..types import InvalidValue, UnknownName, nearest
@@ -329,7 +330,7 @@ class Kitchen:
         return stage_status(self.driver.recipe.workflow, self.driver.log)
 
     @property
-    def log(self) -> list[Event]:
+    def log(self) -> EventSequence:
         """Every event of the story as it stands: without what a rewind took back.
 
         Example: `k.log[-1].name`"""
@@ -340,8 +341,7 @@ class Kitchen:
         """Training steps and held-out losses, as a table: one row a step.
 
         Example: `k.metrics.plot("step", "loss")`"""
-        measured = [item for item in self.log if item.name in ("train.step", "train.evaluate")]
-        return events_to_dataframe(measured).drop(columns=["sequence", "time"])
+        return events_to_dataframe(self.log.named("train.step", "train.evaluate")).drop(columns=["sequence", "time"])
 
     @property
     def run_record(self) -> Run:
@@ -368,6 +368,7 @@ class Kitchen:
 
         Example: `Kitchen("sft").plan()`"""
         config = self.driver.initial_config
+        self.driver.check_place()
         return plan(self.driver.recipe, config, self.driver.adapters, snapshot_policy(config), measure)
 
     # -- looking ---------------------------------------------------------------------------------

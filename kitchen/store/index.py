@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..secrets import mask_values
-from .files import check_regular, own_copy
+from .files import check_regular, make_folder, own_copy
 from .log import has_writer
 from .run import Run, is_run_folder, runs_root
 from ..types import InvalidValue, KitchenError, UnknownName
@@ -27,7 +27,7 @@ class RunIndex:
 
     def __init__(self, root: Path | None = None):
         self.root = root or runs_root()
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         self.path = self.root / "index.sqlite"
         is_new = not os.path.lexists(self.path)
         for end in ("", "-wal", "-shm", "-journal"):
@@ -71,9 +71,16 @@ class RunIndex:
                 os.replace(f"{self.path}{end}", f"{kept}{end}")
 
     def _connect(self) -> sqlite3.Connection:
-        "A connection, in write-ahead mode."
+        "A connection, in write-ahead mode; where the file system has no shared memory, in that of a journal beside the file."
         database = sqlite3.connect(self.path, timeout=10)
-        database.execute("PRAGMA journal_mode=WAL")
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise
+            database.close()
+            database = sqlite3.connect(self.path, timeout=10)
+            database.execute("PRAGMA journal_mode=DELETE")
         return database
 
     def put(self, run: Run) -> None:

@@ -10,6 +10,8 @@ import hashlib
 import json
 import math
 import os
+import secrets
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,19 @@ from typing import Any, Protocol, runtime_checkable
 from filelock import FileLock, Timeout
 
 from ..secrets import may_hold_secret
-from .files import check_regular, free_path, own_copy
+from .events import PackedEvents, PackedHashes, StandingEvents
+from kitchen.store.files import (
+    NOT_SUPPORTED,
+    check_held,
+    check_regular,
+    flush_to_disk,
+    free_path,
+    hold_folder,
+    make_folder,
+    own_copy,
+    release_folder,
+    warn_once,
+)
 from ..telemetry import EVENTS, Event, event, mask_event
 from ..types import DamagedData, InvalidValue, KitchenError, is_list, is_mapping
 
@@ -125,6 +139,89 @@ class LogDamaged(DamagedData):
 
 # %% ../../nbs/14_store/1_log.ipynb #6762db69
 _LOCK_FILE = "lock"  # file beside the log; the system frees its lock when the writer dies
+_OWNER_FILE = "lock.owner"  # in its place where the file system has no locks: names the process that writes
+
+
+def _has_locks(folder: Path) -> bool:
+    "Whether files in a folder can be locked; tried on one of its own, so that nobody's lock is touched."
+    if os.name != "posix":
+        return True
+    import fcntl
+
+    probe = folder / f".{secrets.token_hex(4)}.unfinished"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        return False
+    finally:
+        os.close(descriptor)
+        probe.unlink()
+
+
+def _this_process() -> dict[str, Any]:
+    "Host, number and start of this process: enough to tell later whether it still lives."
+    import psutil
+
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def _owner_lives(path: Path) -> bool:
+    "Whether the process that an owner file names may still write; of one on another host that cannot be told."
+    import psutil
+
+    try:
+        owner = json.loads(path.read_bytes()[:4096])
+        if owner["host"] != socket.gethostname():
+            return True
+        return abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1.0  # seconds; numbers are used again
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return False
+    except (ValueError, KeyError, TypeError, OSError):  # cut short by a crash while it was written
+        return False
+
+
+class _WriterLock:
+    "The right to write a run: a lock of the system or, where the file system has none, a file that names its owner."
+
+    def __init__(self, folder: Path):
+        self.folder, self._owner = folder, folder / _OWNER_FILE
+        self._lock = FileLock(folder / _LOCK_FILE, timeout=0, thread_local=False)
+        self._is_soft = False
+
+    def acquire(self) -> bool:
+        "Whether it was to be had."
+        if _has_locks(self.folder):
+            try:
+                self._lock.acquire()
+            except Timeout:
+                return False
+            return True
+        warn_once(
+            "this file system has no locks: a file, lock.owner, says who writes a run; "
+            "one whose writer died on another machine is to be removed by hand"
+        )
+        if os.path.lexists(self._owner) and not _owner_lives(check_regular(self._owner)):
+            self._owner.unlink(missing_ok=True)
+        try:
+            descriptor = os.open(self._owner, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        os.write(descriptor, json.dumps(_this_process()).encode())
+        os.close(descriptor)
+        self._is_soft = True
+        return True
+
+    def release(self) -> None:
+        "Let others write."
+        if self._is_soft:
+            self._owner.unlink(missing_ok=True)
+            self._is_soft = False
+        else:
+            self._lock.release()
 
 
 def _is_lock(path: Path) -> bool:
@@ -136,8 +233,10 @@ def _is_lock(path: Path) -> bool:
 
 
 def has_writer(folder: Path) -> bool:
-    "Whether somebody holds the lock of a run's directory."
-    path = folder / _LOCK_FILE
+    "Whether somebody holds the right to write a run's directory."
+    path, owner = folder / _LOCK_FILE, folder / _OWNER_FILE
+    if owner.is_file() and not owner.is_symlink() and _owner_lives(owner):
+        return True
     if not _is_lock(path):
         return False
     try:
@@ -145,10 +244,13 @@ def has_writer(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except (OSError, NotImplementedError):  # a folder that cannot be written is not being written, and one without locks has no owner
+        return False
 
 # %% ../../nbs/14_store/1_log.ipynb #bd518900
 _LONGEST_LINE = 2**26  # bytes; the longest that kitchen writes, a stage's error with its traceback, has some KB
 _LIFECYCLE_EVENTS = frozenset({"run.start", "run.stop", "run.rewind"})
+_PLACED_EVENTS = frozenset({"train.step", "stage.start", "stage.stop"})  # at which it is noticed that the folder was moved: often enough
 
 # %% ../../nbs/14_store/1_log.ipynb #e164a820
 class EventLog:
@@ -157,10 +259,11 @@ class EventLog:
     def __init__(self, path: Path):
         self.path = Path(path)
         self._thread_lock = RLock()
-        self._file_lock = FileLock(self.path.with_name(_LOCK_FILE), timeout=0, thread_local=False)
-        self.events: list[Event] = []  # all that was ever logged
-        self.active_events: list[Event] = []  # without what a rewind took back
-        self.heads: list[str] = []  # the chain's hash after each event
+        self._writer_lock = _WriterLock(self.path.parent)
+        self.events = PackedEvents()  # all that was ever logged
+        self.active_events = StandingEvents(self.events)  # without what a rewind took back
+        self.heads = PackedHashes()  # the chain's after each event
+        self._head = _GENESIS_HASH
         self.lifecycle_event: Event | None = None  # the last event that began, ended or turned back the run
         self.size = 0  # bytes of whole lines
         self.appended = 0  # events that were written here, and not by another process
@@ -174,7 +277,7 @@ class EventLog:
     @property
     def head(self) -> str:
         "Hash of the last event."
-        return self.heads[-1] if self.heads else _GENESIS_HASH
+        return self._head
 
     def _read_new_lines(self) -> int:
         """Read whole lines that were added since, and check each against the chain; the number of bytes of a torn last line.
@@ -203,21 +306,20 @@ class EventLog:
         return item, head
 
     def _add_event(self, item: Event, head: str) -> None:
-        "Add to the lists; a rewind takes back what came after its point."
+        "Keep an event in memory; a rewind takes back what came after its point."
         self.events.append(item)
         self.heads.append(head)
+        self._head = head
         self.lifecycle_event = item if item.name in _LIFECYCLE_EVENTS else self.lifecycle_event
         if item.name == "run.rewind":
-            while self.active_events and self.active_events[-1].sequence >= item["keep"]:
-                self.active_events.pop()
-        self.active_events.append(item)
+            self.active_events.take_back(int(item["keep"]), item.sequence)
 
     def claim(self) -> "EventLog":
         "Become the one who writes; RunBusy if somebody else does. A torn last line is cut off, and that is logged."
         self.read_only = False
         if self.file is not None:
             return self
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         lock = self.path.with_name(_LOCK_FILE)
         for path in (self.path, lock):
             if path.is_symlink() or path.exists():
@@ -225,13 +327,15 @@ class EventLog:
         if os.path.lexists(lock) and not _is_lock(lock):
             os.rename(lock, free_path(lock.with_name(f"{_LOCK_FILE}.aside")))
         try:
-            self._file_lock.acquire()
-        except Timeout:
-            raise RunBusy(
-                f"{self.path.parent} is being written by another session; close that one first, "
-                "or only look: reports, tables and Run(path) need no lock"
-            ) from None
-        self.file = os.open(own_copy(self.path), os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+            if not self._writer_lock.acquire():
+                raise RunBusy(
+                    f"{self.path.parent} is being written by another session; close that one first, "
+                    "or only look: reports, tables and Run(path) need no lock"
+                )
+            self.file = os.open(own_copy(self.path), os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        except OSError as error:
+            raise InvalidValue(f"{self.path.parent} cannot be written: {error.strerror}; whoever owns it may, or a copy of it") from None
+        hold_folder(self.path.parent)
         torn = self._read_new_lines()
         if torn:
             os.ftruncate(self.file, self.size)
@@ -244,7 +348,7 @@ class EventLog:
             if self.read_only:
                 return replace(item, sequence=len(self.events))
             self.claim()
-            kept = replace(item, sequence=len(self.events))
+            kept = Event(item.name, item.measurements, item.metadata, item.step, item.time, len(self.events))  # `replace` takes thrice as long
             text = _event_text(kept)
             if may_hold_secret(text[text.find(_METADATA_FIELD) :]):
                 kept = mask_event(kept)
@@ -256,17 +360,21 @@ class EventLog:
             self.appended += 1
         for listener in self.listeners:
             listener(kept)
+        if kept.name in _PLACED_EVENTS:
+            check_held(self.path.parent)  # the event is written, wherever the file is now
         return kept
 
     def _write_line(self, line: bytes, item: Event) -> None:
         "One line in one piece, or not at all."
-        assert self.file is not None, "claimed before"
+        file = self.file
+        if file is None:
+            raise LogFailed(f"{self.path} was closed; nothing can be written to it")
         try:
-            written = os.write(self.file, line)
+            written = os.write(file, line)
             while written < len(line):  # a disk that is nearly full takes a part
-                written += os.write(self.file, line[written:])
+                written += os.write(file, line[written:])
         except OSError as error:
-            os.ftruncate(self.file, self.size)
+            os.ftruncate(file, self.size)
             raise LogFailed(
                 f"{self.path}: event {item.sequence} ({item.name}) could not be written: {error.strerror}. "
                 "Everything before it is safe; free the disk, then resume the run"
@@ -276,7 +384,7 @@ class EventLog:
     def sync(self) -> None:
         "Have the system write to disk what it holds of the file (fsync); without it a power cut may take the last events."
         if self.file is not None:
-            os.fsync(self.file)
+            flush_to_disk(self.file)
 
     @property
     def has_writer(self) -> bool:
@@ -286,10 +394,11 @@ class EventLog:
     def close(self) -> None:
         "Push everything to disk and let others write."
         if self.file is not None:
-            os.fsync(self.file)
+            release_folder(self.path.parent)
+            flush_to_disk(self.file)
             os.close(self.file)
             self.file = None
-            self._file_lock.release()
+            self._writer_lock.release()
 
     @staticmethod
     def read(path: Path) -> Iterator[Event]:

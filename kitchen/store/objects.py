@@ -212,7 +212,10 @@ def _dataclass_by_name(name: str) -> type:
         raise InvalidValue(
             f"{name} is not known to snapshots; import its module, and mark it with kitchen.store.objects.keep"
         )
-    kind = getattr(import_module(module), attribute, None)
+    try:
+        kind = getattr(import_module(module), attribute, None)
+    except ImportError as error:
+        raise DamagedData(f"a snapshot names {name}: {error}") from None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise DamagedData(f"a snapshot names {name}, which is no dataclass")
     return kind

@@ -14,12 +14,24 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import ExperimentSpec, canonical_json, json_digest
-from .files import content_hash, file_hash, irregular_entries, is_unfinished, path_inside, read_bounded, read_json, write_atomically
+from kitchen.store.files import (
+    FolderMoved,
+    content_hash,
+    file_hash,
+    irregular_entries,
+    is_unfinished,
+    make_folder,
+    path_inside,
+    read_bounded,
+    read_json,
+    write_atomically,
+)
 from .log import EventLog
 from ..telemetry import Event, event
 from ..types import DamagedData, InvalidValue, is_mapping, printable_text
@@ -43,7 +55,7 @@ def _folder_size(path: Path) -> int:
 # %% ../../nbs/14_store/2_run.ipynb #551705fb
 def runs_root(folder: str | Path | None = None) -> Path:
     "Where runs are kept: the folder given, else $KITCHEN_RUNS, else ./runs."
-    return Path(folder or os.environ.get("KITCHEN_RUNS") or "runs").absolute()
+    return Path(folder or os.environ.get("KITCHEN_RUNS") or "runs").expanduser().absolute()
 
 # %% ../../nbs/14_store/2_run.ipynb #b7385b04
 _FILE_EVENTS = frozenset({"artifact.save", "run.file"})  # events that give a file's or folder's hash
@@ -81,7 +93,7 @@ def _is_listed(place: str, told: set[str]) -> bool:
 # %% ../../nbs/14_store/2_run.ipynb #d7a3b01f
 _LARGEST_SPEC = 2**24  # bytes; specs have some KB, and the longest list of settings a few hundred
 SEAL_FILE = "seal.json"
-_NOT_LISTED = {"events.jsonl", "lock", SEAL_FILE, f"{SEAL_FILE}.sig"}  # bound otherwise: the log by its length and head
+_NOT_LISTED = {"events.jsonl", "lock", "lock.owner", SEAL_FILE, f"{SEAL_FILE}.sig"}  # bound otherwise: the log by its length and head
 
 
 class Run:
@@ -107,7 +119,7 @@ class Run:
 
     def _read_spec(self) -> ExperimentSpec:
         "The spec, which log and file must agree on; a process that died between the two had told the log."
-        path, told = self.path / "spec.json", [item["spec"] for item in self.log.events if item.name == "run.spec"]
+        path, told = self.path / "spec.json", [item["spec"] for item in self.log.events.named("run.spec")]
         found = read_json(path, _LARGEST_SPEC)
         died_writing = len(told) > 1 and self.log.events[-1].name == "run.spec" and found == told[-2]
         if told and found != told[-1] and not died_writing:
@@ -130,8 +142,7 @@ class Run:
         for name in (SEAL_FILE, "snapshots"):  # written without a look at what is there
             if os.path.lexists(path / name) and not os.path.lexists(path / "events.jsonl"):
                 raise InvalidValue(f"{path} holds {name}, which a run would write into; choose another folder")
-        path.mkdir(parents=True, exist_ok=True)
-        return cls.begin(path, spec)
+        return cls.begin(make_folder(path), spec)
 
     @classmethod
     def begin(cls, path: Path, spec: ExperimentSpec) -> "Run":
@@ -147,7 +158,7 @@ class Run:
     def _write_spec(self, spec: ExperimentSpec) -> None:
         "Tell the log what the spec is, unless it knows; then write the file, whole."
         text = spec.to_json()
-        content, told = json.loads(text), [item["spec"] for item in self.log.events if item.name == "run.spec"]
+        content, told = json.loads(text), [item["spec"] for item in self.log.events.named("run.spec")]
         if told[-1:] != [content]:
             content = self.log.append(event("run.spec", spec=content))["spec"]  # as the log has it, secrets masked
         text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -196,7 +207,7 @@ class Run:
 
     def _written_hashes(self, place: str) -> set[str]:
         "Hashes of all that was ever written at a place; a rewound run may have written several."
-        return {item["sha256"] for item in self.log.events if item.name in _FILE_EVENTS and item["path"] == place}
+        return {item["sha256"] for item in self.log.events.named(*_FILE_EVENTS) if item["path"] == place}
 
     def _move_aside(self, path: Path, place: str) -> None:
         "Give another name to what is at a path, unless kitchen wrote it there as it is."
@@ -210,7 +221,7 @@ class Run:
 
     def artifacts(self) -> list[Artifact]:
         "Every artifact of this run, newest version of each name, in the order they were made."
-        saved = {item["artifact"]: item for item in self.log.active_events if item.name == "artifact.save"}
+        saved = {item["artifact"]: item for item in self.log.active_events.named("artifact.save")}
         return [
             Artifact(name, item["kind"], path_inside(self.path, item["path"]), item["sha256"], int(item["bytes"]))
             for name, item in saved.items()
@@ -229,7 +240,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         "The settings in force: those the run began with, and every edit that no rewind took back."
-        edits = [item for item in self.log.active_events if item.name == "config.edit"]
+        edits = list(self.log.active_events.named("config.edit"))
         return {**self.spec.config, **{item["setting"]: item["after"] for item in edits}}
 
     def artifact_problems(self) -> list[str]:
@@ -253,15 +264,15 @@ class Run:
         begins = (self.spec.parent or {}).get("sequence", 0)  # of a fork: what its parent wrote is not all here
         told = {
             item["path"]: item
-            for item in self.log.events
-            if item.name in _FILE_EVENTS and (item.sequence >= begins or item["path"].startswith("rollouts/"))
+            for item in self.log.events.named(*_FILE_EVENTS)
+            if item.sequence >= begins or item["path"].startswith("rollouts/")
         }
-        told |= {item["path"]: item for item in self.log.active_events if item.name == "artifact.save"}
+        told |= {item["path"]: item for item in self.log.active_events.named("artifact.save")}
         for place, item in told.items():
             problem = _file_problem(path_inside(self.path, place), item["sha256"])
             if problem and not self._died_writing(item):
                 yield problem
-        aside = {item["moved_to"] for item in self.log.events if item.name == "artifact.aside"}
+        aside = {item["moved_to"] for item in self.log.events.named("artifact.aside")}
         for folder in ("artifacts", "rollouts"):
             for place in sorted(_places(self.path, folder)):
                 known = told.keys() | aside
@@ -271,7 +282,7 @@ class Run:
     def _died_writing(self, item: Event) -> bool:
         "Whether the process died before the file of its last event had its name, and left it beside; the resumed run writes it again."
         path = path_inside(self.path, item["path"])
-        beside = path.parent.glob(f".{glob.escape(path.name)}.*.unfinished") if item is self.log.events[-1] else ()
+        beside = path.parent.glob(f".{glob.escape(path.name)}.*.unfinished") if item.sequence == len(self.log.events) - 1 else ()
         return any(content_hash(one) == item["sha256"] for one in beside)
 
     # -- the end ---------------------------------------------------------------------------------
@@ -281,7 +292,7 @@ class Run:
         last = self.log.lifecycle_event
         if last is None or last.name != "run.stop":
             return None
-        told = {item["path"] for item in self.log.events if item.name in _FILE_EVENTS}
+        told = {item["path"] for item in self.log.events.named(*_FILE_EVENTS)}
         others = [place for place in sorted(_places(self.path, "")) if _is_listed(place, told)]
         content = {
             "format": 1, "run_id": self.run_id, "status": last["status"], "events": len(self.log.events), "head": self.log.head,
@@ -326,7 +337,7 @@ class Run:
         "Places of files that were put there since the run signed off as it is; empty before."
         if not self.is_signed_off:
             return []
-        told = {item["path"] for item in self.log.events if item.name in _FILE_EVENTS}
+        told = {item["path"] for item in self.log.events.named(*_FILE_EVENTS)}
         return sorted({place for place in _places(self.path, "") if _is_listed(place, told)} - self.sealed_files())
 
     def sealed_files(self) -> frozenset[str]:
@@ -367,7 +378,8 @@ class Run:
     def close(self) -> None:
         "Push the log to disk, sign off if the run has ended and something was written here, and let go of it."
         if self.log.appended:
-            self.sign_off()
+            with suppress(FolderMoved):  # it is signed off where it lies now, by whoever opens it there
+                self.sign_off()
             self.log.appended = 0
         self.log.close()
         self.log.read_only = True  # whoever still looks, at a digest or a sample, changes it no more

@@ -60,7 +60,7 @@ class _SessionView:
     def _reload(self) -> None:
         "Forget what was taken in and read all events of the log that stand."
         self._pending_events.clear()
-        self.monitor = RunMonitor(list(self.session.log))
+        self.monitor = RunMonitor(self.session.log.named(*MONITORED_EVENTS))
 
     def process_events(self) -> int:
         "Take in what was heard; how many events that were."

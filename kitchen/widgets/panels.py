@@ -129,8 +129,8 @@ def search_events(
 ) -> list[list[str]]:
     "The last events that hold all the words, newest first; only so many are looked at."
     wanted, found = search_words.casefold().split(), []
-    for item in reversed(events[-search_limit:]):
-        line = _event_row(item)
+    for place in range(len(events) - 1, max(len(events) - search_limit, 0) - 1, -1):
+        line = _event_row(events[place])
         text = f"{line[3]} {line[4]}".casefold()
         if all(word in text for word in wanted):
             found.append(line)

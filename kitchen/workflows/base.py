@@ -271,7 +271,7 @@ def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type
             f"batch_size {config.batch_size} is larger than the {len(train)} training rows of {config.dataset}; "
             f"use at most {len(train)}"
         )
-    loaded = [item for item in run.log.active_events if item.name == "data.load"]
+    loaded = list(run.log.active_events.named("data.load"))
     run.update_spec(datasets={f"{item['reference']}#{item['split']}": item["fingerprint"] for item in loaded})
     return Splits(train, test[: max(config.held_out, config.graded)])
 
@@ -379,7 +379,7 @@ def register_model(
         "spec": run.spec.digest,
         "datasets": dict(run.spec.datasets),
         "metrics": {
-            item["label"]: item["accuracy"] for item in run.log.active_events if item.name == "evaluate.answers"
+            item["label"]: item["accuracy"] for item in run.log.active_events.named("evaluate.answers")
         },
         "simulated": simulated,
     }
@@ -396,7 +396,7 @@ def register_model(
 # %% ../../nbs/55_workflows/0_base.ipynb #91371dba
 def measurements_of(run: Run, name: str, **wanted: Any) -> list[dict[str, Any]]:
     "Measurements, but for times, of the events of one name whose metadata agree."
-    found = [item for item in run.log.active_events if item.name == name]
+    found = list(run.log.active_events.named(name))
     fitting = [item for item in found if wanted.items() <= dict(item.metadata).items()]
     return [event_content(item)[2] for item in fitting]
 
@@ -411,7 +411,7 @@ def write_results(config: GradeSettings, run: Run, before: Sequence[Answer], aft
         "after": next(iter(measurements_of(run, "evaluate.answers", label="after")), None),
         "held_out_loss": {"before": held_out[0]["loss"], "after": held_out[-1]["loss"]} if held_out else None,
         "answers": [side_by_side(old, new) for old, new in zip(before, after, strict=True)],
-        "set_aside": [dict(item.metadata) for item in run.log.active_events if item.name == "data.set_aside"],
+        "set_aside": [dict(item.metadata) for item in run.log.active_events.named("data.set_aside")],
     }
     text = json.dumps(results, indent=1, ensure_ascii=False)
     run.save_artifact("results.json", "results", lambda path: path.write_text(text, encoding="utf-8"))

@@ -195,7 +195,7 @@ def _simulate_traffic(config: FeedbackConfig, service: ServiceClient, datasets: 
     for reference in {**config.reference_traffic, **config.recent_traffic}:
         rows = yield from read_split(datasets, config, reference, "test")
         parts[reference] = [one for row in rows if (one := _traffic_question(row, reference)) is not None]
-    loaded = [item for item in run.log.active_events if item.name == "data.load"]
+    loaded = list(run.log.active_events.named("data.load"))
     run.update_spec(datasets={f"{item['reference']}#{item['split']}": item["fingerprint"] for item in loaded})
     renderer = get_renderer(config.renderer, service.get_tokenizer(config.model))
     sampler, found = service.create_sampling_client(config.model), []
@@ -487,15 +487,14 @@ def write_loop_results(
         "findings": [asdict(one) for one in findings],
         "curated": [
             dict(item.metadata) | dict(item.measurements)
-            for item in run.log.active_events
-            if item.name == "feedback.curate"
+            for item in run.log.active_events.named("feedback.curate")
         ],
         "metric": config.metric,
         **scores["recent"],
         "reference": scores["reference"],
         "held_out_loss": {"before": held_out[0]["loss"], "after": held_out[-1]["loss"]},
         "answers": [side_by_side(old, new) for old, new in zip(before, after, strict=True)],
-        "set_aside": [dict(item.metadata) for item in run.log.active_events if item.name == "data.set_aside"],
+        "set_aside": [dict(item.metadata) for item in run.log.active_events.named("data.set_aside")],
         "baseline": {
             "model": new_baseline.model,
             "accuracy": new_baseline.accuracy,

@@ -353,7 +353,7 @@ def save_rollouts(run: Run, rollout_round: RolloutRound) -> Path:
 # %% ../../nbs/55_workflows/4_rl.ipynb #f8519321
 def load_rollouts(run: Run, least: float = -1e300, most: float = 1e300) -> list[tuple[int, TrajectoryGroup]]:
     "Round and group of all trajectories in a run whose reward lies in the bounds, in the order they were played; DamagedData for altered ones."
-    played, standing = (sum(item.name == "rollout.batch" for item in log) for log in (run.log.events, run.log.active_events))
+    played, standing = (sum(1 for _ in log.named("rollout.batch")) for log in (run.log.events, run.log.active_events))
     found, files = [], sorted((run.path / "rollouts").glob("*.json"))
     for path in files[:standing] if played else files:  # what a rewind took back does not count
         for group in decode_value(parse_stored_json(run.read_file(f"rollouts/{path.name}"), path)):

@@ -23,6 +23,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from waiting import LONGEST
 
 from kitchen.adapters.torch.client import TorchService
 from kitchen.adapters.torch.logprobs import Traits
@@ -140,7 +141,7 @@ def plain_model(folder):
 
 def step(client, data, adam=ADAM):
     forward, update = client.forward_backward(data, "cross_entropy"), client.optim_step(adam)
-    return forward.result(60).loss_sum, update.result(60).metrics["grad_norm"]
+    return forward.result(LONGEST).loss_sum, update.result(LONGEST).metrics["grad_norm"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -153,7 +154,7 @@ def test_full_loss_gradient_and_step_equal_transformers(name, folders, service):
     assert client.network.traits == TRAITS[name]
     loss = plain_loss(reference, data)
     loss.backward()
-    output = client.forward_backward(data, "cross_entropy").result(60)
+    output = client.forward_backward(data, "cross_entropy").result(LONGEST)
     assert output.loss_sum == pytest.approx(loss.item(), rel=1e-5)
     theirs = dict(reference.named_parameters())
     gradients = client.learner.accumulated_gradient()
@@ -163,9 +164,9 @@ def test_full_loss_gradient_and_step_equal_transformers(name, folders, service):
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
     optimizer.step()
-    assert client.optim_step(ADAM).result(60).metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert client.optim_step(ADAM).result(LONGEST).metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
     with torch.no_grad():
-        assert client.forward(data, "cross_entropy").result(60).loss_sum == pytest.approx(
+        assert client.forward(data, "cross_entropy").result(LONGEST).loss_sum == pytest.approx(
             plain_loss(reference, data).item(), rel=1e-4
         )
 
@@ -176,17 +177,17 @@ def test_full_loss_gradient_and_step_equal_transformers(name, folders, service):
 )
 def test_lora_loss_and_gradient_equal_peft(name, lora, folders, service, tmp_path):
     client, data = service.create_training_client(str(folders / name), lora, 0), batch(seed=1)
-    start = client.forward(data, "cross_entropy").result(60).loss_sum
+    start = client.forward(data, "cross_entropy").result(LONGEST).loss_sum
     base = plain_model(folders / name)
     assert start == pytest.approx(plain_loss(base, data).item(), rel=1e-5), "B = 0: the base"
     for place, (_, layer) in enumerate(lora_layers(client.model)):
         draws = torch.Generator().manual_seed(place)
         layer.lora_B.data.normal_(0, 0.1, generator=draws)
-    client.save_weights(tmp_path / "adapter").result(60)
+    client.save_weights(tmp_path / "adapter").result(LONGEST)
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter", is_trainable=True).eval()
     loss = plain_loss(adapted, data)
     loss.backward()
-    assert client.forward_backward(data, "cross_entropy").result(60).loss_sum == pytest.approx(loss.item(), rel=1e-5)
+    assert client.forward_backward(data, "cross_entropy").result(LONGEST).loss_sum == pytest.approx(loss.item(), rel=1e-5)
     theirs = {key: value.grad for key, value in adapted.named_parameters() if value.requires_grad}
     mine = {
         f"base_model.model.{key.rpartition('.')[0]}.{key.rpartition('.')[2]}.default.weight": gradient
@@ -201,7 +202,7 @@ def test_lora_loss_and_gradient_equal_peft(name, lora, folders, service, tmp_pat
         logits = adapted(input_ids=torch.tensor([tokens])).logits[0]
         assert close(sampler.network.model(input_ids=torch.tensor([tokens])).logits[0], logits, 1e-5)
     table = logits.double().log_softmax(1)
-    assert sampler.compute_logprobs(tokens).result(60)[1:] == pytest.approx(
+    assert sampler.compute_logprobs(tokens).result(LONGEST)[1:] == pytest.approx(
         [table[place, token].item() for place, token in enumerate(tokens[1:])], abs=1e-4
     )
 
@@ -228,7 +229,7 @@ def test_passes_and_order_change_nothing(name, folders, service):
     results, gradients = [], []
     for each, order in ((service, range(6)), (narrow, range(6)), (service, [3, 0, 5, 1, 4, 2])):
         client = each.create_training_client(str(folders / name), None, 0)
-        output = client.forward_backward([data[place] for place in order], "cross_entropy").result(60)
+        output = client.forward_backward([data[place] for place in order], "cross_entropy").result(LONGEST)
         back = np.argsort(list(order))
         results.append([output.loss_fn_outputs[place]["logprobs"] for place in back])
         gradients.append(client.learner.accumulated_gradient())
@@ -253,18 +254,18 @@ def test_accumulation_is_concatenation_and_a_failure_leaves_no_trace(llama, serv
     with pytest.raises(
         BackendError, match=r"optim_step was not carried out, because forward_backward_custom, .* not today"
     ):
-        refused.result(60)
+        refused.result(LONGEST)
     with pytest.raises(ZeroDivisionError):
-        failed.result(60)
-    apart.forward_backward(data[2:], "cross_entropy").result(60)
-    together.forward_backward(data, "cross_entropy").result(60)
+        failed.result(LONGEST)
+    apart.forward_backward(data[2:], "cross_entropy").result(LONGEST)
+    together.forward_backward(data, "cross_entropy").result(LONGEST)
     for mine, theirs in zip(
         apart.learner.accumulated_gradient().values(), together.learner.accumulated_gradient().values(), strict=True
     ):
         assert close(mine, theirs)
-    assert apart.optim_step(ADAM).result(60).metrics["grad_norm"] > 0
+    assert apart.optim_step(ADAM).result(LONGEST).metrics["grad_norm"] > 0
     with pytest.raises(InvalidValue, match="call forward_backward first"):
-        apart.optim_step(ADAM).result(60)
+        apart.optim_step(ADAM).result(LONGEST)
 
 
 @pytest.mark.parametrize("limit", [10_000, 30])
@@ -283,7 +284,7 @@ def test_a_custom_loss_is_differentiated_and_sees_everything(limit, llama):
         )
         return -torch.nn.functional.logsigmoid(0.1 * (sums[0] - sums[1])) + (sums[2:] ** 2).mean(), {"margin": 2.0}
 
-    output = client.forward_backward_custom(data, preference).result(60)
+    output = client.forward_backward_custom(data, preference).result(LONGEST)
     tables = [reference(input_ids=torch.tensor(datum.tokens)[None]).logits[0].log_softmax(1) for datum in data]
     logprobs = [
         table.gather(1, torch.tensor(datum.targets)[:, None])[:, 0] for table, datum in zip(tables, data, strict=True)
@@ -313,7 +314,7 @@ def test_importance_sampling_off_policy_equals_autograd(llama, service):
         ratio = torch.exp(found - torch.tensor(datum.loss_fn_inputs["logprobs"]))
         loss = loss - (ratio * torch.tensor(datum.loss_fn_inputs["advantages"])).sum()
     loss.backward()
-    output = client.forward_backward(data, "importance_sampling").result(60)
+    output = client.forward_backward(data, "importance_sampling").result(LONGEST)
     assert output.loss_sum == pytest.approx(loss.item(), rel=1e-4)
     theirs = dict(reference.named_parameters())
     assert all(close(gradient, theirs[key].grad) for key, gradient in client.learner.accumulated_gradient().items())
@@ -326,19 +327,19 @@ def test_a_saved_state_goes_on_bit_for_bit(lora, dtype, folders, tmp_path):
     client = service.create_training_client(str(folders / "qwen3"), lora, 3)
     for seed in range(3):
         step(client, batch(seed=seed))
-    client.forward_backward(batch(seed=9), "cross_entropy").result(60)  # pending gradients belong to the state
-    saved = client.save_state("middle").result(60)
+    client.forward_backward(batch(seed=9), "cross_entropy").result(LONGEST)  # pending gradients belong to the state
+    saved = client.save_state("middle").result(LONGEST)
     assert saved.path == str(tmp_path / "middle.json") and len(ObjectStore(tmp_path / "objects").names()) == 3
     again = TorchService(device="cpu", dtype=dtype, tokens_at_once=60).create_training_client_from_state(saved.path)
     assert again.digest() == client.digest()
     for each in (client, again):
-        each.optim_step(ADAM).result(60)
+        each.optim_step(ADAM).result(LONGEST)
     for seed in range(3, 6):
         assert step(client, batch(seed=seed)) == step(again, batch(seed=seed))
     assert again.digest() == client.digest()
     prompt = [5, 6, 7]
     drawn = [
-        each.create_sampling_client().sample(prompt, 2, SamplingParams(max_tokens=8)).result(60)
+        each.create_sampling_client().sample(prompt, 2, SamplingParams(max_tokens=8)).result(LONGEST)
         for each in (client, again)
     ]
     assert drawn[0] == drawn[1]
@@ -350,7 +351,7 @@ def test_a_damaged_state_is_noticed(llama, tmp_path):
     service = TorchService(device="cpu", directory=tmp_path)
     client = service.create_training_client(llama, LORA, 0)
     step(client, batch())
-    path = client.save_state("state").result(60).path
+    path = client.save_state("state").result(LONGEST).path
     objects = ObjectStore(tmp_path / "objects")
     weights = objects.path(StateStore.read_listing(path)["packs"]["weights"])
     content = bytearray(weights.read_bytes())
@@ -366,7 +367,7 @@ def test_a_damaged_state_is_noticed(llama, tmp_path):
     with pytest.raises(InvalidValue, match="plain name"):
         client.save_state("../elsewhere")
     step(client, batch(seed=1))
-    again = client.save_state("half").result(60).path
+    again = client.save_state("half").result(LONGEST).path
     with pytest.raises(InvalidValue, match="saved with dtype float32; this service has bfloat16"):
         TorchService(device="cpu", dtype="bfloat16").create_training_client_from_state(again)
 
@@ -378,7 +379,7 @@ def test_a_state_of_another_base_is_refused(folders, tmp_path):
         (tmp_path / name).write_bytes((folders / "llama" / name).read_bytes())
     model.save_pretrained(tmp_path)
     client = service.create_training_client(str(tmp_path), LORA, 0)
-    path = client.save_state("state").result(60).path
+    path = client.save_state("state").result(LONGEST).path
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     time.sleep(0.01)
@@ -391,7 +392,7 @@ def test_full_weights_export_as_transformers_reads_them(folders, service, tmp_pa
     for name in ("llama", "gpt2"):
         client = service.create_training_client(str(folders / name), None, 0)
         step(client, batch())
-        client.save_weights(tmp_path / name).result(60)
+        client.save_weights(tmp_path / name).result(LONGEST)
         theirs = plain_model(tmp_path / name)
         ids = torch.arange(9)[None]
         with torch.no_grad():
@@ -407,18 +408,18 @@ def test_full_weights_export_as_transformers_reads_them(folders, service, tmp_pa
 def test_training_goes_on_from_an_exported_adapter(llama, service, tmp_path):
     client = service.create_training_client(llama, LORA, 0)
     step(client, batch())
-    client.save_weights(tmp_path / "first").result(60)
+    client.save_weights(tmp_path / "first").result(LONGEST)
     again = service.create_training_client(str(tmp_path / "first"), LORA, 1)
-    before = service.create_sampling_client(str(tmp_path / "first")).compute_logprobs([1, 2, 3]).result(60)
+    before = service.create_sampling_client(str(tmp_path / "first")).compute_logprobs([1, 2, 3]).result(LONGEST)
     assert (
-        client.forward(batch(), "cross_entropy").result(60).loss_sum
-        == again.forward(batch(), "cross_entropy").result(60).loss_sum
+        client.forward(batch(), "cross_entropy").result(LONGEST).loss_sum
+        == again.forward(batch(), "cross_entropy").result(LONGEST).loss_sum
     )
     step(again, batch())
-    again.save_weights(tmp_path / "second").result(60)
+    again.save_weights(tmp_path / "second").result(LONGEST)
     assert json.loads((tmp_path / "second" / "adapter_config.json").read_text())["base_model_name_or_path"] == llama
-    assert service.create_sampling_client(str(tmp_path / "first")).compute_logprobs([1, 2, 3]).result(60) == before
-    assert service.create_sampling_client(str(tmp_path / "second")).compute_logprobs([1, 2, 3]).result(60) != before
+    assert service.create_sampling_client(str(tmp_path / "first")).compute_logprobs([1, 2, 3]).result(LONGEST) == before
+    assert service.create_sampling_client(str(tmp_path / "second")).compute_logprobs([1, 2, 3]).result(LONGEST) != before
     with pytest.raises(InvalidValue, match="has LoRA rank 4 and alpha 8"):
         service.create_training_client(str(tmp_path / "first"), LoraParams(rank=2), 0)
     with pytest.raises(InvalidValue, match="is a LoRA export"):
@@ -438,17 +439,17 @@ def test_greedy_sampling_equals_generate_and_logprobs_the_trainer(name, folders,
     for prompt, future in zip(prompts, futures, strict=True):
         told = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 256}
         theirs = client.model.generate(torch.tensor([prompt]), **told)[0, len(prompt) :].tolist()
-        assert future.result(60).completions[0].tokens == tuple(theirs)
-    assert len({one.tokens for one in drawn.result(60).completions}) > 1
+        assert future.result(LONGEST).completions[0].tokens == tuple(theirs)
+    assert len({one.tokens for one in drawn.result(LONGEST).completions}) > 1
     for prompt, output in [
-        (prompts[0], drawn.result(60)),
-        *zip(prompts, [future.result(60) for future in futures], strict=True),
+        (prompts[0], drawn.result(LONGEST)),
+        *zip(prompts, [future.result(LONGEST) for future in futures], strict=True),
     ]:
         for one in output.completions:
             whole = [*prompt, *one.tokens]
             datum = Datum.from_tokens(whole, [0.0] * len(prompt) + [1.0] * len(one.tokens))
             scored = (
-                client.forward([datum], "cross_entropy").result(60).loss_fn_outputs[0]["logprobs"][len(prompt) - 1 :]
+                client.forward([datum], "cross_entropy").result(LONGEST).loss_fn_outputs[0]["logprobs"][len(prompt) - 1 :]
             )
             assert scored == pytest.approx(np.array(one.logprobs), abs=2e-4)
 
@@ -460,16 +461,16 @@ def test_samplers_keep_the_weights_of_their_moment(llama, service):
         sampler = client.create_sampling_client()  # sees the step that was submitted before it
         before = sampler.compute_logprobs([1, 2, 3, 4])
         step(client, batch())
-        after = client.create_sampling_client().compute_logprobs([1, 2, 3, 4]).result(60)
-        assert before.result(60) != after and update[0].done()
+        after = client.create_sampling_client().compute_logprobs([1, 2, 3, 4]).result(LONGEST)
+        assert before.result(LONGEST) != after and update[0].done()
         data = [Datum.from_tokens([1, 2, 3, 4], [0, 1, 1, 1])]
-        trained = client.forward(data, "cross_entropy").result(60).loss_fn_outputs[0]["logprobs"]
+        trained = client.forward(data, "cross_entropy").result(LONGEST).loss_fn_outputs[0]["logprobs"]
         assert after[1:] == pytest.approx(trained.tolist(), abs=1e-5)
 
 
 def said(future):
     """The tokens of all completions."""
-    return [one.tokens for one in future.result(60).completions]
+    return [one.tokens for one in future.result(LONGEST).completions]
 
 
 def test_sampling_is_a_function_of_seeds(llama, service):
@@ -482,17 +483,17 @@ def test_sampling_is_a_function_of_seeds(llama, service):
     assert said(other.sample([1, 2], 2, params)) == said(second)
     assert said(other.sample([1, 2], 2, seeded)) == fixed[:2]
     state = torch.get_rng_state()
-    sampler.sample([1, 2], 2, params).result(60)
+    sampler.sample([1, 2], 2, params).result(LONGEST)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_stops_are_ids_and_text(llama, service):
     sampler, tokenizer = service.create_sampling_client(llama), service.get_tokenizer(llama)
-    free = sampler.sample([1, 2, 3], 1, SamplingParams(max_tokens=20, seed=1, stop=())).result(60).completions[0]
+    free = sampler.sample([1, 2, 3], 1, SamplingParams(max_tokens=20, seed=1, stop=())).result(LONGEST).completions[0]
     assert free.stop_reason == "length" and len(free.tokens) == 20
     cut = (
         sampler.sample([1, 2, 3], 1, SamplingParams(max_tokens=20, seed=1, stop=(free.tokens[4],)))
-        .result(60)
+        .result(LONGEST)
         .completions[0]
     )
     assert cut.stop_reason == "stop" and cut.tokens == free.tokens[: free.tokens.index(free.tokens[4]) + 1]
@@ -502,10 +503,10 @@ def test_stops_are_ids_and_text(llama, service):
         if tokenizer.decode(free.tokens[start : start + 2]).isascii()
     )
     cut = (
-        sampler.sample([1, 2, 3], 1, SamplingParams(max_tokens=20, seed=1, stop=(text[1],))).result(60).completions[0]
+        sampler.sample([1, 2, 3], 1, SamplingParams(max_tokens=20, seed=1, stop=(text[1],))).result(LONGEST).completions[0]
     )
     assert cut.stop_reason == "stop" and tokenizer.decode(cut.tokens).endswith(text[1])
-    room = sampler.sample(list(range(120)), 1, SamplingParams(max_tokens=50, stop=())).result(60).completions[0]
+    room = sampler.sample(list(range(120)), 1, SamplingParams(max_tokens=50, stop=())).result(LONGEST).completions[0]
     assert len(room.tokens) == 8 and room.stop_reason == "length", "the model takes 128 tokens"
 
 
@@ -516,11 +517,11 @@ def test_dropout_follows_the_seed_and_leaves_torch_alone(llama, service):
         for _, layer in lora_layers(client.model):
             layer.lora_B.data.fill_(0.05)
     state = torch.get_rng_state()
-    first = [client.forward_backward(data, "cross_entropy").result(60).loss_sum for client in clients]
-    second = [client.forward_backward(data, "cross_entropy").result(60).loss_sum for client in clients]
+    first = [client.forward_backward(data, "cross_entropy").result(LONGEST).loss_sum for client in clients]
+    second = [client.forward_backward(data, "cross_entropy").result(LONGEST).loss_sum for client in clients]
     assert torch.equal(torch.get_rng_state(), state)
     assert first[0] == first[1] != first[2] and first[0] != second[0] == second[1]
-    plain = [client.forward(data, "cross_entropy").result(60).loss_sum for client in clients[:2]]
+    plain = [client.forward(data, "cross_entropy").result(LONGEST).loss_sum for client in clients[:2]]
     assert plain[0] == plain[1] != first[0]
 
 
@@ -529,8 +530,8 @@ def test_a_models_own_dropout_is_asked_for(folders):
     for wanted in (False, True):
         service = TorchService(device="cpu", model_dropout=wanted)
         client = service.create_training_client(str(folders / "gpt2"), None, 0)
-        losses[wanted] = [client.forward_backward(batch(), "cross_entropy").result(60).loss_sum for _ in range(2)]
-        losses[wanted].append(client.forward(batch(), "cross_entropy").result(60).loss_sum)
+        losses[wanted] = [client.forward_backward(batch(), "cross_entropy").result(LONGEST).loss_sum for _ in range(2)]
+        losses[wanted].append(client.forward(batch(), "cross_entropy").result(LONGEST).loss_sum)
     assert len(set(losses[False])) == 1 and len(set(losses[True])) == 3 and losses[True][2] == losses[False][2]
 
 
@@ -554,22 +555,22 @@ def test_bfloat16_learns_in_float32_masters(folders):
 def test_random_models_are_decided_by_the_seed(folders, service, tmp_path):
     name = f"init:{folders / 'qwen3'}"
     losses = [
-        service.create_training_client(name, None, seed).forward(batch(), "cross_entropy").result(60).loss_sum
+        service.create_training_client(name, None, seed).forward(batch(), "cross_entropy").result(LONGEST).loss_sum
         for seed in (0, 0, 1)
     ]
     assert losses[0] == losses[1] != losses[2]
     client = service.create_training_client(name, LORA, 1)
     step(client, batch())
     state, export = (
-        client.save_state("random").result(60),
-        client.save_weights(tmp_path / "adapter").result(60),
+        client.save_state("random").result(LONGEST),
+        client.save_weights(tmp_path / "adapter").result(LONGEST),
     )
     for each in (
         service.create_training_client_from_state(state.path).create_sampling_client(),
         service.create_sampling_client(export.path),
     ):
-        assert each.compute_logprobs([3, 4, 5]).result(60)[1:] == pytest.approx(
-            client.create_sampling_client().compute_logprobs([3, 4, 5]).result(60)[1:], abs=1e-6
+        assert each.compute_logprobs([3, 4, 5]).result(LONGEST)[1:] == pytest.approx(
+            client.create_sampling_client().compute_logprobs([3, 4, 5]).result(LONGEST)[1:], abs=1e-6
         )
 
 
@@ -578,16 +579,16 @@ def test_waiting_ends_and_requests_go_on(llama, service):
     slow = [client.forward_backward(batch(40, longest=100), "cross_entropy") for _ in range(3)]
     with pytest.raises(FutureTimeout, match="forward_backward: no result after 0.0001 s"):
         slow[-1].result(timeout=0.0001)
-    assert slow[-1].result(timeout=60).loss_sum > 0 and slow[0].done()
+    assert slow[-1].result(timeout=LONGEST).loss_sum > 0 and slow[0].done()
     sampler = client.create_sampling_client()
     late = sampler.sample([1, 2], 8, SamplingParams(max_tokens=100, stop=()))
     with pytest.raises(FutureTimeout, match="sample: no result"):
         late.result(timeout=0.0001)
-    assert len(late.result(60).completions) == 8 and late.done()
+    assert len(late.result(LONGEST).completions) == 8 and late.done()
     arrived = []
     another = sampler.compute_logprobs([1, 2])
     another.add_done_callback(arrived.append)
-    another.result(60)
+    another.result(LONGEST)
     assert arrived
     for each in (client, sampler):
         each.close()
@@ -688,10 +689,10 @@ def test_a_gguf_file_opens_trains_and_is_exported(service, tmp_path):
         client = service.create_training_client(name, None, 0)
         with torch.no_grad():
             expected = plain_loss(theirs, batch()).item()
-        assert client.forward(batch(), "cross_entropy").result(60).loss_sum == pytest.approx(expected, rel=1e-5)
+        assert client.forward(batch(), "cross_entropy").result(LONGEST).loss_sum == pytest.approx(expected, rel=1e-5)
     tokenizer = service.get_tokenizer(name)
     assert tokenizer.decode(tokenizer.encode("Grüße")) == "Grüße" and tokenizer.eos_token_id == 257
-    client.save_weights(tmp_path / "export").result(60)
+    client.save_weights(tmp_path / "export").result(LONGEST)
     again = service.create_training_client(str(tmp_path / "export"), LORA, 0)
     assert step(again, batch())[0] == pytest.approx(expected, rel=1e-5)
     (tmp_path / "other.gguf").write_bytes(b"")
@@ -719,10 +720,10 @@ def test_disk_full_leaves_nothing_half_written(llama, tmp_path, monkeypatch):
         patched.setattr("kitchen.adapters.torch.lora.save_file", full)
         for failing in (client.save_state("state"), client.save_weights(tmp_path / "export")):
             with pytest.raises(OSError, match="No space left"):
-                failing.result(60)
+                failing.result(LONGEST)
     assert not (tmp_path / "states").exists() and not (tmp_path / "export").exists()
     step(client, batch())
-    assert client.save_state("state").result(60).path == str(tmp_path / "states" / "state.json")
+    assert client.save_state("state").result(LONGEST).path == str(tmp_path / "states" / "state.json")
 
 
 TEMPORARY_STATES = """
@@ -738,7 +739,7 @@ def folders():
 def save(model):
     service = TorchService(device="cpu")
     assert not folders(), "the folder is made with the first state, not with the service"
-    path = service.create_training_client(model, None, 0).save_state("step").result(timeout=60).path
+    path = service.create_training_client(model, None, 0).save_state("step").result(timeout=LONGEST).path
     assert [Path(path).parent] == folders()
 
 if __name__ == "__main__" and sys.argv[2] == "worker":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import LONGEST
 
 from kitchen.adapters.toy.backward import position_blocks
 from kitchen.adapters.toy.client import ToyService
@@ -283,8 +284,8 @@ def test_latency_pipelines_and_times_out():
     assert not last.done()
     with pytest.raises(FutureTimeout):
         last.result(timeout=0.001)
-    assert last.result(timeout=10).loss_sum < first.result(timeout=0).loss_sum
-    assert step.done() and client.create_sampling_client().compute_logprobs([1, 2]).result(timeout=10)[0] is None
+    assert last.result(timeout=LONGEST).loss_sum < first.result(timeout=0).loss_sum
+    assert step.done() and client.create_sampling_client().compute_logprobs([1, 2]).result(timeout=LONGEST)[0] is None
     assert threading.active_count() > 1
 
 
@@ -295,7 +296,7 @@ def test_a_time_out_of_the_request_itself_is_no_future_timeout():
         raise TimeoutError("the reward service did not answer")
 
     with pytest.raises(TimeoutError, match="reward service") as caught:
-        client.forward_backward_custom([some_datum()], slow_loss).result(timeout=10)
+        client.forward_backward_custom([some_datum()], slow_loss).result(timeout=LONGEST)
     assert not isinstance(caught.value, FutureTimeout)
 
 

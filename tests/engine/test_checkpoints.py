@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from waiting import LONGEST, until
 
 from kitchen.engine.checkpoints import Snapshot, SnapshotFolder, object_names
 from kitchen.engine.workflow import chain, stage
@@ -495,15 +496,14 @@ def test_a_run_with_a_past_is_reproduced(runs):
 
 def train_in_a_process(path):
     Kitchen("sft", run_dir=path, **SMALL).run(until=6)
-    time.sleep(60)
+    time.sleep(LONGEST)  # until it is killed
 
 
 def test_killed_mid_run_and_resumed_here(straight, tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=train_in_a_process, args=(tmp_path / "run",))
     process.start()
-    log, deadline = tmp_path / "run" / "events.jsonl", time.monotonic() + 60
-    while not (log.exists() and log.read_text().count('"train.step"') >= 6) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    log = tmp_path / "run" / "events.jsonl"
+    until(lambda: log.exists() and log.read_text().count('"train.step"') >= 6, process)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert Run(tmp_path / "run").status == "interrupted"

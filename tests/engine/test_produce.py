@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from kitchen.adapters.toy.client import ToyService
 from kitchen.config import Config, ExperimentSpec
@@ -259,7 +260,10 @@ def test_producer_and_consumer_overlap_as_far_as_the_lag_allows(lag):
 
     @stage(gives="weight")
     def train(weight, rollout):
-        time.sleep(0.05)
+        if lag and len(used) < 5:
+            until(lambda: len(made) > len(used) + 1)
+        else:
+            time.sleep(0.05)  # time enough to make one more, which may not be
         used.append(time.perf_counter())
         return weight + 1
 

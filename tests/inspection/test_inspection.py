@@ -367,9 +367,9 @@ def test_a_timeline_of_a_hundred_thousand_calls_stays_small(tmp_path):
         }
         log.append(replace(event("port.call", **about, seconds=0.001), time=100 + 0.001 * call))
     run.log.active_events = log
-    began = time.perf_counter()
+    began = time.thread_time()  # of this thread alone, whatever else the machine does
     shown = show_timeline(run)
-    seconds = time.perf_counter() - began
+    seconds = time.thread_time() - began
     bars = sum(len(trace.x) for trace in shown.figure.data)
     assert bars <= 1050 and len(shown._repr_mimebundle_()["image/svg+xml"]) < 300_000 and seconds < 10
     assert "verb-3" in repr(shown) and "train" in repr(shown)

@@ -2,10 +2,10 @@
 
 import re
 import threading
-import time
 
 import faulty_envs
 import pytest
+from waiting import until
 
 from kitchen.adapters.toy.client import ToyService
 from kitchen.data.batches import Batches
@@ -145,9 +145,7 @@ def test_what_hangs_is_left_behind_and_others_go_on(toy):
     problems = faulty_envs.hangs(1, 0, "train", ())
     (group,) = play_groups(policy, problems, 4, 0, EpisodeLimits(env_timeout=0.1, on_failure="drop"))
     assert len(group.trajectories) == 2 and len(group.discarded) == 2
-    deadline = time.monotonic() + 10
-    while len(left()) > 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: len(left()) <= 2)
     assert len(left()) == 2, "each hangs in a thread of its own, and no other is left"
 
 

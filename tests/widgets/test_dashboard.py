@@ -2,12 +2,12 @@
 
 import gc
 import threading
-import time
 import tracemalloc
 
 import numpy as np
 import pytest
 from injection_texts import INJECTIONS, Page, steers
+from waiting import until
 
 import kitchen
 from kitchen.diagnostics import Diagnostics
@@ -166,9 +166,7 @@ def test_a_failed_run_is_said_and_can_be_played_again(k, monkeypatch):
 def test_a_view_that_cannot_be_painted_says_so_once(k, monkeypatch):
     view = kitchen.dashboard(k, live=True)
     monkeypatch.setattr(view.curves, "paint", lambda whole, selected: 1 / 0)
-    deadline = time.monotonic() + 10
-    while not view.error and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: view.error)
     assert (
         "ZeroDivisionError" in view.error
         and "k.dashboard()" in view.words.message_line.value
