@@ -72,19 +72,19 @@ def current_names(config: type[BaseModel], values: Mapping[str, Any]) -> dict[st
     return {renamed.get(name, name): value for name, value in values.items()}
 
 # %% ../nbs/10_core/2_config.ipynb #34f4dbc5
+_LARGEST_NUMBER = 1e12  # no weight, scale or time of ours is near it, and its square is still finite in float32
 _LARGEST_INTEGER = 2**63  # exclusive: what 64 bits hold, so that any backend and file can; seeds use them all
-_LARGEST_NUMBER = 1e12  # no rate, weight, scale or time of ours is near it, and its square is still finite in float32
 
 
 def _check_leaf(value: Any) -> None:
-    "ValueError for a number that is not finite or beyond all measure, and for text that no file can hold."
+    "ValueError for a number that is not finite, an integer beyond 64 bits, and text that no file can hold."
     if isinstance(value, str) and not value.isascii():
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             raise ValueError("holds half of a surrogate pair, which no file can hold")
     elif isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
         raise ValueError("is too large: it must fit in 64 bits")
-    elif isinstance(value, float) and not (is_number(value) and abs(value) <= _LARGEST_NUMBER):
-        raise ValueError(f"must be a finite number, at most {_LARGEST_NUMBER:g}")
+    elif isinstance(value, float) and not is_number(value):
+        raise ValueError("must be a finite number")
 
 
 def _check_plain_data(value: object, depth: int = 0, nested_only: bool = False) -> None:
@@ -149,9 +149,13 @@ class Config(BaseModel):
 
     @field_validator("*", mode="after")
     @classmethod
-    def _refuse_absurd_values(cls, value: Any) -> Any:
-        "Finite numbers of a size that means something, and text that a file can hold: what was text on a command line is a number here."
+    def _refuse_absurd_values(cls, value: Any, info: ValidationInfo) -> Any:
+        """Finite numbers of a size that means something, and text that a file can hold: what was text on a command line is a number here.
+
+        A learning rate may be any: one at which training diverges is somebody's experiment, and the run says that it diverged."""
         _check_leaf(value)
+        if isinstance(value, float) and abs(value) > _LARGEST_NUMBER and not (info.field_name or "").endswith("learning_rate"):
+            raise ValueError(f"must be at most {_LARGEST_NUMBER:g}")
         _check_plain_data(value, nested_only=True)
         return value
 

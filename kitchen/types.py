@@ -292,6 +292,8 @@ class AdamParams:
     grad_clip_norm: float = 0.0  # global L2 norm to clip to; 0 never clips
 
     def __post_init__(self) -> None:
+        if isinstance(self.learning_rate, float) and math.isinf(self.learning_rate):
+            raise InvalidValue("the learning rate is infinite: lower learning_rate")  # of a schedule or a backend that multiplies it
         _check_numbers(self, (), ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm"))
         for name in ("learning_rate", "eps", "weight_decay", "grad_clip_norm"):
             if not getattr(self, name) >= 0:

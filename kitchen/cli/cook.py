@@ -107,6 +107,7 @@ def _find_unfinished_run(what: CookRequest, name: str) -> Path:
     "The directory of a run of this recipe or notebook, which may be gone on with."
     from kitchen.engine.verification import open_resumable, settings_to_trust
     from kitchen.store.files import check_replaceable
+    from kitchen.store.run import is_run_folder
     from kitchen.store.trust import require_trusted_settings
     from kitchen.types import InvalidValue
 
@@ -116,6 +117,8 @@ def _find_unfinished_run(what: CookRequest, name: str) -> Path:
         raise InvalidValue(f"{run_dir} was not cooked from a notebook; `kitchen resume {name}` goes on with it")
     if cooked["name"] != what.name:
         raise InvalidValue(f"{run_dir} is a run of {cooked['name']!r}, not of {what.name!r}")
+    if not is_run_folder(run_dir):  # the notebook ended before it made its run
+        return run_dir
     run = open_resumable(run_dir)  # damage is said before a kernel is started
     if run.status != "completed":
         for report in ("report.ipynb", "report.html"):  # with notes in them they are the user's, which is said before any work
@@ -246,7 +249,7 @@ def _cook(what: CookRequest, out: Path | None = None, quiet: bool = False, resum
     run_dir = _new_run_dir(what.name, out) if resume is None else _find_unfinished_run(what, resume)
     from kitchen.engine.control import Terminated
 
-    was_completed = resume is not None and open_run(run_dir).status == "completed"
+    was_completed = resume is not None and (run_dir / "spec.json").is_file() and open_run(run_dir).status == "completed"
     what = _merge_request(what, run_dir)
     if not quiet:
         click.echo(f"{'cooking' if resume is None else 'going on with'} {what.name} in {run_dir}", err=True)

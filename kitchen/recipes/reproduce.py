@@ -109,7 +109,9 @@ def manifest(run: Run) -> dict[str, Any]:
     events = list(run.log.active_events)
     steps = [to_jsonable(item["loss"]) for item in events if item.name == "train.step"]
     simulated = [item.metadata.get("simulated") for item in events if item.name == "artifact.register"]
-    digests = [item["digest"] for item in events if item.name == "run.digest"]
+    ends = [item for item in events if item.name == "run.digest"]
+    digests = [item["digest"] for item in ends]
+    later = {item["artifact"] for item in events if item.name == "artifact.save" and ends and item.sequence > ends[-1].sequence}
     return {
         "format": 1,
         "run_id": run.run_id,
@@ -119,6 +121,7 @@ def manifest(run: Run) -> dict[str, Any]:
         "artifacts": [
             {"name": made.name, "kind": made.kind, "sha256": made.sha256, "bytes": made.bytes}
             for made in run.artifacts()
+            if made.name not in later  # a notebook's own, which the workflow does not make again
         ],
         "edits": _recorded_edits(run),
         "metrics": final_metrics(events),
@@ -262,12 +265,13 @@ def reproduce(
             f"{recorded['run_id']} was not completed (it is {recorded['status']}); there is nothing to compare with"
         )
     old = ExperimentSpec(**recorded["spec"])
-    require_trusted_settings({"settings": old.config, "edits": recorded["edits"]}, recorded["run_id"], trust)
     recipe = recipe or get_recipe(old.recipe)
     others = [name for name in given or {} if not is_masked(old.config.get(name))]
     if others:
         raise InvalidValue(f"only settings that are masked can be given again, and {', '.join(others)} is not")
     config = recipe.config(**{**old.config, **(given or {})})
+    kept = {name: value for name, value in old.config.items() if name not in (given or {})}  # what is given now, is named now
+    require_trusted_settings({"settings": kept, "edits": recorded["edits"]}, recorded["run_id"], trust)
     spec = old.replace(
         datasets={},
         environment=runtime_environment(),

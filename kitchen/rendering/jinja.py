@@ -75,6 +75,21 @@ def _tojson_filter(value: Any, ensure_ascii: bool = False, **layout: Any) -> str
     text = json.dumps(value, ensure_ascii=ensure_ascii, **layout)
     return _ESCAPED_PLACEHOLDER.sub(lambda found: json.loads(f'"{found.group()}"'), text)
 
+# %% ../../nbs/20_rendering/3_jinja.ipynb #8f38c057
+_LARGEST_RESULT = 10_000_000  # letters, items or bits of one product: more than any conversation has, and nothing for a machine
+
+
+def _result_size(operator: str, left: Any, right: Any) -> int:
+    "Letters, items or bits that a product, power or formatted text of a template would have, where it might be too many."
+    if operator == "%":
+        widths = [int(one) for one in re.findall(r"\d+", left[:10_000])] if isinstance(left, str) else []
+        return max(widths, default=0)
+    numbers = [one for one in (left, right) if isinstance(one, int)]
+    if operator == "**":
+        return abs(left).bit_length() * abs(right) if len(numbers) == 2 else 0
+    sized = [len(cast("Any", one)) for one in (left, right) if isinstance(one, (str, list, tuple))]
+    return sized[0] * max(numbers[0], 0) if sized and numbers else 0
+
 # %% ../../nbs/20_rendering/3_jinja.ipynb #0cbac103
 def _template_environment(today: date) -> Any:
     "A Jinja sandbox with what transformers offers to chat templates; `strftime_now` always tells the same day."
@@ -95,7 +110,24 @@ def _template_environment(today: date) -> Any:
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment: Any = ImmutableSandboxedEnvironment(
+    class Bounded(ImmutableSandboxedEnvironment):
+        """Jinja's sandbox bounds `range` alone; a template that comes with a model can fill the memory by one product of a text as well.
+
+        Jinja works constants out while it compiles, unless an operator is intercepted: so these are."""
+
+        intercepted_binops = frozenset({"*", "**", "%"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if _result_size(operator, left, right) > _LARGEST_RESULT:
+                refuse(f"{operator} would give more than {_LARGEST_RESULT:,} letters, items or bits")
+            return super().call_binop(context, operator, left, right)
+
+        def call(self, context: Any, called: Any, /, *values: Any, **named: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            if any(isinstance(one, int) and one > _LARGEST_RESULT for one in (*values, *named.values())):
+                refuse(f"a number in a call is more than {_LARGEST_RESULT:,}")  # widths, counts
+            return super().call(context, called, *values, **named)
+
+    environment: Any = Bounded(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _tojson_filter

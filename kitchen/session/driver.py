@@ -74,7 +74,7 @@ STEP_CONDITIONS: dict[str, Callable[[Event, Event | None], bool]] = {
 # %% ../../nbs/66_session/0_driver.ipynb #f3d03ad4
 def step_condition(unit: str, last: Event | None) -> StopCondition:
     "Whether an event ends one unit, counted from the last optimizer step so far."
-    if unit not in STEP_CONDITIONS:
+    if not isinstance(unit, str) or unit not in STEP_CONDITIONS:  # pyright: ignore[reportUnnecessaryIsInstance]  # lists cannot be looked up
         raise UnknownName("unit of a step", unit, STEP_CONDITIONS)
 
     def ends_unit(item: Event) -> bool:

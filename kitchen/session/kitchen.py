@@ -20,7 +20,7 @@ from ..config import config_fields
 from ..engine.runner import Breakpoint, before_stage, outside_bounds
 from ..engine.workflow import stages
 from ..formatting import View
-from ..input import Count, checked_methods
+from ..input import Count, check_arguments, checked_methods, checks_itself
 from ..recipes.plan import Plan, plan
 from ..recipes.registry import Recipe, get_recipe
 from .branches import fork_driver, open_driver
@@ -185,16 +185,20 @@ class Kitchen:
 
     # -- forward ---------------------------------------------------------------------------------
 
+    @checks_itself
     def step(self, unit: StepUnit = "stage", wait: bool = True) -> Event | None:
         """Go on by one stage, batch (optimizer step) or epoch; the event it ended on, None at the end or without waiting.
 
         Example: `k.step("batch")["loss"]`"""
+        check_arguments(Kitchen.step, wait=wait)
         return self.driver.advance(step_condition(unit, self.driver.last_step), wait)
 
+    @checks_itself
     def run(self, until: str | Count | StopCondition | None = None, wait: bool = True) -> "Kitchen":
         """Go on to the end, or until the end of a stage or composition, an optimizer step, or a condition on events.
 
         Example: `k.run(until="train")`, `k.run(until=200)`, `k.run(wait=False)` for the background"""
+        check_arguments(Kitchen.run, until=until, wait=wait)
         arrived = until_condition(until, self.driver.recipe.workflow, self.driver.log)
         if arrived is not None:
             self.driver.advance(arrived, wait, remember=True)

@@ -106,9 +106,15 @@ class TrainingState:
         return _listing_digest(self.store_packs(lambda content: hashlib.sha256(content).hexdigest()))
 
 # %% ../../nbs/14_store/4_objects.ipynb #ac93e78a
+_INSIDE = "inside:"  # of the folder around the states: see below
+
+
 def _listing_digest(listing: Mapping[str, Any]) -> str:
-    "SHA-256 of a listed state."
-    return json_digest({"settings": listing["settings"], "packs": listing["packs"]})
+    "SHA-256 of a listed state; of a model that lies in a folder its name counts, and not the folder, which a moved run changes."
+    settings = dict(listing["settings"])
+    if isinstance(model := settings.get("model"), str) and (model.startswith(_INSIDE) or Path(model).is_absolute()):
+        settings["model"] = Path(model).name
+    return json_digest({"settings": settings, "packs": listing["packs"]})
 
 
 class WriteFuture(AdapterFuture):
@@ -135,7 +141,8 @@ class StateStore:
         def work() -> SavedState:
             with self._lock:
                 listing = capture().store_packs(self.objects.put)
-                text = canonical_json({**listing, "digest": _listing_digest(listing)})
+                whole = {**listing, "digest": _listing_digest(listing)}
+                text = canonical_json({**whole, "seal": json_digest(whole)})
                 return SavedState(
                     str(write_atomically(self.folder / f"{name}.json", lambda path: path.write_text(text, "utf-8")))
                 )
@@ -159,7 +166,9 @@ class StateStore:
             raise InvalidValue(f"no saved state at {path}")
         try:
             listing = read_json(Path(path))
-            sound = listing["digest"] == _listing_digest(listing)
+            whole = {name: listing[name] for name in ("settings", "packs", "digest")}
+            sound = listing.keys() - {"seal"} == whole.keys() and listing.get("seal", json_digest(whole)) == json_digest(whole)
+            sound = sound and listing["digest"] == _listing_digest(listing)
             sound = sound and all(isinstance(name, str) for name in listing["packs"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedData(f"{path} is not a whole saved state: {error}") from error
@@ -168,13 +177,10 @@ class StateStore:
         return listing
 
 # %% ../../nbs/14_store/4_objects.ipynb #70f24e68
-_INSIDE = "inside:"  # of the folder around the states
-
-
 def portable_name(model: str, states: Path | None) -> str:
     "A model's name as a state keeps it: by its place in the folder around the states if it lies there, else as it is."
     path, root = Path(model), Path(states).parent if states is not None else None
-    if root is None or not path.is_absolute() or not path.is_relative_to(root):
+    if root is None or not path.is_absolute() or path == root or not path.is_relative_to(root):
         return model
     return f"{_INSIDE}{path.relative_to(root).as_posix()}"
 

@@ -739,7 +739,7 @@ def folders():
 def save(model):
     service = TorchService(device="cpu")
     assert not folders(), "the folder is made with the first state, not with the service"
-    path = service.create_training_client(model, None, 0).save_state("step").result(timeout=LONGEST).path
+    path = service.create_training_client(model, None, 0).save_state("step").result(timeout=600).path
     assert [Path(path).parent] == folders()
 
 if __name__ == "__main__" and sys.argv[2] == "worker":

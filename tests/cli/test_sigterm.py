@@ -130,6 +130,7 @@ def test_the_second_signal_ends_at_once(tmp_path, number, code):
     text = """
 def hang(item):
     if item.name == "train.step" and item.step == 4:
+        print("inside", flush=True)  # a signal before this would end the run on an earlier step
         while not k.driver.control.pause_wanted:
             time.sleep(0.001)
         print("asked", flush=True)
@@ -139,7 +140,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 k.run()
 """
     process = script(text, tmp_path)
-    heard(process, "here")
+    heard(process, "inside")
     process.send_signal(number)
     heard(process, "asked")
     process.send_signal(number)
@@ -151,6 +152,7 @@ def test_the_second_sigterm_ends_at_once_in_the_background_too(tmp_path):
     text = """
 def hang(item):
     if item.name == "train.step" and item.step == 4:
+        print("inside", flush=True)  # a signal before this would end the run on an earlier step
         while not k.driver.control.pause_wanted:
             time.sleep(0.001)
         print("asked", flush=True)
@@ -160,7 +162,7 @@ k.run(wait=False)
 threading.Event().wait()
 """
     process = script(text, tmp_path)
-    heard(process, "here")
+    heard(process, "inside")
     process.send_signal(signal.SIGTERM)
     heard(process, "asked")
     process.send_signal(signal.SIGTERM)

@@ -169,7 +169,8 @@ def test_errors_displays_and_progress_show_the_text(kind, capsys):
     errors = [InvalidValue(text), RowError(text, text, 1, text), UnknownName(text, text, [text], text)]
     shown = [f"{one} {one!r}" for one in errors] + [repr(Table([{text: 1}], text)), repr(Stream(list, text)), repr(View("", text))]
     shown += [align_columns([[text, text]]), visible_text(text), terminal_text(text + "\t")]
-    shown += [repr(Kitchen("sft", backend="toy", dataset=text, model=text))]
+    if kind != "half":  # of a surrogate pair: no setting may hold one
+        shown += [repr(Kitchen("sft", backend="toy", dataset=text, model=text))]
     display = _PlainDisplay(sys.stdout)
     for item in (event("stage.start", stage=text), event("train.start", loss=text, steps=2), event("train.step", step=1, loss=1.0, seconds=1.0),
                  event("artifact.save", artifact=text, kind="a", path="a", sha256="a", bytes=1), event("stage.stop", stage=text, seconds=1.0),

