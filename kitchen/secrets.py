@@ -312,13 +312,15 @@ def _mask_value(name: str, value: Any) -> Any:
     return mask_values(value)
 
 # %% ../nbs/08_text/0_secrets.ipynb #2544f79b
-def is_masked(value: Any) -> bool:
-    "Whether somewhere in a value a secret was replaced by a mask."
+def is_masked(value: Any, depth: int = 0) -> bool:
+    "Whether somewhere in a value a secret was replaced by a mask; a value that holds itself, or is nested beyond any setting, is refused by others."
+    if depth > 50:
+        return False
     if isinstance(value, str):
         return MASK.search(value) is not None
     if isinstance(value, Mapping):
-        return any(map(is_masked, cast(Mapping[Any, Any], value).values()))
-    return isinstance(value, (list, tuple)) and any(map(is_masked, cast(list[Any], value)))
+        return any(is_masked(one, depth + 1) for one in cast(Mapping[Any, Any], value).values())
+    return isinstance(value, (list, tuple)) and any(is_masked(one, depth + 1) for one in cast(list[Any], value))
 
 
 _INSIDE_ADDRESS = re.compile(r"(?<=[:/=])\$(?:([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)\})(?=[@&#]|$)")

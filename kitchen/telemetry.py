@@ -67,8 +67,8 @@ declare_event(
     "config.edit", "a setting was edited while the run stood at a boundary", "setting before after position"
 )
 declare_event("state.edit", "a value was replaced while the run stood at a boundary", "value object position")
-declare_event(  # `seal` is that of its file, `kept` names all that are left after it: what verification expects to find
-    "snapshot.save", "the state can be returned to", "snapshot digest seal kept", bytes="bytes", seconds="s"
+declare_event(  # `kept` names all that are left after it: what verification expects to find
+    "snapshot.save", "the state can be returned to", "snapshot digest kept", bytes="bytes", seconds="s"
 )
 declare_event("snapshot.error", "a snapshot could not be written or read; others are used", "snapshot reason")
 declare_event("stage.start", "a stage of the workflow begins", "stage")

@@ -246,6 +246,7 @@ def main(folder: Path, variant: str, kills: int, seed: int) -> dict:
         "equal metrics": all(story(run) == story(whole) for run in killed),
         "equal digests": all(final(run) == final(whole) != [] for run in killed),
         "verified": all(verify_run(run.path).sound for run in killed),
+        "problems": [words for run in killed for words in verify_run(run.path).problems][:3],
         "resumed": sum(item.name == "run.rewind" for run in killed for item in run.log.events),
         "mended": sum(item.name == "log.repair" for run in killed for item in run.log.events),
         "seconds": round(time.monotonic() - began, 1),

@@ -154,6 +154,11 @@ class Snapshot:
         return {entry[where] for entry in self.values.values() if entry["kind"] == kind}
 
     @property
+    def digest(self) -> str:
+        "SHA-256 of what is kept: a snapshot that is written once more, now as the best so far, has the same."
+        return json_digest([self.values, self.cursors, self.progress])
+
+    @property
     def seal(self) -> str:
         "SHA-256 of all that it says."
         return json_digest({**vars(self), "position": self.position.to_json()})
@@ -320,7 +325,7 @@ class SnapshotFolder:
             raise DamagedData(f"taken after {snapshot.sequence:,} events, of which the log has {count:,}: its end was removed")
         if str(snapshot.sequence) != path.stem or self.head_hash(snapshot.sequence) != snapshot.head:
             raise DamagedData(f"{path} belongs to another history than the log")
-        if saved is not None and saved.metadata.get("seal", snapshot.seal) != snapshot.seal:
+        if saved is not None and saved["digest"] != snapshot.digest:
             raise DamagedData(f"{path} is another snapshot than the one that was saved there")
 
     def standing(self) -> list[str]:
@@ -573,8 +578,7 @@ class History:
             path = self.snapshots.write(whole)
             size = prune_snapshots(self.snapshots, self.snapshot_policy, self.workflow, path)
             about = {
-                "snapshot": path.stem, "seal": whole.seal, "kept": [one.stem for one in self.snapshots.paths()],
-                "digest": json_digest([values, snapshot.cursors, snapshot.progress]),
+                "snapshot": path.stem, "digest": whole.digest, "kept": [one.stem for one in self.snapshots.paths()]
             }  # fmt: skip
             said = event("snapshot.save", snapshot.step, **about, bytes=size, seconds=time.perf_counter() - began)
         except Exception as error:  # training goes on; the event says what failed

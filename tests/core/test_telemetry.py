@@ -1,6 +1,7 @@
 """Declared = emitted = documented, on real runs; every stage and port call is in the log."""
 
 import json
+import tempfile
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -9,10 +10,12 @@ import nbformat
 import pytest
 from small_settings import SMALL_SETTINGS
 
+from kitchen.config import ExperimentSpec
 from kitchen.engine.produce import produce
 from kitchen.engine.workflow import Flow, Stage, stages
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.log import EventLog
+from kitchen.store.run import Run
 from kitchen.telemetry import EVENTS, MemoryLog, event_table
 
 FAULTY = {"env": "module:faulty_envs:raises", "on_failure": "drop", "baseline": "critic"}
@@ -63,6 +66,16 @@ def with_a_history():
     return again.run_record.log.events + fork.run_record.log.events
 
 
+def with_something_in_the_way():
+    """Events of an artifact that was changed by hand and is saved again."""
+    run = Run.create(ExperimentSpec(recipe="sft"), Path(tempfile.mkdtemp()) / "run")
+    made = run.save_artifact("notes.txt", "text", lambda path: path.write_text("mine"))
+    made.path.write_text("somebody's")
+    run.save_artifact("notes.txt", "text", lambda path: path.write_text("mine"))
+    run.close()
+    return list(run.log.events)
+
+
 def with_failures():
     """Events of stages that fail under each policy, and of a producer and its consumer."""
     tries = Counter()
@@ -105,6 +118,7 @@ def test_declared_is_emitted_is_documented(logs):
     events = (
         [item for k in logs for item in k.run_record.log.events]
         + with_a_history()
+        + with_something_in_the_way()
         + with_failures()
         + of_every_method()
     )
