@@ -111,7 +111,10 @@ def _plain_fits(value: Any, kind: Any, kinds: Sequence[Any]) -> bool:
         return _container_fits(value, kind, kinds)
     if getattr(kind, "_is_protocol", False):
         verbs = [name for name, member in vars(kind).items() if inspect.isfunction(member) and not name.startswith("_")]
-        return value is not None and not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in verbs)
+        has = [callable(getattr(value, name, None)) for name in verbs]
+        # what a call needs of a port is often one verb; somebody's own half of one is not refused before that is asked for
+        is_data = value is None or isinstance(value, (type, str, bytes, int, float, list, tuple, dict, set))  # text has `encode`, as tokenizers do
+        return not is_data and (any(has) or not verbs)
     return isinstance(value, kind)
 
 # %% ../nbs/10_core/1_input.ipynb #cfe0ef1c
