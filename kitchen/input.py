@@ -168,18 +168,26 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
 def check_arguments(function: Callable[..., Any], **given: Any) -> None:
     "InvalidValue for the first of these arguments that does not fit its annotation, with what would."
     for name, value in given.items():
-        wanted = _annotations(function)[name]
-        if not value_fits(value, wanted):
-            raise InvalidValue(f"{function.__qualname__}: {name} must be {type_words(wanted)}, not {short_value(value)}")
+        _refuse_unfit(function, name, value)
+
+
+def _refuse_unfit(function: Callable[..., Any], argument: str, value: object) -> None:
+    "InvalidValue if a value does not fit the annotation of a parameter."
+    wanted = _annotations(function)[argument]
+    if not value_fits(value, wanted):
+        raise InvalidValue(f"{_called(function)}: {argument} must be {type_words(wanted)}, not {short_value(value)}")
+
+
+def _called(function: Callable[..., Any]) -> str:
+    "A function's name, as an error gives it."
+    return getattr(function, "__qualname__", "this function")
 
 
 def checked_arguments(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
     "The function with its arguments compared with their annotations; InvalidValue names the first that does not fit, and what would."
-    signature, name = inspect.signature(function), getattr(function, "__qualname__", "this function")
-    scope = getattr(function, "__globals__", {})
+    signature, name = inspect.signature(function), _called(function)
     takes = [one for one in signature.parameters if one not in ("self", "cls")]
     is_open = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature.parameters.values())
-    known = functools.cache(lambda: {one.name: (one.kind, _annotation(one.annotation, scope)) for one in signature.parameters.values()})
 
     @functools.wraps(function)
     def checked(*values: _Parameters.args, **named: _Parameters.kwargs) -> _Result:
@@ -190,11 +198,10 @@ def checked_arguments(function: Callable[_Parameters, _Result]) -> Callable[_Par
         except TypeError as error:  # too many, or too few
             raise InvalidValue(f"{name}: {error}; it takes {', '.join(takes) or 'nothing'}") from None
         for argument, value in given.items():
-            kind, wanted = known()[argument]
+            kind = signature.parameters[argument].kind
             each = value if kind is inspect.Parameter.VAR_POSITIONAL else value.values() if kind is inspect.Parameter.VAR_KEYWORD else (value,)
             for one in each:
-                if not value_fits(one, wanted):
-                    raise InvalidValue(f"{name}: {argument} must be {type_words(wanted)}, not {short_value(one)}")
+                _refuse_unfit(function, argument, one)
         return function(*values, **named)
 
     return checked

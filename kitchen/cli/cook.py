@@ -99,19 +99,16 @@ def _watch_progress(run_dir: Path, quiet: bool) -> Iterator[None]:
         thread.join(timeout=10)  # seconds; a daemon thread, so that one that hangs does not keep the process
         view.close()
 
-# %% ../../nbs/68_cli/4_cook.ipynb #024e3dc7
-_REQUEST_NAME = "order.json"  # what was cooked, so that it can be taken up again
-
 # %% ../../nbs/68_cli/4_cook.ipynb #4c313a29
 def _find_unfinished_run(what: CookRequest, name: str) -> Path:
     "The directory of a run of this recipe or notebook, which may be gone on with."
     from kitchen.engine.verification import open_resumable, settings_to_trust
     from kitchen.store.files import check_replaceable
-    from kitchen.store.run import is_run_folder
+    from kitchen.store.run import ORDER_FILE, is_run_folder
     from kitchen.store.trust import require_trusted_settings
     from kitchen.types import InvalidValue
 
-    run_dir = Path(name).absolute() if (Path(name) / _REQUEST_NAME).is_file() else find_run(name)
+    run_dir = Path(name).absolute() if (Path(name) / ORDER_FILE).is_file() else find_run(name)
     cooked = _read_request(run_dir)
     if not cooked:
         raise InvalidValue(f"{run_dir} was not cooked from a notebook; `kitchen resume {name}` goes on with it")
@@ -131,17 +128,17 @@ def _find_unfinished_run(what: CookRequest, name: str) -> Path:
 def _read_request(run_dir: Path) -> dict[str, Any]:
     "What was cooked there: name, notebook and values; empty where nothing was cooked, DamagedData where the log says otherwise."
     from kitchen.store.files import parse_stored_json, read_bounded
-    from kitchen.store.run import Run
+    from kitchen.store.run import ORDER_FILE, Run
     from kitchen.types import DamagedData
 
-    path = run_dir / _REQUEST_NAME
-    is_run = (run_dir / "spec.json").is_file()
-    if is_run and any(item.name == "run.file" and item["path"] == _REQUEST_NAME for item in Run(run_dir).log.events):
-        if Run(run_dir).spec.parent and not path.exists():  # a fork: its parent was cooked
+    path = run_dir / ORDER_FILE
+    run = Run(run_dir) if (run_dir / "spec.json").is_file() else None
+    if run is not None and any(item["path"] == ORDER_FILE for item in run.log.events.named("run.file")):
+        if run.spec.parent and not path.exists():  # a fork: its parent was cooked
             return {}
         remedy = "put it back from a copy, or go on without its notebook: `kitchen resume RUN --recover`"
         try:
-            content = Run(run_dir).read_file(_REQUEST_NAME)
+            content = run.read_file(ORDER_FILE)
         except DamagedData as error:
             raise DamagedData(f"{error}\n{remedy}") from None
     elif path.exists():
@@ -164,7 +161,7 @@ def _merge_request(what: CookRequest, run_dir: Path) -> CookRequest:
     from kitchen.config import settings_in_use
     from kitchen.secrets import is_masked, mask_values
     from kitchen.store.files import write_atomically
-    from kitchen.store.run import Run
+    from kitchen.store.run import ORDER_FILE, Run
     from kitchen.types import InvalidValue
 
     stored = _read_request(run_dir).get("values", {})
@@ -179,10 +176,10 @@ def _merge_request(what: CookRequest, run_dir: Path) -> CookRequest:
     values = {**checked, **what.values}
     notebook = "" if what.is_recipe else str(what.notebook.absolute())
     content = json.dumps({"name": what.name, "notebook": notebook, "values": mask_values(values)}, indent=1).encode()
-    path = run_dir / _REQUEST_NAME
+    path = run_dir / ORDER_FILE
     if (run_dir / "spec.json").is_file() and content != path.read_bytes():
         run = Run(run_dir).claim()
-        run.write_file(_REQUEST_NAME, content)
+        run.write_file(ORDER_FILE, content)
         run.log.close()
     elif not path.exists():  # the run, once the notebook makes it, tells its log of this
         write_atomically(path, lambda file: file.write_bytes(content))
@@ -209,10 +206,12 @@ def _raise_unfinished(
     what: CookRequest, run_dir: Path, report: Path | None, reason: str, ending: Callable[[str], BaseException]
 ) -> None:
     "End a cook that did not succeed; an empty directory is removed."
+    from kitchen.store.run import ORDER_FILE
+
     if not run_dir.is_dir():
         raise CookFailed(f"{what.name} failed in {reason}\n{run_dir} was moved or removed; go on where it lies now: kitchen resume FOLDER")
-    if {path.name for path in run_dir.iterdir()} <= {_REQUEST_NAME}:  # our own, and nothing else
-        (run_dir / _REQUEST_NAME).unlink(missing_ok=True)
+    if {path.name for path in run_dir.iterdir()} <= {ORDER_FILE}:  # our own, and nothing else
+        (run_dir / ORDER_FILE).unlink(missing_ok=True)
         run_dir.rmdir()
     left = f"\n{'report' if report else 'run'}: {report or run_dir}" if run_dir.exists() else ""
     if (run_dir / "spec.json").is_file():
@@ -245,10 +244,10 @@ def _trust_request(what: CookRequest) -> None:
 
 def _cook(what: CookRequest, out: Path | None = None, quiet: bool = False, resume: str | None = None) -> Path:
     "Execute a notebook into a run directory, new or to be gone on with, and leave its report there; the path of the directory."
-    _trust_request(what)
-    run_dir = _new_run_dir(what.name, out) if resume is None else _find_unfinished_run(what, resume)
     from kitchen.engine.control import Terminated
 
+    _trust_request(what)
+    run_dir = _new_run_dir(what.name, out) if resume is None else _find_unfinished_run(what, resume)
     was_completed = resume is not None and (run_dir / "spec.json").is_file() and open_run(run_dir).status == "completed"
     what = _merge_request(what, run_dir)
     if not quiet:
@@ -317,7 +316,7 @@ def cook_group() -> None:
 def resume_command(run: str, recover: bool, trust: tuple[str, ...], quiet: bool) -> None:
     "Go on with a run that was interrupted, stopped or has failed."
     from kitchen.engine.verification import open_resumable, recover_run, settings_to_trust
-    from kitchen.store.trust import require_trusted_settings, require_trusted_notebook
+    from kitchen.store.trust import require_trusted_notebook, require_trusted_settings
     from kitchen.types import DamagedData
 
     path = find_run(run)

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from ..ports.spans import ObservedPort
 from ..secrets import mask_values
 from ..store.files import make_folder, parse_stored_json, path_inside, read_json, write_atomically
 from ..store.objects import ObjectStore, StateStore, WriteFuture, decode_value, encode_value
-from ..store.run import Run
+from ..store.run import Run, snapshot_files
 from ..telemetry import EVENTS, Event, MemoryLog, event, event_content
 from ..types import DamagedData, InvalidValue, KitchenError, SavedState, UnknownName, is_list, is_mapping
 
@@ -209,9 +208,6 @@ class InputChanged(DamagedData):
         self.stage = stage
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a002
-_SNAPSHOT_NAME = re.compile(r"0|[1-9][0-9]{0,17}")  # events in the log
-
-
 class SnapshotFolder:
     "The snapshots of a run on disk: one JSON file each, named by the number of events before it, and the objects they name."
 
@@ -237,8 +233,7 @@ class SnapshotFolder:
 
     def paths(self) -> list[Path]:
         "Files of all snapshots, newest first."
-        found = [path for path in self.folder.glob("*.json") if _SNAPSHOT_NAME.fullmatch(path.stem)]
-        return sorted(found, key=lambda path: int(path.stem), reverse=True)
+        return snapshot_files(self.run.path)
 
     def readable_head(self, path: Path) -> str | None:
         "The log's hash that a snapshot was taken at; None of a damaged one, which is passed over when a run is resumed."

@@ -8,7 +8,6 @@ __all__ = ['Verification', 'verify_run', 'open_resumable', 'settings_to_trust', 
 # %% ../../nbs/50_engine/6_verification.ipynb #6d4aa521
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any
 from ..config import ExperimentSpec
 from .checkpoints import Snapshot, SnapshotFolder
 from ..secrets import secret_findings
-from ..store.files import irregular_entries, seal_state, write_atomically
+from ..store.files import irregular_entries, move_aside, seal_state, unfinished_path, write_atomically
 from ..store.log import EventLog, LogDamaged, RunBusy, has_writer
-from ..store.run import SEAL_FILE, Run, is_run_folder
+from ..store.run import SEAL_FILE, Run, is_run_folder, snapshot_files
 from ..telemetry import event
 from ..types import DamagedData, InvalidValue, printable_text
 
@@ -116,7 +115,7 @@ def open_resumable(path: Path) -> Run:
         run = Run(path)
         snapshots = SnapshotFolder(run)
         for one in snapshots.paths():
-            if snapshots.readable_head(one) not in (None, run.log.heads[int(one.stem) - 1] if int(one.stem) else ""):
+            if snapshots.readable_head(one) not in (None, snapshots.head_hash(int(one.stem))):
                 raise DamagedData(f"{run.log.path} is another history than that of snapshot {one.stem}")
         return run
     except DamagedData as error:
@@ -125,7 +124,7 @@ def open_resumable(path: Path) -> Run:
 # %% ../../nbs/50_engine/6_verification.ipynb #dfe718f2
 def settings_to_trust(run: Run) -> dict[str, Any]:
     "Everything of a run that may name what is executed, or where something is sent: settings, edits, also those taken back, and what snapshots hold."
-    edits = [item["after"] for item in run.log.events if item.name == "config.edit"]
+    edits = [item["after"] for item in run.log.events.named("config.edit")]
     return {"settings": run.settings, "edits": edits, "snapshots": [one.config for _, one in SnapshotFolder(run).readable()]}
 
 
@@ -136,7 +135,7 @@ def recover_run(path: Path) -> list[str]:
     if has_writer(path):
         raise RunBusy(f"{path} is being written by another session; close that one first")
     log_path = path / "events.jsonl"
-    proved = log_path.with_name(f".{log_path.name}.{secrets.token_hex(4)}.unfinished")
+    proved = unfinished_path(log_path)
     content = log_path.read_bytes() if log_path.is_file() else b""
     try:
         proved.write_bytes(content[: _proved_bytes(log_path)])
@@ -150,19 +149,19 @@ def recover_run(path: Path) -> list[str]:
             )
         done: list[str] = []
         if log.size != len(content):
-            done.append(f"{_put_aside(log_path).name} holds the log as it was; {len(log.events):,} events of it could be proved")
+            done.append(f"{move_aside(log_path, 'damaged').name} holds the log as it was; {len(log.events):,} events of it could be proved")
             os.replace(proved, log_path)
     finally:
         proved.unlink(missing_ok=True)
-    for one in (path / "snapshots").glob("*.json"):
-        if one.stem.isdecimal() and one not in sound:
-            done.append(f"snapshots/{_put_aside(one).name} is damaged, or of events that are lost")
+    for one in snapshot_files(path):
+        if one not in sound:
+            done.append(f"snapshots/{move_aside(one, 'damaged').name} is damaged, or of events that are lost")
     text = spec.to_json() + "\n"
     if _text(path / "spec.json") != text:
-        done += [f"{_put_aside(path / 'spec.json').name} holds the spec as it was"] if (path / "spec.json").exists() else []
+        done += [f"{move_aside(path / 'spec.json', 'damaged').name} holds the spec as it was"] if (path / "spec.json").exists() else []
         write_atomically(path / "spec.json", lambda file: file.write_text(text, encoding="utf-8"))
     if (path / SEAL_FILE).exists() and (done or any(_of_log(path, EventLog(log_path)).seal_problems())):
-        done.append(f"{_put_aside(path / SEAL_FILE).name} holds the seal as it was")
+        done.append(f"{move_aside(path / SEAL_FILE, 'damaged').name} holds the seal as it was")
     run = Run(path)
     if done:
         run.claim().log.append(event("log.repair", reason="; ".join(done), bytes=len(content) - log.size))
@@ -207,13 +206,6 @@ def _sound_snapshots(path: Path, log: EventLog) -> list[Path]:
         except (DamagedData, InvalidValue):
             continue
     return found
-
-
-def _put_aside(path: Path) -> Path:
-    "Rename what is damaged; its new path."
-    aside = next(one for number in range(1, 10**6) if not os.path.lexists(one := path.with_name(f"{path.name}.damaged-{number}")))
-    os.rename(path, aside)
-    return aside
 
 
 def _text(path: Path) -> str:

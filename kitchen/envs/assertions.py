@@ -743,29 +743,38 @@ def _augment(run: _TestRun, node: ast.AugAssign, scope: _Scope) -> None:
     run.bind(node.target, value, scope)
 
 
-def _for(run: _TestRun, node: ast.For, scope: _Scope) -> tuple[str, Any] | None:
-    "Go through what is plain."
-    for one in _items(run.value(node.iter, scope)):
-        run.step()
-        run.bind(node.target, one, scope)
+def _loop(run: _TestRun, node: ast.For | ast.While, scope: _Scope, rounds: Iterator[None]) -> tuple[str, Any] | None:
+    "The body once a round, until one returns or breaks; `else` if none does."
+    for _ in rounds:
         ended = run.block(node.body, scope)
         if ended and ended[0] == "return":
             return ended
         if ended and ended[0] == "break":
             return None
     return run.block(node.orelse, scope)
+
+
+def _for(run: _TestRun, node: ast.For, scope: _Scope) -> tuple[str, Any] | None:
+    "Go through what is plain."
+
+    def rounds() -> Iterator[None]:
+        for one in _items(run.value(node.iter, scope)):
+            run.step()
+            run.bind(node.target, one, scope)
+            yield
+
+    return _loop(run, node, scope, rounds())
 
 
 def _while(run: _TestRun, node: ast.While, scope: _Scope) -> tuple[str, Any] | None:
     "Go on while it is true."
-    while run.value(node.test, scope):
-        run.step()
-        ended = run.block(node.body, scope)
-        if ended and ended[0] == "return":
-            return ended
-        if ended and ended[0] == "break":
-            return None
-    return run.block(node.orelse, scope)
+
+    def rounds() -> Iterator[None]:
+        while run.value(node.test, scope):
+            run.step()
+            yield
+
+    return _loop(run, node, scope, rounds())
 
 
 def _if(run: _TestRun, node: ast.If, scope: _Scope) -> tuple[str, Any] | None:

@@ -26,9 +26,11 @@ from .files import irregular_entries as irregular_entries
 from .files import is_sealed as is_sealed
 from .files import is_unfinished as is_unfinished
 from .files import make_folder as make_folder
+from .files import move_aside as move_aside
 from .files import own_copy as own_copy
 from .files import parse_stored_json as parse_stored_json
 from .files import path_inside as path_inside
+from .files import probe_file as probe_file
 from .files import read_bounded as read_bounded
 from .files import read_json as read_json
 from .files import refuse_secrets as refuse_secrets
@@ -58,10 +60,12 @@ from .objects import local_name as local_name
 from .objects import pack_tensors as pack_tensors
 from .objects import portable_name as portable_name
 from .run import Artifact as Artifact
+from .run import ORDER_FILE as ORDER_FILE
 from .run import Run as Run
 from .run import SEAL_FILE as SEAL_FILE
 from .run import is_run_folder as is_run_folder
 from .run import runs_root as runs_root
+from .run import snapshot_files as snapshot_files
 from .signature import sign_run as sign_run
 from .signature import verify_signature as verify_signature
 from .trust import NotTrusted as NotTrusted

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..secrets import mask_values
-from .files import check_regular, make_folder, own_copy
+from .files import check_regular, make_folder, move_aside, own_copy
 from .log import has_writer
 from .run import Run, is_run_folder, runs_root
 from ..types import InvalidValue, KitchenError, UnknownName
@@ -63,10 +63,8 @@ class RunIndex:
 
     def _move_aside(self) -> None:
         "Keep what is no database under another name; its write-ahead files belong to it."
-        kept = next(
-            one for number in range(1, 10**6) if not os.path.lexists(one := self.path.with_name(f"{self.path.name}.damaged-{number}"))
-        )
-        for end in ("", "-wal", "-shm"):
+        kept = move_aside(self.path, "damaged")
+        for end in ("-wal", "-shm"):
             if os.path.lexists(f"{self.path}{end}"):
                 os.replace(f"{self.path}{end}", f"{kept}{end}")
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,10 +26,11 @@ from kitchen.store.files import (
     check_held,
     check_regular,
     flush_to_disk,
-    free_path,
     hold_folder,
     make_folder,
+    move_aside,
     own_copy,
+    probe_file,
     release_folder,
     warn_once,
 )
@@ -91,7 +91,8 @@ def _chain_hash(previous: str, text: bytes) -> str:
 
 # %% ../../nbs/14_store/1_log.ipynb #e31ac2ad
 # what a run cannot be opened, looked at or gone on with without, and its type; the rest of an event is only shown
-_NEEDED: dict[str, dict[str, type]] = {
+_NEEDED: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "run.rewind": {"keep": (int, float)},
     "run.spec": {"spec": dict}, "run.stop": {"status": str}, "run.file": {"path": str, "sha256": str}, "run.digest": {"digest": str},
     "artifact.save": {"artifact": str, "kind": str, "path": str, "sha256": str}, "artifact.aside": {"path": str, "moved_to": str},
     "config.edit": {"setting": str}, "state.edit": {"value": str, "object": str}, "snapshot.save": {"snapshot": str},
@@ -115,7 +116,8 @@ def event_from_text(text: str | bytes) -> Event:
     parts: list[tuple[object, Any]] = [*kinds, *((value, (int, float)) for value in numbers.values())]
     if not (is_mapping(found.metadata) and all(isinstance(part, kind) for part, kind in parts)):
         raise ValueError("no event: a part of it has the wrong type")
-    if any(not isinstance(found.metadata.get(name), kind) for name, kind in _NEEDED.get(found.name, {}).items()):
+    values = {**found.metadata, **numbers}
+    if any(not isinstance(values.get(name), kind) for name, kind in _NEEDED.get(found.name, {}).items()):
         raise ValueError(f"no event: {found.name} lacks a part, or has one of the wrong type")
     if found.name in _PLAIN_EVENTS and any(type(part) in (dict, list) and name not in _STRUCTURED for name, part in found.metadata.items()):
         raise ValueError(f"no event: a part of {found.name} is a structure, and should be a text or a number")
@@ -148,18 +150,14 @@ def _has_locks(folder: Path) -> bool:
         return True
     import fcntl
 
-    probe = folder / f".{secrets.token_hex(4)}.unfinished"
-    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError as error:
-        if error.errno not in NOT_SUPPORTED:
-            raise
-        return False
-    finally:
-        os.close(descriptor)
-        probe.unlink()
+    with probe_file(folder) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+            return False
+    return True
 
 
 def _this_process() -> dict[str, Any]:
@@ -300,8 +298,7 @@ class EventLog:
             item = event_from_text(line)
         except ValueError:
             raise LogDamaged(self.path, len(self.events) + 1, self.size) from None
-        whole = item.name != "run.rewind" or "keep" in item.measurements
-        if found != f'{head}"}}'.encode() or item.sequence != len(self.events) or not whole:
+        if found != f'{head}"}}'.encode() or item.sequence != len(self.events):
             raise LogDamaged(self.path, len(self.events) + 1, self.size)
         return item, head
 
@@ -325,7 +322,7 @@ class EventLog:
             if path.is_symlink() or path.exists():
                 check_regular(path)
         if os.path.lexists(lock) and not _is_lock(lock):
-            os.rename(lock, free_path(lock.with_name(f"{_LOCK_FILE}.aside")))
+            move_aside(lock, "aside")
         try:
             if not self._writer_lock.acquire():
                 raise RunBusy(

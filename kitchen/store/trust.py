@@ -164,6 +164,14 @@ def trust_settings(settings: object, folders: Sequence[str] = ()) -> None:
         remember_trust(name, _name_hash(name))
 
 
+def _require(name: str, sha256: str, is_given: bool, what: str, remedy: str) -> None:
+    "NotTrusted, with what it is and the remedy, unless a hash is trusted; what is named now is remembered."
+    if is_given:
+        remember_trust(name, sha256)
+    if sha256 not in trusted_hashes():
+        raise NotTrusted(f"{what}; {remedy}")
+
+
 def require_trusted_settings(
     settings: Mapping[str, Any], run: object, trusted: Iterable[str] = (), folders: Sequence[str] = ()
 ) -> None:
@@ -173,13 +181,9 @@ def require_trusted_settings(
     require_trusted_modules(settings, run, trusted, folders)
     for kind, names in (("sends to the address", named_addresses(settings)), ("uses your environment variable", named_variables(settings))):
         for name in names:
-            if name in trusted:
-                remember_trust(name, _name_hash(name))
-            if _name_hash(name) not in trusted_hashes():
-                raise NotTrusted(
-                    f"{run} {kind} {name}, which you have not named yet; "
-                    f"if it may, trust it by name: --trust '{name}', or Kitchen.open(…, trust=[{name!r}])"
-                )
+            what = f"{run} {kind} {name}, which you have not named yet"
+            remedy = f"if it may, trust it by name: --trust '{name}', or Kitchen.open(…, trust=[{name!r}])"
+            _require(name, _name_hash(name), name in trusted, what, remedy)
 
 
 def require_trusted_modules(
@@ -188,13 +192,9 @@ def require_trusted_modules(
     "NotTrusted if settings of a run name a module that its user has not; `trusted` are names given now, and remembered."
     for name in named_modules(settings):
         place, sha256 = module_code_hash(name, folders)
-        if name in trusted:
-            remember_trust(f"module {name}", sha256)
-        if sha256 not in trusted_hashes():
-            raise NotTrusted(
-                f"{run} executes the module {name!r} from {place} (SHA-256 {sha256[:16]}…), which you have not trusted yet; "
-                f"look at it, then trust it by name: --trust {name}, or Kitchen.open(…, trust=[{name!r}])"
-            )
+        what = f"{run} executes the module {name!r} from {place} (SHA-256 {sha256[:16]}…), which you have not trusted yet"
+        remedy = f"look at it, then trust it by name: --trust {name}, or Kitchen.open(…, trust=[{name!r}])"
+        _require(f"module {name}", sha256, name in trusted, what, remedy)
 
 
 def require_trusted_notebook(path: Path, run: object, trusted: Iterable[str] = ()) -> None:
@@ -202,10 +202,6 @@ def require_trusted_notebook(path: Path, run: object, trusted: Iterable[str] = (
     if not path.is_file():
         raise InvalidValue(f"{run} was cooked from {path}, which is not there any more; `kitchen cook NOTEBOOK --resume {run}` names another place")
     sha256 = notebook_code_hash(path)
-    if {str(path), path.name, path.stem} & set(trusted):
-        remember_trust(f"notebook {path}", sha256)
-    if sha256 not in trusted_hashes():
-        raise NotTrusted(
-            f"{run} executes the notebook {path} (SHA-256 of its code {sha256[:16]}…), which you have not cooked, or not as it is now; "
-            f"look at it, then trust it by name: --trust {path.name}"
-        )
+    is_given = not {str(path), path.name, path.stem}.isdisjoint(trusted)
+    what = f"{run} executes the notebook {path} (SHA-256 of its code {sha256[:16]}…), which you have not cooked, or not as it is now"
+    _require(f"notebook {path}", sha256, is_given, what, f"look at it, then trust it by name: --trust {path.name}")

@@ -51,6 +51,16 @@ def ended(process):
     return process.returncode, said
 
 
+def said_until_sigterm(text, path):
+    """What a script says that gets SIGTERM while its run goes on: it ends by that, with no word from after the run."""
+    process = script(text, path)
+    heard(process, "here")
+    process.send_signal(signal.SIGTERM)
+    code, said = ended(process)
+    assert code == 143 and "not reached" not in said and "Traceback" not in said, said
+    return said
+
+
 def assert_stopped(path):
     """The run was stopped on a boundary, with a snapshot of its last step, and can be gone on with."""
     run = Run(path / "run")
@@ -63,29 +73,17 @@ def assert_stopped(path):
 
 
 def test_a_script_that_runs_in_the_foreground(tmp_path):
-    process = script("k.run(); print('not reached')", tmp_path)
-    heard(process, "here")
-    process.send_signal(signal.SIGTERM)
-    code, said = ended(process)
-    assert code == 143 and "not reached" not in said and "Traceback" not in said, said
+    said_until_sigterm("k.run(); print('not reached')", tmp_path)
     assert_stopped(tmp_path)
 
 
 def test_a_script_that_waits_for_the_background(tmp_path):
-    process = script("k.run(wait=False); k.wait(); print('not reached')", tmp_path)
-    heard(process, "here")
-    process.send_signal(signal.SIGTERM)
-    code, said = ended(process)
-    assert code == 143 and "not reached" not in said and "Traceback" not in said, said
+    said_until_sigterm("k.run(wait=False); k.wait(); print('not reached')", tmp_path)
     assert_stopped(tmp_path)
 
 
 def test_a_script_that_does_something_else_meanwhile(tmp_path):
-    process = script("k.run(wait=False); threading.Event().wait(); print('not reached')", tmp_path)
-    heard(process, "here")
-    process.send_signal(signal.SIGTERM)
-    code, said = ended(process)
-    assert code == 143 and "not reached" not in said and "Traceback" not in said, said
+    said = said_until_sigterm("k.run(wait=False); threading.Event().wait(); print('not reached')", tmp_path)
     assert "stops after this step" in said
     assert_stopped(tmp_path)
 
