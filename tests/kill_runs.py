@@ -157,6 +157,7 @@ def in_a_stage(k: Kitchen, name: str, events: int) -> None:
 def attempt(folder: Path, variant: str, how: str, rng: random.Random) -> None:
     """In a child: make or resume the run, and go on to the end, or die on the way."""
     recipe, settings = VARIANTS[variant]
+    os.environ["KITCHEN_RUNS"] = str(folder.parent / f"home-{folder.name}")  # a registry of its own counts its versions alike
     if how == "in a log write":
         in_a_log_write(rng.randrange(1, 120))
     elif how in ("before a rename", "after a rename"):

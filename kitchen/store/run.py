@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -177,9 +177,13 @@ class Run:
         content, told = json.loads(spec.to_json()), [item["spec"] for item in self.log.events.named("run.spec")]
         if told[-1:] != [content]:
             content = self.log.append(event("run.spec", spec=content))["spec"]  # as the log has it, secrets masked
+        self._write_spec_file(content)
+        self.spec = spec
+
+    def _write_spec_file(self, content: Mapping[str, Any]) -> None:
+        "Write spec.json as the log has it."
         text = json.dumps(content, indent=2, ensure_ascii=False)
         write_atomically(self.path / "spec.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
-        self.spec = spec
 
     def update_spec(self, **changes: Any) -> None:
         "Complete the spec with what only running can tell, such as dataset fingerprints."
@@ -391,6 +395,9 @@ class Run:
         for problem in irregular_entries(self.path):
             raise DamagedData(problem)
         self.log.claim()
+        told = [item["spec"] for item in self.log.events.named("run.spec")]
+        if told and read_json(self.path / "spec.json", _LARGEST_SPEC) != told[-1]:  # a process died between log and file: before anything is told
+            self._write_spec_file(told[-1])
         for path in filter(is_unfinished, self.path.rglob(".*.unfinished")):  # of a process that died while it wrote; each has its own name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return self

@@ -169,3 +169,17 @@ def test_only_a_report_that_nobody_changed_is_replaced(tmp_path, name, whose):
             write(path)
         assert path.read_bytes() == before
     assert not [item.name for item in tmp_path.iterdir() if "unfinished" in item.name]
+
+
+def test_a_run_whose_process_died_between_log_and_spec_is_gone_on_with(tmp_path):
+    """The log knows the new spec, the file holds the one before: whoever writes next writes the file first, and is found in order."""
+    run = Run.create(ExperimentSpec(recipe="sft", config={"a": 1}), tmp_path / "r")
+    before = (run.path / "spec.json").read_bytes()
+    run.update_spec(datasets={"d#train": "0"})
+    run.log.close()
+    (run.path / "spec.json").write_bytes(before)
+    taken = Run(run.path).claim()
+    taken.log.append(event("run.stop", status="stopped"))
+    taken.log.close()
+    assert Run(run.path).spec.datasets == {"d#train": "0"}
+    assert json.loads((run.path / "spec.json").read_text())["datasets"] == {"d#train": "0"}
