@@ -6,15 +6,16 @@
 __all__ = ['RendererName', 'RENDERERS', 'get_renderer', 'render_conversations']
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #81113adc
-from collections.abc import Callable, Iterable
-from typing import Literal, Protocol
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol
 
 from ..input import checked_arguments
 from ..ports.protocols import Tokenizer
-from .base import Messages, Renderer, row_error_at, to_datum
+from .base import Messages, Renderer, Tools, row_error_at, to_datums
 from .model_template import TemplateRenderer
 from .chat_formats import CHATML, LLAMA3, Qwen3Renderer, RoleColonRenderer, TurnRenderer
-from ..types import ON_BAD_ROW, Datum, RowError, UnknownName
+from ..types import ON_BAD_ROW, Datum, InvalidValue, RowError, UnknownName
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #653d0999
 RendererName = Literal[  # the names in RENDERERS, or the one that suits the tokenizer
@@ -25,7 +26,8 @@ RendererName = Literal[  # the names in RENDERERS, or the one that suits the tok
     "llama3",
     "role_colon",
 ]
-RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
+# a factory takes the tokenizer; one whose format has variables, such as enable_thinking, takes them as a second argument
+RENDERERS: dict[str, Callable[..., Renderer]] = {
     "template": TemplateRenderer,
     "chatml": lambda tokenizer: TurnRenderer(tokenizer, CHATML),
     "qwen3": lambda tokenizer: Qwen3Renderer(tokenizer, CHATML),
@@ -35,13 +37,22 @@ RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #48588bb0
 @checked_arguments
-def get_renderer(name: str, tokenizer: Tokenizer) -> Renderer:
-    "The named renderer for a tokenizer; UnknownName with the nearest name for another, InvalidValue if it does not fit the tokenizer."
+def get_renderer(
+    name: str,
+    tokenizer: Tokenizer,
+    chat_template_kwargs: Mapping[str, Any] | None = None,  # template variables: {"enable_thinking": False}
+) -> Renderer:
+    "The named renderer for a tokenizer; UnknownName with the nearest name for another, InvalidValue if it does not fit the tokenizer or reads no such variables."
     if name == "auto":
         name = "template" if tokenizer.chat_template else "role_colon"
     if name not in RENDERERS:
         raise UnknownName("renderer", name, ["auto", *RENDERERS])
-    return RENDERERS[name](tokenizer)
+    if not chat_template_kwargs:
+        return RENDERERS[name](tokenizer)
+    if len(inspect.signature(RENDERERS[name]).parameters) < 2:
+        names = ", ".join(map(repr, chat_template_kwargs))
+        raise InvalidValue(f"the renderer {name!r} reads no template variables, but chat_template_kwargs gives {names}; use renderer='template'")
+    return RENDERERS[name](tokenizer, chat_template_kwargs)
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #afd78ffe
 def _check_datum(datum: Datum, train_on: str, max_length: int) -> Datum:
@@ -69,13 +80,19 @@ def _check_datum(datum: Datum, train_on: str, max_length: int) -> Datum:
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #6bbc35ab
 class _Conversation(Protocol):
-    "What is rendered: the messages of a row, and where the row stands."
+    "What is rendered: the messages of a row, where the row stands, the tools it declares, and its own template variables."
 
     @property
     def messages(self) -> Messages: ...
 
     @property
     def origin(self) -> str: ...
+
+    @property
+    def tools(self) -> Tools: ...
+
+    @property
+    def chat_template_kwargs(self) -> Mapping[str, Any]: ...
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #4b7b927a
 @checked_arguments
@@ -86,15 +103,16 @@ def render_conversations(
     max_length: int = 1024,
     on_bad_row: str = "stop",  # or "set_aside": leave it out and list it
 ) -> tuple[list[Datum], list[RowError]]:
-    "Checked datums of many conversations, and the errors of rows set aside. RowError for the first bad row where on_bad_row is stop."
+    "Checked datums of many conversations, several where the format rewrites earlier answers, and the errors of rows set aside. RowError for the first bad row where on_bad_row is stop."
     if on_bad_row not in ON_BAD_ROW:
         raise UnknownName("on_bad_row", on_bad_row, ON_BAD_ROW)
     data: list[Datum] = []
     problems: list[RowError] = []
     for conversation in conversations:
         try:
-            datum = to_datum(renderer, conversation.messages, train_on, conversation.origin)
-            data.append(_check_datum(datum, train_on, max_length))
+            one = conversation
+            made = to_datums(renderer, one.messages, train_on, one.origin, one.tools, one.chat_template_kwargs)
+            data += [_check_datum(datum, train_on, max_length) for datum in made]
         except RowError as error:
             if on_bad_row == "stop":
                 raise
