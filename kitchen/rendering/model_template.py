@@ -113,6 +113,9 @@ def _late_end(template: CompiledTemplate, follower: str, control_pattern: re.Pat
     shared = _shared_length(last, followed, control_pattern)
     shared = last.rfind(probe) + len(probe) if probe and probe in last[:shared] else len(last[:shared].rstrip())
     found = re.compile(rf"\s*({control_pattern.pattern})").match(followed, shared)
+    early = re.compile(rf"({control_pattern.pattern})\s*\Z").search(last)
+    if not found and early and followed.startswith(last.rstrip()):  # the token that opens a result is written already
+        return _LateEnd(last[early.end(1) :], "", early.group(1))
     return _LateEnd(last[shared:], found.group(), found.group(1)) if found else _LateEnd(last[shared:], eos, eos)
 
 # %% ../../nbs/20_rendering/4_model_template.ipynb #ef882b08
@@ -181,6 +184,8 @@ class _SpanFinder:
             thinking = (message.get("reasoning_content") or "").strip("\n")
             until = _write_thinking(before, until, thinking, self.control_pattern) or until
         if not until.startswith(before):
+            until = self._after_other_history(index, before, until) or until
+        if not until.startswith(before):
             raise _PromptNotFollowed(
                 f"the chat template does not write message {index} the way a model would come to write it: the generation prompt "
                 f"ends with {before[-24:]!r}, and the message does not follow it; give the message thinking "
@@ -193,6 +198,16 @@ class _SpanFinder:
                 "has no end token of its own; use renderer='chatml' or 'role_colon', or give the tokenizer an eos_token"
             )
         return len(before), said
+
+    def _after_other_history(self, index: int, before: str, until: str) -> str | None:
+        "The prompt and the answer, where the template writes what came before otherwise as soon as the answer follows; None where that is not it."
+        history = self._text_until(self.chat.messages[:index], index)
+        header = before.removeprefix(history)
+        if not header.strip() or header == before:
+            return None
+        other = [*self.chat.messages[:index], {"role": "assistant", "content": self.chat.probe}]
+        place = until.rfind(header, 0, _shared_length(until, self._text_until(other, index), self.control_pattern))
+        return None if place < 0 else before + until[place + len(header) :]
 
     def _content_start(self, index: int, until: str) -> int:
         "Where another message's content begins: at the place of a character put there instead."

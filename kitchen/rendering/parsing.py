@@ -161,15 +161,41 @@ _CALL_FORMATS: dict[str, _CallFormat] = {  # the first whose mark a template has
 # %% ../../nbs/20_rendering/1_parsing.ipynb #1c12ddfe
 def tool_call_format(template: str) -> str | None:
     "The format in which a chat template writes tool calls; None where it writes none that is known."
-    return next((name for name, one in _CALL_FORMATS.items() if one.mark in template), None)
+    return "harmony" if "<|channel|>analysis" in template else next((name for name, one in _CALL_FORMATS.items() if one.mark in template), None)
+
+
+_HARMONY_PART = re.compile(
+    r"(?:<\|start\|>assistant)?(?P<head>[^<]*)(?:<\|channel\|>(?P<channel>[^<]*))?(?:<\|constrain\|>[^<]*)?"
+    r"<\|message\|>(?P<body>.*?)(?:<\|end\|>|<\|call\|>|<\|return\|>|\Z)",
+    re.DOTALL,
+)
+
+
+def _read_harmony(message: Message) -> Message:
+    "An answer of gpt-oss: the channel analysis is thinking, a part with a recipient is a call, the rest is content."
+    thinking, content, calls, done = list[str](), list[str](), list[dict[str, Any]](), 0
+    for found in _HARMONY_PART.finditer(message.content):
+        if found.start() != done:
+            return message
+        done, heading, body = found.end(), f"{found['head']} {found['channel'] or ''}", found["body"]
+        if recipient := re.search(r"to=(?:functions\.)?(\S+)", heading):
+            calls.append({"type": "function", "function": {"name": recipient[1], "arguments": json.loads(body)}})
+        else:
+            (thinking if "analysis" in heading else content).append(body)
+    if done != len(message.content) or not done:
+        return message
+    thought = "\n".join(thinking) or message.reasoning_content
+    return replace(message, content="\n".join(content), reasoning_content=thought, tool_calls=tuple(calls))
 
 
 def read_tool_calls(message: Message, format_name: str | None) -> Message:
-    "The message with the calls in its content read; as it is where there are none, or where one of them cannot be read."
+    "The message with the calls in its content read, of gpt-oss also the thinking; as it is where there are none, or where one of them cannot be read."
     if format_name is None:
         return message
-    one, calls = _CALL_FORMATS[format_name], list[dict[str, Any]]()
     try:
+        if format_name == "harmony":
+            return _read_harmony(message)
+        one, calls = _CALL_FORMATS[format_name], list[dict[str, Any]]()
         for found in re.finditer(one.call, message.content, re.DOTALL):
             for name, arguments, identity in one.read(found):
                 if not isinstance(name, str) or not isinstance(arguments, Mapping):
