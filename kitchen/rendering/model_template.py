@@ -299,7 +299,8 @@ class TemplateRenderer:
         "InvalidValue where a tool's name does not appear in the text."
         if any(str(schema.get("function", schema).get("name", "")) not in text for schema in tools):
             raise InvalidValue(
-                f"the chat template of {self.template.name!r} does not show {tool_names(tools)}; use a renderer that does, such as 'qwen3', or leave the tools out"
+                f"the chat template of {self.template.name!r} does not show {tool_names(tools)}; "
+                "use a renderer that does, such as 'qwen3', or leave the tools out"
             )
 
     def generation_prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:

@@ -189,7 +189,7 @@ def _read_harmony(message: Message) -> Message:
 
 
 def read_tool_calls(message: Message, format_name: str | None) -> Message:
-    "The message with the calls in its content read, of gpt-oss also the thinking; as it is where there are none, or where one of them cannot be read."
+    "The message with its calls read out of the content, of gpt-oss also the thinking; as it is where one cannot be read."
     if format_name is None:
         return message
     try:

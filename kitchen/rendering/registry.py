@@ -42,7 +42,7 @@ def get_renderer(
     tokenizer: Tokenizer,
     chat_template_kwargs: Mapping[str, Any] | None = None,  # template variables: {"enable_thinking": False}
 ) -> Renderer:
-    "The named renderer for a tokenizer; UnknownName with the nearest name for another, InvalidValue if it does not fit the tokenizer or reads no such variables."
+    "The named renderer for a tokenizer; UnknownName for another name, InvalidValue if it does not fit the tokenizer or reads no such variables."
     if name == "auto":
         name = "template" if tokenizer.chat_template else "role_colon"
     if name not in RENDERERS:
@@ -103,7 +103,7 @@ def render_conversations(
     max_length: int = 1024,
     on_bad_row: str = "stop",  # or "set_aside": leave it out and list it
 ) -> tuple[list[Datum], list[RowError]]:
-    "Checked datums of many conversations, several where the format rewrites earlier answers, and the errors of rows set aside. RowError for the first bad row where on_bad_row is stop."
+    "Checked datums of many conversations, and the errors of rows set aside. RowError for the first bad row where on_bad_row is stop."
     if on_bad_row not in ON_BAD_ROW:
         raise UnknownName("on_bad_row", on_bad_row, ON_BAD_ROW)
     data: list[Datum] = []
