@@ -1,6 +1,7 @@
 # made from the modules' __all__ by `make prepare`
 from . import base as base
 from . import chat_formats as chat_formats
+from . import explain as explain
 from . import jinja as jinja
 from . import model_template as model_template
 from . import parsing as parsing
@@ -24,6 +25,7 @@ from .base import row_error_at as row_error_at
 from .base import to_datum as to_datum
 from .base import to_datums as to_datums
 from .base import tool_names as tool_names
+from .base import trained_messages as trained_messages
 from .chat_formats import CHATML as CHATML
 from .chat_formats import LLAMA3 as LLAMA3
 from .chat_formats import Qwen3Renderer as Qwen3Renderer
@@ -31,6 +33,10 @@ from .chat_formats import ROLE_COLON as ROLE_COLON
 from .chat_formats import RoleColonRenderer as RoleColonRenderer
 from .chat_formats import TurnFormat as TurnFormat
 from .chat_formats import TurnRenderer as TurnRenderer
+from .explain import RenderedRow as RenderedRow
+from .explain import TellsReasons as TellsReasons
+from .explain import explain_row as explain_row
+from .explain import renderer_reason as renderer_reason
 from .jinja import CompiledTemplate as CompiledTemplate
 from .jinja import EscapedConversation as EscapedConversation
 from .jinja import escape_control_tokens as escape_control_tokens

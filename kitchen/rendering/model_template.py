@@ -248,14 +248,36 @@ class TemplateRenderer:
         self, messages: Messages, message_indices: set[int] | None = None, tools: Tools = ()
     ) -> list[RenderedPart]:
         "The template's text, cut at the generated stretches of wanted messages; InvalidValue where it does not show the tools."
+        return self._parts_and_way(messages, message_indices, tools)[0]
+
+    def _parts_and_way(
+        self, messages: Messages, message_indices: set[int] | None, tools: Tools
+    ) -> tuple[list[RenderedPart], str]:
+        "The parts, and what was done beside following the template; empty where nothing was."
         chat = escape_control_tokens(messages, self.encoder.control_pattern, tools)
         try:
-            return self._render(self.template, chat, message_indices, writes_thinking=False)
+            return self._render(self.template, chat, message_indices, writes_thinking=False), ""
         except _PromptNotFollowed as error:
             for template, writes_thinking in self._other_ways(messages, message_indices):
+                turned = {name: value for name, value in template.variables.items() if name not in self.template.variables}
+                words = [f"rendered with {name}={value}" for name, value in turned.items()]
+                words += ["the thinking that the prompt opens is written and closed"] if writes_thinking else []
                 with contextlib.suppress(RewrittenMessage):
-                    return self._render(template, chat, message_indices, writes_thinking)
+                    return self._render(template, chat, message_indices, writes_thinking), ", and ".join(words)
             raise error
+
+    def reasons(self, messages: Messages, index: int, tools: Tools = ()) -> list[str]:
+        "In words: after which prompt the answer at `index` stands, and which token ends it, as the template has it or for want of that."
+        part, way = self._parts_and_way(messages[: index + 1], {index}, tools)
+        thinks = "with" if messages[index].reasoning_content else "without"
+        found = [f"the generation prompt does not lead to an answer {thinks} thinking: {way}"] if way else []
+        last = next(one.tokens[-1] for one in reversed(part) if one.generated and one.tokens)
+        token = self.tokenizer.decode([last], control=True)
+        if token in self.ends.closing and not (token not in self.template.source and self.turn_end_token is None):
+            return [*found, f"the answer ends with {token}, as the template writes it"]
+        if token not in self.template.source:
+            return [*found, f"the template ends no answer: the tokenizer's end, {token}, is appended"]
+        return [*found, f"the answer ends with {token}, which the template writes where the next turn begins"]
 
     def _other_ways(self, messages: Messages, message_indices: set[int] | None) -> list[tuple[CompiledTemplate, bool]]:
         "The template with its switch for thinking turned to what the wanted answers are, and whether their thinking is written in."
