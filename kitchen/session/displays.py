@@ -7,7 +7,7 @@ __all__ = ['has_batches', 'show_next_batch', 'show_run_rollouts', 'hardest_rows'
            'open_chat', 'play_problems', 'learning_rate_test', 'profile_next_step']
 
 # %% ../../nbs/66_session/3_displays.ipynb #984c2f2d
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..engine.workflow import WorkflowPart, stages
@@ -22,6 +22,7 @@ from ..inspection.rollouts import show_rollouts
 from kitchen.inspection.rows import (
     TopLosses,
     ask_current_model,
+    batch_reasons,
     row_datums,
     show_batch,
     show_results,
@@ -40,9 +41,12 @@ def has_batches(workflow: WorkflowPart) -> bool:
 
 
 def show_next_batch(state: SessionState, count: int = 2, by: str = "") -> View:
-    "Rows of the batch that comes next, tokens coloured; the place in the data stays."
-    (batch,), tokenizer = next_batches(state["batches"], 1), state["renderer"].tokenizer
-    return show_batch(batch, tokenizer, state.find("training"), by, count)
+    "Rows of the batch that comes next, tokens coloured, and why they are rendered so; the place in the data stays."
+    (batch,), renderer, config = next_batches(state["batches"], 1), state["renderer"], state["config"]
+    rows = getattr(state.find("conversations"), "train", ())
+    train_on = getattr(config, "train_on", "all_assistant_messages")
+    reasons = batch_reasons(batch[:count], rows, renderer, getattr(config, "renderer", "auto"), train_on)
+    return show_batch(batch, renderer.tokenizer, state.find("training"), by, count, reasons)
 
 
 def show_run_rollouts(state: SessionState, run: Run, count: int, full: int, **filters: Any) -> View:
@@ -82,11 +86,16 @@ def ask_now(driver: SessionDriver, count: int) -> SampleRound:
 
 
 def open_chat(
-    state: SessionState, position_text: Callable[[], str], system: str, max_tokens: int, temperature: float
+    state: SessionState,
+    position_text: Callable[[], str],
+    system: str,
+    max_tokens: int,
+    temperature: float,
+    tools: Sequence[Mapping[str, Any]] = (),  # schemas of functions that the model may call
 ) -> Chat:
     "A conversation with the model as it is whenever it is asked."
     training, params = state["training"], SamplingParams(max_tokens, temperature)
-    return Chat(lambda: training.create_sampling_client(), state["renderer"], system, params, position_text)
+    return Chat(lambda: training.create_sampling_client(), state["renderer"], system, params, position_text, tools)
 
 # %% ../../nbs/66_session/3_displays.ipynb #71ddcfad
 def play_problems(state: SessionState, what: Any, **options: Any) -> PlaySession:

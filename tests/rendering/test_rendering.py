@@ -11,7 +11,7 @@ import pytest
 from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer
 from kitchen.adapters.toy.tokenizer import ToyTokenizer
 from kitchen.display.tokens import show_tokens, show_white_space
-from kitchen.rendering.base import TRAIN_ON, _trained_message_indices, concatenate_tokens, to_datum
+from kitchen.rendering.base import TRAIN_ON, concatenate_tokens, to_datum, trained_messages
 from kitchen.rendering.model_template import TemplateRenderer
 from kitchen.rendering.parsing import split_reasoning
 from kitchen.rendering.registry import RENDERERS, _check_datum, get_renderer, render_conversations
@@ -256,7 +256,7 @@ def test_real_templates_give_the_ids_of_transformers():
 def test_every_mode_trains_its_messages(name, train_on):
     renderer = get_renderer(name, tokenizer(CHATML))
     chat = [*CHAT[:2], Message("assistant", "5", trainable=True), *CHAT[3:]]
-    wanted = _trained_message_indices(chat, train_on)
+    wanted = trained_messages(chat, train_on)
     text = trained_text(renderer, chat, train_on)
     for index, message in enumerate(chat):
         assert (message.content.strip() in text) == (index in wanted), (index, text)
@@ -279,9 +279,9 @@ def test_trainable_overrules_every_mode(name):
 
 def test_the_last_turn_is_a_whole_tool_loop():
     chat = [*CHAT[1:3], *TOOLS]
-    assert _trained_message_indices(chat, "last_assistant_turn") == {3, 5}
-    assert _trained_message_indices(chat, "last_assistant_message") == {5}
-    assert _trained_message_indices(chat, "all_assistant_messages") == {1, 3, 5}
+    assert trained_messages(chat, "last_assistant_turn") == {3, 5}
+    assert trained_messages(chat, "last_assistant_message") == {5}
+    assert trained_messages(chat, "all_assistant_messages") == {1, 3, 5}
 
 
 # -- nobody types a control token ----------------------------------------------------------------
