@@ -60,7 +60,8 @@ class ToolCall:
 
     def as_openai(self) -> dict[str, Any]:
         "The call as messages carry it."
-        return {"type": "function", "function": {"name": self.name, "arguments": dict(self.arguments)}}
+        made = {"type": "function", "function": {"name": self.name, "arguments": dict(self.arguments)}}
+        return {**made, "id": self.id} if self.id else made
 
 
 def to_json(value: Any) -> str:

@@ -16,6 +16,8 @@ from .base import Messages, Renderer, Tools, row_error_at, to_datums
 from .model_template import TemplateRenderer
 from .chat_formats import CHATML, LLAMA3, RoleColonRenderer, TurnRenderer
 from .families import FamilyRenderer
+from .deepseek import DEEPSEEK_RENDERERS
+from .kimi import KIMI_RENDERERS
 from .qwen import QWEN_RENDERERS
 from ..types import ON_BAD_ROW, Datum, InvalidValue, RowError, UnknownName
 
@@ -28,7 +30,7 @@ RendererName = Literal[  # the names in RENDERERS, or the one that suits the tok
     "llama3",
     "role_colon",
 ]
-FAMILIES: tuple[type[FamilyRenderer], ...] = (*QWEN_RENDERERS,)
+FAMILIES: tuple[type[FamilyRenderer], ...] = (*QWEN_RENDERERS, *DEEPSEEK_RENDERERS, *KIMI_RENDERERS)
 # a factory takes the tokenizer; one whose format has variables, such as enable_thinking, takes them as a second argument
 RENDERERS: dict[str, Callable[..., Renderer]] = {
     "template": TemplateRenderer,

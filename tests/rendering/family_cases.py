@@ -43,6 +43,10 @@ def result(call, content):
     return message("tool", content, name=call["function"]["name"], tool_call_id=call["id"])
 
 
+def unnamed(call, content):
+    return message("tool", content, tool_call_id=call["id"])
+
+
 TOOL_LOOP = [
     ASKS_WEATHER,
     message("assistant", "", tool_calls=CALLS_ONE),
@@ -52,8 +56,8 @@ TOOL_LOOP = [
 PARALLEL = [
     message("user", "Add, and Bern."),
     message("assistant", "I ask both.", tool_calls=CALLS_TWO),
-    result(CALLS_TWO[0], "3.5"),
-    result(CALLS_TWO[1], "rain"),
+    unnamed(CALLS_TWO[0], "3.5"),
+    unnamed(CALLS_TWO[1], "rain"),
     message("assistant", "3.5, and rain."),
 ]
 THINKS = message("assistant", "5", reasoning_content="two and three")
@@ -76,6 +80,7 @@ CASES = {
     "thinking": {"messages": [SYSTEM, ASKS, THINKS]},
     "thinking, turns": {"messages": [ASKS, THINKS, ASKS_AGAIN, THINKS_AGAIN], "last_turn": True},
     "thinking and tools": {"messages": THINKING_LOOP, "tools": True},
+    "thinking, tools, turns": {"messages": [*THINKING_LOOP, ASKS_AGAIN, THINKS_AGAIN], "tools": True, "last_turn": True},
 }
 
 QWEN = ["<|endoftext|>", "<|im_end|>", "<|im_start|>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
@@ -180,7 +185,7 @@ MODES = {
         prime=("nemotron-3-ultra", {"medium_effort": True}), template=("nemotron_3_ultra", {"medium_effort": True}),
     ),
     "deepseek v3.1": dict(
-        family="deepseek", ours=("deepseekv3", {}), cookbook="deepseekv3", prime=("deepseek-v3", {}),
+        family="deepseek", ours=("deepseekv3", {}), cookbook="deepseekv3",
         tml=("DeepSeekV31", {}),
     ),
     "deepseek v3.1, thinking": dict(
@@ -188,11 +193,11 @@ MODES = {
         tml=("DeepSeekV31", {"thinking": True}),
     ),
     "deepseek v3": dict(
-        family="deepseek", ours=("deepseekv3_0", {}), prime=("deepseek-v3", {}), tml=("DeepSeekV3", {}),
+        family="deepseek", ours=("deepseekv3_0324", {}), prime=("deepseek-v3", {}), tml=("DeepSeekV3", {}),
         template=("deepseekv3", {}), trl=("deepseekv3", {}),
     ),
     "deepseek r1": dict(
-        family="deepseek", ours=("deepseekr1", {}), prime=("deepseek-r1", {}), tml=("DeepSeekR1", {}),
+        family="deepseek", ours=("deepseek_r1", {}), prime=("deepseek-r1", {}), tml=("DeepSeekR1", {}),
         template=("deepseek_r1_distill", {}), trl=("deepseek_r1_distill", {}),
     ),
     "deepseek v4": dict(
@@ -211,8 +216,9 @@ MODES = {
         tml=("DeepSeekV41", {"thinking_mode": "chat"}),
     ),
     "kimi k2": dict(
-        family="kimi", ours=("kimi_k2", {}), cookbook="kimi_k2", prime=("kimi-k2", {}), tml=("KimiK2", {}),
+        family="kimi", ours=("kimi_k2", {}), cookbook="kimi_k2", tml=("KimiK2", {}),
     ),
+    "kimi k2 instruct": dict(family="kimi", ours=("kimi_k2_instruct", {}), prime=("kimi-k2", {})),
     "kimi k2.5": dict(
         family="kimi", ours=("kimi_k25", {}), cookbook="kimi_k25", prime=("kimi-k2.5", {}), tml=("KimiK25", {}),
     ),
@@ -221,7 +227,7 @@ MODES = {
         prime=("kimi-k2.5", {"thinking": False}),
     ),
     "kimi k2.6, thinking preserved": dict(
-        family="kimi", ours=("kimi_k25", {"preserve_thinking": True}), cookbook="kimi_k26_preserve_thinking",
+        family="kimi", ours=("kimi_k26", {"preserve_thinking": True}), cookbook="kimi_k26_preserve_thinking",
     ),
     "glm 4.5": dict(
         family="glm", ours=("glm4_5", {}), prime=("glm-4.5", {}), template=("glm4moe", {}), trl=("glm4moe", {}),
@@ -231,7 +237,7 @@ MODES = {
     ),
     "glm 5": dict(family="glm", ours=("glm5", {}), prime=("glm-5", {})),
     "glm 5, thinking off": dict(family="glm", ours=("glm5", OFF), prime=("glm-5", OFF)),
-    "glm 5.1": dict(family="glm", ours=("glm5", {}), prime=("glm-5.1", {})),
+    "glm 5.1": dict(family="glm", ours=("glm5_1", {}), prime=("glm-5.1", {})),
     "glm 5.2": dict(family="glm", ours=("glm5_2", {}), tml=("Glm52", {})),
     "glm 5.3": dict(
         family="glm", ours=("glm5_3", {}), cookbook="glm5_3_max_reasoning", prime=("glm-5.3", {}),
