@@ -196,6 +196,7 @@ class FamilyRenderer:
     name: ClassVar[str] = ""
     control: ClassVar[tuple[str, ...]] = ()  # tokens that the format cannot do without
     variables: ClassVar[Variables] = {}
+    ends_differ: ClassVar[bool] = False  # whether an answer ends otherwise once later turns follow
 
     def __init__(self, tokenizer: Tokenizer, chat_template_kwargs: Mapping[str, Any] | None = None):
         self.tokenizer, self.encoder = tokenizer, PieceEncoder(tokenizer)
@@ -288,7 +289,8 @@ class FamilyRenderer:
                 raise InvalidValue(f"the format {self.name!r} has no place for the thinking of {talk.name(index)}; take it out of the row")
             raise RewrittenMessage(f"{self.name} does not show the thinking of {talk.name(index)} once a later question follows")
         opening = self.opening(talk)
-        if index == talk.last or not opening or (opening, True) in written.header:
+        begun = (opening, True) in written.header if opening else not self.ends_differ
+        if index == talk.last or begun:
             return
         alone = self._written(Talk(talk.messages[: index + 1], talk.tools, talk.added), index)
         if (alone.header[1:], alone.body) != (written.header[1:], written.body):

@@ -47,10 +47,9 @@ class KimiK2Renderer(FamilyRenderer):
         return json.dumps(list(tools), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
     def header(self, talk: Talk, index: int) -> str:
-        "Mark and name; a result's name is that of its tool."
-        message, role = talk.messages[index], talk.role(index)
-        name = message.name or (talk.caller(index).name if role == "tool" else role)
-        return f"{_MARKS[role]}{name}{_MIDDLE}"
+        "Mark and name, which is the role's where the message has none."
+        role = talk.role(index)
+        return f"{_MARKS[role]}{talk.messages[index].name or role}{_MIDDLE}"
 
     def body(self, talk: Talk, index: int) -> list[TextPiece]:
         "What each role writes."

@@ -248,12 +248,12 @@ MODES = {
         prime=("glm-5.3", {"reasoning_effort": "low"}), tml=("Glm53", {"reasoning_effort": "low", "clear_thinking": False}),
     ),
     "gpt-oss, medium": dict(
-        family="gpt_oss", ours=("gpt_oss", {"conversation_start_date": DATE}), cookbook="gpt_oss_medium_reasoning",
+        family="gpt_oss", ours=("gpt_oss", {"current_date": DATE}), cookbook="gpt_oss_medium_reasoning",
         prime=("gpt-oss", {"conversation_start_date": DATE}), tml=("GptOss", {"current_date": DATE}),
         template=("gptoss", {}), trl=("gptoss", {}),
     ),
     "gpt-oss, high": dict(
-        family="gpt_oss", ours=("gpt_oss", {"reasoning_effort": "high", "conversation_start_date": DATE}),
+        family="gpt_oss", ours=("gpt_oss", {"reasoning_effort": "high", "current_date": DATE}),
         cookbook="gpt_oss_high_reasoning",
         prime=("gpt-oss", {"reasoning_effort": "high", "conversation_start_date": DATE}),
         template=("gptoss", {"reasoning_effort": "high"}),
