@@ -6,6 +6,7 @@
 __all__ = ['CHATML', 'LLAMA3', 'ROLE_COLON', 'TurnFormat', 'TurnRenderer', 'Qwen3Renderer', 'RoleColonRenderer']
 
 # %% ../../nbs/20_rendering/2_chat_formats.ipynb #0461e66d
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,11 @@ from kitchen.rendering.base import (
     Messages,
     PieceEncoder,
     RenderedPart,
+    RewrittenMessage,
     Segment,
     TextPiece,
+    Tools,
+    tool_names,
     concatenate_tokens,
 )
 from .parsing import format_tool_call, parse_sampled_tokens, split_tool_calls, thinking_pieces
@@ -70,25 +74,40 @@ class TurnRenderer:
         "The text that ends a message, as its author generates it."
         return self.turn_format.end
 
-    def _segments(self, messages: Messages) -> Iterator[Segment]:
-        "Two segments for each message: its header, and what its author generated."
-        for index in range(len(messages)):
-            yield [(self._full_header(messages, index), True)], index, False
-            yield [*self.body(messages, index), (self.end(messages, index), True)], index, True
+    def tool_pieces(self, tools: Tools, content: str) -> list[TextPiece]:
+        "What follows the content of the system message where there are tools; InvalidValue where the format has no place for them."
+        raise InvalidValue(
+            f"this renderer cannot show a model its tools, and the conversation has {tool_names(tools)}; "
+            "use renderer='template' or 'qwen3', or leave the tools out"
+        )
+
+    def _segments(self, messages: Messages, tools: Tools = ()) -> Iterator[Segment]:
+        "Two segments for each message: its header, and what its author generated; a system message is made where tools need one."
+        added = bool(tools) and (not messages or messages[0].role != "system")
+        shown = [*([Message("system")] if added else []), *messages]
+        for index, message in enumerate(shown):
+            place = index - added  # -1: of no message that the conversation has
+            yield [(self._full_header(shown, index), True)], place, False
+            more = self.tool_pieces(tools, message.content) if tools and not index else []
+            yield [*self.body(shown, index), *more, (self.end(shown, index), True)], place, place >= 0
 
     def _full_header(self, messages: Messages, index: int) -> str:
         "A message's header with what stands between it and the message before."
         return (self.turn_format.after if index else self.turn_format.begin) + self.header(messages, index)
 
-    def render(self, messages: Messages, message_indices: set[int] | None = None) -> list[RenderedPart]:
+    def render(
+        self, messages: Messages, message_indices: set[int] | None = None, tools: Tools = ()
+    ) -> list[RenderedPart]:
         "A header and a generated part for each message; every message can be told apart, so message_indices changes nothing."
-        return self.encoder.encode_segments(self._segments(messages))
+        return self.encoder.encode_segments(self._segments(messages, tools))
 
-    def generation_prompt(self, messages: Messages) -> list[int]:
+    def generation_prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         "The tokens of all messages, and of the header of the assistant's next."
         answered = [*messages, Message("assistant")]
-        opening = [(self._full_header(answered, len(messages)), True)], len(messages), False
-        return concatenate_tokens(self.encoder.encode_segments([*self._segments(messages), opening]))
+        header = self.header(answered, len(messages))
+        before = self.turn_format.after if messages or tools else self.turn_format.begin
+        opening = [(before + header, True)], len(messages), False
+        return concatenate_tokens(self.encoder.encode_segments([*self._segments(messages, tools), opening]))
 
     def parse_response(self, tokens: Sequence[int]) -> tuple[Message, bool]:
         "The message before the end of the turn, and whether that end was sampled."
@@ -99,6 +118,17 @@ class TurnRenderer:
         return (self.tokenizer.control_tokens[self.turn_format.end],)
 
 # %% ../../nbs/20_rendering/2_chat_formats.ipynb #fc91ca41
+_QWEN3_TOOLS_BEFORE = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+)
+_QWEN3_TOOLS_AFTER = (
+    "\n</tools>\n\nFor each function call, return a json object with function name and arguments "
+    "within <tool_call></tool_call> XML tags:\n"
+    '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+)
+
+
 class Qwen3Renderer(TurnRenderer):
     "ChatML with thinking and tool calls, written where Qwen3's own template writes them."
 
@@ -139,15 +169,24 @@ class Qwen3Renderer(TurnRenderer):
             ]
         return pieces
 
-    def render(self, messages: Messages, message_indices: set[int] | None = None) -> list[RenderedPart]:
-        "A header and a generated part for each message; InvalidValue for a wanted answer whose thinking is not shown."
+    def tool_pieces(self, tools: Tools, content: str) -> list[TextPiece]:
+        "The schemas, one a line, between Qwen3's own words about them."
+        pieces: list[TextPiece] = [(("\n\n" if content else "") + _QWEN3_TOOLS_BEFORE, True)]
+        for schema in tools:
+            pieces += [("\n", True), (json.dumps(schema, ensure_ascii=False), False)]
+        return [*pieces, (_QWEN3_TOOLS_AFTER, True)]
+
+    def render(
+        self, messages: Messages, message_indices: set[int] | None = None, tools: Tools = ()
+    ) -> list[RenderedPart]:
+        "A header and a generated part for each message; RewrittenMessage for a wanted answer whose thinking is not shown."
         for index in message_indices or ():
             if messages[index].reasoning_content and not self._keeps_thinking(messages, index):
-                raise InvalidValue(
+                raise RewrittenMessage(
                     f"Qwen3 does not show the thinking of message {index} once a later question follows; "
                     "use train_on='last_assistant_turn', or renderer='chatml', which keeps all thinking"
                 )
-        return super().render(messages, message_indices)
+        return super().render(messages, message_indices, tools)
 
     def parse_response(self, tokens: Sequence[int]) -> tuple[Message, bool]:
         "The message before the end of the turn, its tool calls read; and whether that end was sampled."
