@@ -156,6 +156,8 @@ class Message:
     name: str | None = None
     tool_call_id: str | None = None
     trainable: bool | None = None
+    # thinking as a row spelled it at the head of its text, marks included: what a format without a place for thinking writes
+    spelled_thinking: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.role, str) or self.role not in ROLES:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -168,8 +170,9 @@ class Message:
             raise InvalidValue(f"tool_calls must be a tuple of dicts, not {short_value(self.tool_calls)}")
 
     def as_dict(self) -> dict[str, Any]:
-        "The fields that are set, as a chat template wants them (without `trainable`)."
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "trainable"}
+        "The fields that are set, as a chat template wants them (without what is said to us: `trainable`, `spelled_thinking`)."
+        ours = ("trainable", "spelled_thinking")
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ours}
         kept = {key: value for key, value in values.items() if key in ("role", "content") or value}
         return kept | ({"tool_calls": [dict(call) for call in self.tool_calls]} if self.tool_calls else {})
 
