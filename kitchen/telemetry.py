@@ -92,6 +92,15 @@ declare_event(
     seconds="s",
 )
 declare_event("data.set_aside", "a malformed row was left out on request", "source row field reason")
+declare_event(
+    "data.statistics", "the parsed rows of one split, counted", "split",
+    rows="rows", messages="messages", answers="messages", several_turns="rows", duplicates="rows", repeated_prompts="rows",
+    sources="files",
+)  # fmt: skip
+declare_event(  # `found`: the names of the splits that the dataset has
+    "data.split", "which rows are held out; how many of them stand on the training side, too", "source reference found",
+    train="rows", held_out="rows", conversations="rows", prompts="rows", groups="rows",
+)  # fmt: skip
 
 # %% ../nbs/10_core/3_telemetry.ipynb #dbe4f740
 declare_event(
@@ -102,6 +111,12 @@ declare_event(
     tokens="tokens",
     trained_tokens="tokens",
     longest="tokens",
+    mean="tokens",
+    median="tokens",
+    p95="tokens",
+    limit="tokens",
+    cut="datums",
+    set_aside="rows",
     seconds="s",
 )
 declare_event(

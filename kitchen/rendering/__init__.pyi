@@ -34,5 +34,6 @@ from .parsing import split_tool_calls as split_tool_calls
 from .parsing import thinking_pieces as thinking_pieces
 from .registry import RENDERERS as RENDERERS
 from .registry import RendererName as RendererName
+from .registry import fit_datum as fit_datum
 from .registry import get_renderer as get_renderer
 from .registry import render_conversations as render_conversations

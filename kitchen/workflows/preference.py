@@ -26,7 +26,7 @@ from ..evaluation import Question
 from ..losses.preference import PAIR_LOSSES, PairLoss, PairLossName, get_pair_loss
 from ..losses.value import ScalarHead
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
-from ..rendering.base import Renderer
+from ..rendering.base import Renderer, row_error_at
 from ..rendering.registry import get_renderer
 from ..seeding import derive_seed
 from ..store.run import Run
@@ -51,13 +51,16 @@ from ..train.sft import adam_schedule
 from ..types import AdamParams, InvalidValue, RowError, SamplingParams
 from kitchen.workflows.base import (
     MODEL_PRESETS,
+    UNLIMITED,
     DataConfig,
     Splits,
     StageEvents,
+    TokenLimit,
     adam_params,
     bad_row_events,
     baseline,
     evaluate,
+    fit_questions,
     live_field,
     measurements_of,
     name_in_table,
@@ -140,20 +143,32 @@ def load_pairs(config: PairConfig, datasets: DatasetStore, run: Run) -> StageEve
 # %% ../../nbs/55_workflows/3_preference.ipynb #733d0c22
 def _render_pairs_split(rows: Sequence[Preference], renderer: Renderer, config: PairConfig, split: str) -> StageEvents[list[Pair]]:
     "Pairs of one split, as datums; broken rows stop the run or are set aside."
-    started, found, problems = time.perf_counter(), [], []
+    started, found, problems = time.perf_counter(), list[Pair](), list[RowError]()
+    limit = TokenLimit.of(config.max_length, renderer.tokenizer)
     for row in rows:
         try:
-            found.append(preference_to_pair(renderer, row, config.max_length))
+            found.append(_fit_pair(preference_to_pair(renderer, row, UNLIMITED), limit))
         except RowError as error:
             if config.on_bad_row == "stop":
                 raise
             problems.append(error)
     yield from bad_row_events(problems)
     data = interleave_pairs(found)
-    yield render_event(data, split, config.renderer, "chosen and rejected", started)
+    yield render_event(data, split, config.renderer, "chosen and rejected", started, limit.tokens, 0, len(problems))
     if not found:
         raise InvalidValue(f"no pair is left of split {split!r}: every row was set aside")
     return found
+
+
+def _fit_pair(pair: Pair, limit: TokenLimit) -> Pair:
+    "The pair, if both of its answers are within the limit; nothing is cut, because an end that is missing would be preferred or not."
+    # a reference, or the head of a reward model, reads the last target, too: one token more than is trained
+    context = None if limit.context is None else limit.context - 1
+    for name, datum in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if problem := TokenLimit(limit.max_length, context).problem(len(datum)):
+            placed = row_error_at(problem, datum.origin)
+            raise RowError(placed.reason, placed.source, placed.row, field=name)
+    return pair
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #5936f888
 @stage(gives="renderer data", remake=True, name="render")
@@ -166,9 +181,13 @@ def render_pairs(config: PairConfig, service: ServiceClient, conversations: Spli
 
 
 @stage(gives="questions", remake=True)
-def make_questions(config: PairConfig, renderer: Renderer, conversations: Splits) -> list[Question]:
-    "Turn held-out prompts into questions."
-    return [_question_from_pair(renderer, row) for row in conversations.test[: config.graded]]
+def make_questions(config: PairConfig, renderer: Renderer, conversations: Splits) -> StageEvents[list[Question]]:
+    "Turn held-out prompts into questions; those that leave no room for an answer are bad rows."
+    asked = [(row.origin, _question_from_pair(renderer, row)) for row in conversations.test[: config.graded]]
+    limit = TokenLimit.of(config.max_length, renderer.tokenizer)
+    questions, problems = fit_questions(asked, limit, config.max_tokens, config.on_bad_row)
+    yield from bad_row_events(problems)
+    return questions
 
 
 def _question_from_pair(renderer: Renderer, row: Preference) -> Question:
