@@ -92,8 +92,8 @@ declare_event(
     seconds="s",
 )
 declare_event("data.set_aside", "a malformed row was left out on request", "source row field reason")
-declare_event(
-    "data.statistics", "the parsed rows of one split, counted", "split",
+declare_event(  # `unused`: a column that holds something and is not read -> rows that have it
+    "data.statistics", "the parsed rows of one split, counted", "split unused",
     rows="rows", messages="messages", answers="messages", several_turns="rows", duplicates="rows", repeated_prompts="rows",
     sources="files",
 )  # fmt: skip

@@ -10,6 +10,7 @@ import sys
 
 import click
 
+from .check import check_command
 from .cook import cook_group, resume_command
 from .doctor import doctor_command
 from .errors import KitchenGroup
@@ -25,6 +26,7 @@ _COMMANDS = (
     describe_command,
     validate_group,
     plan_group,
+    check_command,
     report_command,
     runs_command,
     verify_command,

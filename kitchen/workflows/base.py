@@ -6,9 +6,9 @@
 __all__ = ['MODEL_PRESETS', 'StageEvents', 'UNLIMITED', 'save', 'live_field', 'check_known_name', 'name_in_table',
            'TrainingConfig', 'DataConfig', 'AnswerConfig', 'Splits', 'ReadSettings', 'GradeSettings', 'context_length',
            'TokenLimit', 'fit_data', 'fit_questions', 'read_split', 'bad_row_events', 'render_event', 'dataset_splits',
-           'read_splits', 'open_training', 'open_training_client', 'adam_params', 'conversation_to_question',
-           'ask_questions', 'baseline', 'evaluate', 'save_as', 'register_model', 'measurements_of', 'write_results',
-           'side_by_side']
+           'held_out_reference', 'read_splits', 'open_training', 'open_training_client', 'adam_params',
+           'conversation_to_question', 'ask_questions', 'baseline', 'evaluate', 'save_as', 'register_model',
+           'measurements_of', 'write_results', 'side_by_side']
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f1b95254
 import json
@@ -363,7 +363,7 @@ def _own_test_split(datasets: DatasetStore, reference: str) -> tuple[list[str], 
     return names, find_test_split(names, (parse_reference(reference).split or "train")) if names else None
 
 
-def _held_out_reference(datasets: DatasetStore, config: DataConfig) -> tuple[str, str, str, list[str]] | None:
+def held_out_reference(datasets: DatasetStore, config: DataConfig) -> tuple[str, str, str, list[str]] | None:
     "Reference and split of rows that are meant to be held out, where they are from in words, and the splits there are; None without any."
     if config.test_dataset:
         names, chosen = _own_test_split(datasets, config.test_dataset)
@@ -381,7 +381,7 @@ def _held_out_reference(datasets: DatasetStore, config: DataConfig) -> tuple[str
 def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type[Any]) -> StageEvents[Splits]:
     "Both splits; the held-out one is the dataset's own, or a share of it. A generator, like `read_split`."
     train = yield from read_split(datasets, config, config.dataset, "train", kind)
-    keys, own = [row_keys(row, config.group_column) for row in train], _held_out_reference(datasets, config)
+    keys, own = [row_keys(row, config.group_column) for row in train], held_out_reference(datasets, config)
     if own:
         reference, split, source, found = own
         test = yield from read_split(datasets, config, reference, split, kind)

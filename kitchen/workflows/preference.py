@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['preference_optimization', 'reward_modeling', 'PairConfig', 'PreferenceConfig', 'RewardModelConfig', 'load_pairs',
-           'render_pairs', 'make_questions', 'add_reference_logprobs', 'batch_pairs', 'pair_loss_from_config',
-           'train_preference', 'measure_distance', 'ScoredPairs', 'ask_for_scores', 'batch_scored', 'train_scores',
-           'report_scores']
+           'fit_pair', 'render_pairs', 'make_questions', 'add_reference_logprobs', 'batch_pairs',
+           'pair_loss_from_config', 'train_preference', 'measure_distance', 'ScoredPairs', 'ask_for_scores',
+           'batch_scored', 'train_scores', 'report_scores']
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #27e0cdc5
 import json
@@ -147,7 +147,7 @@ def _render_pairs_split(rows: Sequence[Preference], renderer: Renderer, config: 
     limit = TokenLimit.of(config.max_length, renderer.tokenizer)
     for row in rows:
         try:
-            found.append(_fit_pair(preference_to_pair(renderer, row, UNLIMITED), limit))
+            found.append(fit_pair(preference_to_pair(renderer, row, UNLIMITED), limit))
         except RowError as error:
             if config.on_bad_row == "stop":
                 raise
@@ -160,7 +160,7 @@ def _render_pairs_split(rows: Sequence[Preference], renderer: Renderer, config: 
     return found
 
 
-def _fit_pair(pair: Pair, limit: TokenLimit) -> Pair:
+def fit_pair(pair: Pair, limit: TokenLimit) -> Pair:
     "The pair, if both of its answers are within the limit; nothing is cut, because an end that is missing would be preferred or not."
     # a reference, or the head of a reward model, reads the last target, too: one token more than is trained
     context = None if limit.context is None else limit.context - 1
