@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "kitchen"
 MODULES_ONLY = ("adapters", "cli", "train", "workflows")
 FRONT = {
     "Kitchen": "session.kitchen",
+    "check": "inspection.dataset_check",
     "compare": "reports.compare",
     "dashboard": "widgets.dashboard",
     "runs": "reports.runs_table",

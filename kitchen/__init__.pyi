@@ -30,6 +30,7 @@ from . import train as train
 from . import types as types
 from . import widgets as widgets
 from . import workflows as workflows
+from .inspection.dataset_check import check as check
 from .reports.compare import compare as compare
 from .reports.runs_table import runs as runs
 from .session.kitchen import Kitchen as Kitchen

@@ -14,6 +14,7 @@ from typing import Any
 from .files.datasets import DatasetSource, FileDatasets
 from .files.readers import NumberedRows
 from ..data.references import DatasetReference, PlacedRow, Stream, Table, parse_reference
+from ..input import parse_json_object
 from ..ports.protocols import DatasetStore, HubClient
 from ..store.files import refuse_secrets
 from ..types import BackendError, InvalidValue, UnknownName
@@ -52,6 +53,24 @@ def _load_hub_dataset(name: str, config: str, split: str, streaming: bool) -> An
     config = _resolve_config(name, config)
     _check_known("split", split, get_dataset_split_names(name, config), name)
     return load_dataset(name, config, split=split, streaming=streaming)
+
+# %% ../../nbs/93_adapters/1_huggingface.ipynb #2cdadf53
+def _hub_splits(parsed: DatasetReference) -> list[str]:
+    "The names of a hub dataset's splits; none for a single dataset that `save_to_disk` wrote."
+    name, _, config = parsed.name.partition(":")
+    described = Path(name) / "dataset_dict.json"
+    if (Path(name) / "state.json").is_file() and not described.is_file():
+        return []
+    if described.is_file():
+        return [str(one) for one in parse_json_object(described.read_bytes(), str(described)).get("splits") or ()]
+    try:
+        from datasets import get_dataset_split_names
+
+        return [str(one) for one in get_dataset_split_names(name, _resolve_config(name, config))]
+    except InvalidValue:
+        raise
+    except Exception as error:  # as in `_hub_rows`
+        raise _hub_error(f"hf:{parsed.name}", error) from error
 
 # %% ../../nbs/93_adapters/1_huggingface.ipynb #1702e913
 def _resolve_config(name: str, config: str) -> str:
@@ -110,11 +129,16 @@ class HuggingFaceDatasets:
             else self.files.stream(reference, split)
         )
 
+    def splits(self, reference: str) -> list[str]:
+        "The names of the dataset's splits, rows not yet fetched; none where it is one whole."
+        parsed = parse_reference(reference)
+        return _hub_splits(parsed) if parsed.scheme == "hf" else self.files.splits(reference)
+
 # %% ../../nbs/93_adapters/1_huggingface.ipynb #1eeb0e51
 def _hub_source(parsed: DatasetReference, split: str, streaming: bool) -> DatasetSource:
     "The source of an `hf:` reference; rows are fetched when it is read."
     read = partial(_hub_rows, parsed, parsed.split or split, streaming)
-    return DatasetSource(f"hf:{parsed.name}", read, parsed.start, parsed.stop)
+    return DatasetSource(f"hf:{parsed.name}", ((f"hf:{parsed.name}", read),), parsed.start, parsed.stop)
 
 
 _datasets: type[DatasetStore] = HuggingFaceDatasets

@@ -39,7 +39,7 @@ def sample_answers(value: _ValueLookup, count: int = 4) -> list[Answer]:
         )
     sides = 2 if config.env.partition(":")[0] == "nim" else 1  # a game needs both
     policy, some = Policy(sampler, renderer, params), list(problems.test)[:count]
-    groups = play_groups(policy, some, sides, derive_seed(config.seed, "samples"), episode_limits(config))
+    groups = play_groups(policy, some, sides, derive_seed(config.seed, "samples"), episode_limits(config, renderer))
     return [group_to_answer(group) for group in groups]
 
 # %% ../../nbs/62_widgets/2_samples.ipynb #d5c26812

@@ -6,8 +6,10 @@
 __all__ = ['builtin_rows', 'DatasetSource', 'FileDatasets']
 
 # %% ../../../nbs/92_adapters.files/1_datasets.ipynb #dceef2ef
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from typing import Any
 from .readers import NumberedRows, file_ending, read_file
 from kitchen.data.references import (
     DATA_FILE_SUFFIXES,
+    SPLIT_WORDS,
     DatasetReference,
     PlacedRow,
     Stream,
     Table,
     package_file,
     parse_reference,
+    split_kind,
 )
 from kitchen.data.synthetic import (
     MIXTURES,
@@ -35,9 +39,9 @@ from kitchen.data.synthetic import (
 from ...envs.code import code_rows, draft_rows
 from ...envs.registry import tool_rows
 from ...envs.search import search_rows
-from ...input import Count, checked_arguments
+from ...input import Count, checked_arguments, parse_json_object
 from ...ports.protocols import DatasetStore
-from ...types import InvalidValue, RowError, UnknownName
+from ...types import InvalidValue, RowError, UnknownName, is_list, is_mapping, short_value
 
 # %% ../../../nbs/92_adapters.files/1_datasets.ipynb #aa49b28e
 # rows where a reference names no number: a few epochs in seconds on the toy, and a test whose share of right answers is
@@ -74,50 +78,128 @@ def builtin_rows(name: str, split: str, size: Count | None = None) -> list[dict[
     return found
 
 # %% ../../../nbs/92_adapters.files/1_datasets.ipynb #1e229988
-def _split_file(path: Path, split: str) -> Path:
-    "The file of one split: of a folder the one named after it, else the file itself."
+_SHARD_PATTERN = re.compile(r"[-_.](\d+)(?:[-_]of[-_](\d+))?(?:-[0-9a-f]{16})?$")  # of `train-00000-of-00003`, `part_7`
+_NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json", "config.json")
+
+
+def _data_files(folder: Path) -> list[Path]:
+    "The files of a folder that hold rows, as one would count them: 2 before 10."
+    here = [one for one in folder.iterdir() if one.is_file() and one.name[0] not in "._" and one.name not in _NO_DATA]
+    found = [one for one in here if one.name.lower().endswith(DATA_FILE_SUFFIXES)]
+    return sorted(found, key=lambda one: [(len(part), part) if part.isdigit() else (0, part) for part in re.split(r"(\d+)", one.name)])
+
+
+def _stem(path: Path) -> str:
+    "The name of a data file without its ending."
+    ending = max((one for one in DATA_FILE_SUFFIXES if path.name.lower().endswith(one)), key=len)
+    return path.name[: -len(ending)]
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    "The files of a dataset that `save_to_disk` wrote into a folder, as its state.json lists them."
+    listed = parse_json_object((folder / "state.json").read_bytes(), str(folder / "state.json")).get("_data_files")
+    names = [one.get("filename") for one in listed if is_mapping(one)] if is_list(listed) else []
+    if not names or not all(isinstance(one, str) and one == Path(one).name for one in names):
+        raise InvalidValue(f"{folder / 'state.json'} does not say which files hold the rows: was it written by save_to_disk?")
+    return [folder / str(one) for one in names]
+
+# %% ../../../nbs/92_adapters.files/1_datasets.ipynb #891bc4dd
+def _check_shards(name: str, files: Sequence[Path], place: Path) -> None:
+    "InvalidValue where a shard is missing, or where one stands there twice."
+    stems = [_stem(one) for one in files]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        both = ", ".join(one.name for one in files if _stem(one) == twice)
+        raise InvalidValue(f"{place}: split {name!r} is there more than once ({both}); name the file, or remove one")
+    numbered = [found for stem in stems if (found := _SHARD_PATTERN.search(stem)) and found[2]]
+    for count in {int(found[2]) for found in numbered}:
+        missing = sorted(set(range(count)) - {int(found[1]) for found in numbered if int(found[2]) == count})
+        if missing:
+            raise InvalidValue(f"{place}: of the {count} shards of split {name!r} {short_value(missing)} are missing")
+
+
+def _folder_splits(folder: Path) -> dict[str, list[Path]]:
+    "The data files of a folder by the name of their split; those of folders in it that are named after one, and of `data`, too."
+    found: dict[str, list[Path]] = {}
+    if (folder / "state.json").is_file():
+        return {"train": _saved_files(folder)}
+    for inner in sorted(one for one in folder.iterdir() if one.is_dir()):
+        if inner.name == "data":
+            found |= _folder_splits(inner)
+        elif split_kind(inner.name) or (folder / "dataset_dict.json").is_file():
+            files = _saved_files(inner) if (inner / "state.json").is_file() else _data_files(inner)
+            found |= {inner.name: files} if files else {}
+    for path in _data_files(folder):
+        stem = _stem(path)
+        found.setdefault(_SHARD_PATTERN.sub("", stem) or stem, []).append(path)
+    return found
+
+# %% ../../../nbs/92_adapters.files/1_datasets.ipynb #22adcbce
+def _choose_split(splits: Mapping[str, Sequence[Path]], split: str, place: Path) -> list[Path]:
+    "The files of one split: of that name, of its kind, or (to train on) all that are of no kind; else UnknownName."
+    named = [name for name in splits if name == split] or [name for name in splits if split in SPLIT_WORDS and split_kind(name) == split]
+    if len(named) > 1:
+        raise InvalidValue(f"{place}: several of its splits could be {split!r}: {', '.join(named)}; name one, such as ?split={named[0]}")
+    if not named and split == "train":
+        named = [name for name in splits if not split_kind(name)]
+    if not named:
+        raise UnknownName("split", split, splits, str(place))
+    files = [path for name in named for path in splits[name]]
+    _check_shards(split, files, place)
+    return files
+
+
+def _split_files(path: Path, split: str) -> list[Path]:
+    "The files of one split: of a folder its own, of a pattern all that match, else the file itself."
+    if "*" in path.name and not path.exists():
+        matching = [one for one in _data_files(path.parent) if one.match(path.name)] if path.parent.is_dir() else []
+        if not matching:
+            raise InvalidValue(f"no data file matches {path}")
+        _check_shards(split, matching, path.parent)
+        return matching
     if not path.is_dir():
-        return path
-    found = {
-        one.name.removesuffix(ending): one
-        for ending in DATA_FILE_SUFFIXES
-        for one in sorted(path.iterdir())
-        if one.name.endswith(ending)
-    }
-    if split not in found:
-        raise UnknownName("split", split, found, str(path))
-    return found[split]
+        return [path]
+    splits = _folder_splits(path)
+    if not splits:
+        inside = sorted(one.name for one in path.iterdir())
+        raise InvalidValue(f"{path} holds no data file ({', '.join(DATA_FILE_SUFFIXES[::5])}, …); in it: {short_value(inside)}")
+    return _choose_split(splits, split, path)
 
 # %% ../../../nbs/92_adapters.files/1_datasets.ipynb #a54625db
 @dataclass(frozen=True)
 class DatasetSource:
-    "A slice (`start` to `stop`) of rows that `read` opens anew at each call, with the name used in origins and errors."
+    "A slice (`start` to `stop`) of the rows of one file or several, which are opened anew at each call."
 
-    name: str
-    read: Callable[[], NumberedRows]
+    name: str  # of the whole
+    parts: tuple[tuple[str, Callable[[], NumberedRows]], ...]  # what a file is called in origins and errors, and how it is read
     start: int | None = None
     stop: int | None = None
 
-    def _numbered_rows(self) -> NumberedRows:
-        "The chosen rows; their numbers are those of the whole."
-        return islice(self.read(), self.start, self.stop)
+    def _placed_rows(self) -> Iterator[tuple[str, int, dict[str, Any] | RowError]]:
+        "The chosen rows; their numbers are those of their file."
+        everything = ((name, number, row) for name, read in self.parts for number, row in read())
+        return islice(everything, self.start, self.stop)
 
     def table(self) -> Table:
         "All chosen rows in memory, broken ones listed apart; raises the first RowError, or InvalidValue, if no row is usable."
-        found = list(self._numbered_rows())
-        kept = [(number, row) for number, row in found if not isinstance(row, RowError)]
-        problems = [row for _, row in found if isinstance(row, RowError)]
+        found = list(self._placed_rows())
+        kept = [(source, number, row) for source, number, row in found if not isinstance(row, RowError)]
+        problems = [row for _, _, row in found if isinstance(row, RowError)]
         if not kept:
             raise problems[0] if problems else InvalidValue(f"{self.name} is empty: there are no rows")
-        return Table([row for _, row in kept], self.name, [number for number, _ in kept], problems)
+        sources = [source for source, _, _ in kept] if len(self.parts) > 1 else None
+        return Table([row for _, _, row in kept], self.name, [number for _, number, _ in kept], problems, sources)
 
     def stream(self) -> Stream[PlacedRow]:
         "The chosen rows one by one, each with its origin; every iteration reads the source again, and nothing is kept in memory."
-        return Stream(
-            lambda: ((f"{self.name}, row {number}", row) for number, row in self._numbered_rows()), self.name
-        )
+        return Stream(lambda: ((f"{source}, row {number}", row) for source, number, row in self._placed_rows()), self.name)
 
 # %% ../../../nbs/92_adapters.files/1_datasets.ipynb #24007aed
+def _local_path(parsed: DatasetReference) -> Path:
+    "Where the file or folder of a `file:` or `package:` reference is."
+    return package_file(parsed.name) if parsed.scheme == "package" else Path(parsed.name).expanduser()
+
+
 def _local_source(reference: str, split: str) -> DatasetSource:
     "The source of a `file:`, `package:` or `builtin:` reference, rows not yet read; InvalidValue for `hf:` or a split of a single file."
     parsed = parse_reference(reference)
@@ -125,15 +207,26 @@ def _local_source(reference: str, split: str) -> DatasetSource:
     if parsed.scheme == "hf":
         raise InvalidValue(f"{reference}: the adapter 'files' reaches no hub; use the adapter 'huggingface'")
     if parsed.scheme == "builtin":
-        return DatasetSource(name, lambda: _builtin_source(parsed, split), parsed.start, parsed.stop)
-    place = package_file(parsed.name) if parsed.scheme == "package" else Path(parsed.name).expanduser()
-    path = _split_file(place, split)
-    file_ending(path)
-    if parsed.split and path == place:
+        return DatasetSource(name, ((name, lambda: _builtin_source(parsed, split)),), parsed.start, parsed.stop)
+    place = _local_path(parsed)
+    files = _split_files(place, split)
+    for path in files:
+        file_ending(path)
+    if parsed.split and not place.is_dir():
         raise InvalidValue(f"{reference}: a single file has no splits; leave out ?split={parsed.split}")
-    return DatasetSource(
-        name if parsed.scheme == "package" else str(path), lambda: read_file(path), parsed.start, parsed.stop
-    )
+    shown = {path: name if files == [place] else f"{name}/{path.relative_to(place)}" for path in files} if parsed.scheme == "package" else {}
+    parts = tuple((shown.get(path, str(path)), partial(read_file, path)) for path in files)
+    return DatasetSource(parts[0][0] if len(parts) == 1 else str(place), parts, parsed.start, parsed.stop)
+
+
+def _local_splits(reference: str) -> list[str]:
+    "The names of a dataset's splits; none for a single file, and for files that are all of no kind."
+    parsed = parse_reference(reference)
+    if parsed.scheme == "builtin":
+        return list(SPLITS)
+    place = _local_path(parsed)
+    names = list(_folder_splits(place)) if place.is_dir() and not (place / "state.json").is_file() else []
+    return names if any(map(split_kind, names)) else []
 
 # %% ../../../nbs/92_adapters.files/1_datasets.ipynb #835e5655
 def _builtin_source(parsed: DatasetReference, split: str) -> NumberedRows:
@@ -153,6 +246,11 @@ class FileDatasets:
     def stream(self, reference: str, split: str = "train") -> Stream[PlacedRow]:
         "The rows of one split, each with its origin, read anew whenever they are asked for."
         return _local_source(reference, split).stream()
+
+    @checked_arguments
+    def splits(self, reference: str) -> list[str]:
+        "The names of the dataset's splits; none where it is one whole."
+        return _local_splits(reference)
 
 
 _datasets: type[DatasetStore] = FileDatasets

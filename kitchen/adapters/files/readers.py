@@ -6,27 +6,74 @@
 __all__ = ['NumberedRows', 'READERS', 'read_file', 'file_ending']
 
 # %% ../../../nbs/92_adapters.files/0_readers.ipynb #6cacfbb3
+import bz2
 import csv
 import gzip
+import io
 import json
+import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ...input import PARSE_ERRORS, parse_problem
-from ...types import InvalidValue, RowError, UnknownName, nearest, short_value
+from ...types import InvalidValue, RowError, UnknownName, nearest, printable_text, short_value
 
 # %% ../../../nbs/92_adapters.files/0_readers.ipynb #15ce3718
 NumberedRows = Iterator[tuple[int, dict[str, Any] | RowError]]
 
 
+def _open_zstandard(path: Path) -> Any:
+    "A file packed by zstandard, unpacked as it is read; pyarrow brings the codec along."
+    import pyarrow
+
+    if not pyarrow.Codec.is_available("zstd"):
+        raise InvalidValue(f"{path}: this pyarrow was built without zstandard; unpack the file with `zstd -d`, or pack it with gzip")
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+_OPENERS: dict[str, Callable[[Path], Any]] = {  # ending of a packed file -> its bytes, unpacked
+    "": lambda path: path.open("rb"),
+    ".gz": partial(gzip.open, mode="rb"),
+    ".bz2": partial(bz2.open, mode="rb"),
+    ".xz": partial(lzma.open, mode="rb"),
+    ".zst": _open_zstandard,
+}
+
+
+def _open_bytes(path: Path) -> Any:
+    "The bytes of a file, unpacked if its ending says that it is packed."
+    return next(opener for packing, opener in reversed(_OPENERS.items()) if path.name.lower().endswith(packing))(path)
+
+
+def _open_text(path: Path, newline: str | None = None) -> IO[str]:
+    "The text of a file; a mark at its beginning that says UTF-8 is no part of it."
+    return io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig", newline=newline)
+
+# %% ../../../nbs/92_adapters.files/0_readers.ipynb #01ad29c8
+class _RepeatedKey(dict[str, Any]):
+    "An object in which a key stands twice."
+
+    key = ""
+
+
+def _object_of(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    "The object with these members, marked if two of them have one name."
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    marked, names = _RepeatedKey(found), [name for name, _ in pairs]
+    marked.key = next(name for name in names if names.count(name) > 1)
+    return marked
+
+
 def _read_json_lines(path: Path) -> NumberedRows:
     "One JSON object a line; blank lines are passed over."
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig") as file:
+    with _open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, _parse_object(line.rstrip("\r\n"), path, number)
@@ -35,7 +82,7 @@ def _read_json_lines(path: Path) -> NumberedRows:
 def _parse_object(text: str, path: Path, number: int) -> dict[str, Any] | RowError:
     "A JSON object, or a RowError that says where the line is broken."
     try:
-        return _check_object(json.loads(text), path, number)
+        return _check_object(json.loads(text, object_pairs_hook=_object_of), path, number)
     except PARSE_ERRORS as error:
         return RowError(f"this line is not JSON: {parse_problem(error)}", str(path), number)
 
@@ -43,80 +90,138 @@ def _parse_object(text: str, path: Path, number: int) -> dict[str, Any] | RowErr
 _SURROGATE_PATTERN = re.compile("[\ud800-\udfff]")
 
 
-def _has_lone_surrogate(value: Any) -> bool:
-    "Whether some text in a value of JSON cannot be written as UTF-8."
+def _value_problem(value: Any) -> str:
+    "What makes a value of JSON no data: text that is half a surrogate pair, or an object with a key twice; empty if nothing does."
     if isinstance(value, str):
-        return not value.isascii() and _SURROGATE_PATTERN.search(value) is not None
+        broken = not value.isascii() and _SURROGATE_PATTERN.search(value) is not None
+        return "holds half of a surrogate pair (\\ud800 to \\udfff), which is no text" if broken else ""
     if isinstance(value, dict):
-        return any(_has_lone_surrogate(name) or _has_lone_surrogate(item) for name, item in value.items())
-    return isinstance(value, list) and any(map(_has_lone_surrogate, value))
+        if isinstance(value, _RepeatedKey):
+            return f"holds an object that names {short_value(value.key)} twice"
+        return next((found for name, item in value.items() if (found := _value_problem(name) or _value_problem(item))), "")
+    return next((found for item in value if (found := _value_problem(item))), "") if isinstance(value, list) else ""
 
 
 def _check_object(value: Any, path: Path, number: int) -> dict[str, Any] | RowError:
     "The value if it is an object, else the error that it is not."
-    if isinstance(value, dict):
-        broken = next((name for name, item in value.items() if _has_lone_surrogate(name) or _has_lone_surrogate(item)), None)
-        if broken is None:
-            return value
-        reason = f"column {short_value(broken)} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text"
-        return RowError(reason, str(path), number)
-    return RowError(f"a row must be an object, not {type(value).__name__}", str(path), number)
+    if not isinstance(value, dict):
+        return RowError(f"a row must be an object, not {type(value).__name__}", str(path), number)
+    if isinstance(value, _RepeatedKey):
+        return RowError(f"the row names {short_value(value.key)} twice", str(path), number)
+    for name, item in value.items():
+        if problem := _value_problem(name) or _value_problem(item):
+            return RowError(f"column {short_value(name)} {problem}", str(path), number)
+    return value
 
 # %% ../../../nbs/92_adapters.files/0_readers.ipynb #f6abf420
 def _read_json(path: Path) -> NumberedRows:
     "A JSON array of objects."
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        with _open_text(path) as file:
+            content = json.loads(file.read(), object_pairs_hook=_object_of)
     except json.JSONDecodeError as error:
-        hint = "; one object a line? name it .jsonl" if error.msg == "Extra data" else ""
+        hint = f"; one object a line? name it {file_ending(path).replace('.json', '.jsonl')}" if error.msg == "Extra data" else ""
         raise RowError(f"not JSON: {parse_problem(error)}{hint}", str(path), error.lineno) from None
     except UnicodeDecodeError:
         raise
     except PARSE_ERRORS as error:
         raise InvalidValue(f"{path} is not JSON: {parse_problem(error)}") from None
     if not isinstance(content, list):
-        raise InvalidValue(f"{path} must hold a JSON array of objects, not {type(content).__name__}")
+        inside = [name for name, value in content.items() if isinstance(value, list)] if isinstance(content, dict) else []
+        hint = f"; save the list under {short_value(inside[0])} alone" if len(inside) == 1 else ""
+        raise InvalidValue(f"{path} must hold a JSON array of objects, not {type(content).__name__}{hint}")
     for number, value in enumerate(content, start=1):
         yield number, _check_object(value, path, number)
 
 # %% ../../../nbs/92_adapters.files/0_readers.ipynb #6584a67d
-def _read_csv(path: Path) -> NumberedRows:
-    "Comma-separated values with a header; the number is the line on which the row begins."
+def _read_csv(path: Path, delimiter: str = ",") -> NumberedRows:
+    "Values between commas, or another delimiter, with a header; the number is the line on which the row begins."
     csv.field_size_limit(2**31 - 1)  # the module's own limit of 128 KiB is too short for a document in a cell
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        header = list(reader.fieldnames or ())
-        if len(set(header)) < len(header):
-            raise RowError(f"the header names a column twice: {', '.join(header)}", str(path), 1)
-        begins = reader.line_num + 1
-        for row in reader:
-            whole = None not in row and None not in row.values()
-            reason = f"the header has {len(header)} columns, this row has another number"
-            yield begins, dict(row) if whole else RowError(reason, str(path), begins)
+    with _open_text(path, newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header = _csv_header(reader, path, delimiter)
+        while True:
             begins = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield begins, RowError(f"this row is no CSV: {error}", str(path), begins)
+                continue
+            if cells and (len(cells) > 1 or len(header) == 1 or cells[0].strip()):  # a blank line is passed over
+                whole = len(cells) == len(header)
+                reason = f"the header has {len(header)} columns, this row has {len(cells)}"
+                yield begins, dict(zip(header, cells, strict=True)) if whole else RowError(reason, str(path), begins)
+
+
+def _csv_header(reader: Any, path: Path, delimiter: str) -> list[str]:
+    "The names of the columns; RowError where one stands twice, or where something else than the delimiter divides them."
+    header = next(reader, [])
+    if len(set(header)) < len(header):
+        raise RowError(f"the header names a column twice: {', '.join(header)}", str(path), 1)
+    other = next((one for one in ";\t," if len(header) == 1 and one != delimiter and one in header[0].strip(one)), "")
+    if other:
+        remedy = "name it .tsv" if other == "\t" else "save it with commas (and name it .csv)"
+        raise RowError(f"the header is one column, {short_value(header[0])}: {other!r} seems to divide its cells; {remedy}", str(path), 1)
+    return header
 
 # %% ../../../nbs/92_adapters.files/0_readers.ipynb #de46e7fa
-def _read_parquet(path: Path) -> NumberedRows:
-    "Apache Parquet, some rows at a time."
+def _read_batches(path: Path, kind: str, batches: Callable[[Path], Iterator[Any]]) -> NumberedRows:
+    "Rows of Arrow batches; whatever pyarrow says of a damaged file or of a value that Python does not have becomes InvalidValue."
     from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
 
     number = count(1)
     try:
-        for batch in ParquetFile(path).iter_batches(batch_size=1024):
-            yield from ((next(number), row) for row in batch.to_pylist())
-    except (ArrowException, OSError) as error:  # a damaged page is an OSError
-        raise InvalidValue(f"{path} cannot be read as Parquet: {error}") from error
+        for batch in batches(path):
+            names = batch.schema.names
+            if len(set(names)) < len(names):
+                raise InvalidValue(f"{path} names a column twice: {', '.join(names)}")
+            for start in range(0, batch.num_rows, 1024):
+                yield from ((next(number), row) for row in batch.slice(start, 1024).to_pylist(maps_as_pydicts="strict"))
+    except InvalidValue:
+        raise
+    except (ArrowException, OSError, ValueError, OverflowError, KeyError, NotImplementedError) as error:  # a damaged page is an OSError
+        said = printable_text(" ".join(str(error).split()), 300)
+        raise InvalidValue(f"{path} cannot be read as {kind}: {said}") from error
+
+
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    "Batches of a Parquet file."
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(path).iter_batches(batch_size=1024)
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    "Batches of an Arrow file, in either of its two forms: a stream, as `datasets` writes, or a file, as Feather is."
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        try:
+            reader = pyarrow.ipc.open_stream(source)
+        except pyarrow.ArrowInvalid:
+            whole = pyarrow.ipc.open_file(source)
+            reader = (whole.get_batch(place) for place in range(whole.num_record_batches))
+        for batch in reader:
+            batch.validate(full=True)
+            yield batch
 
 # %% ../../../nbs/92_adapters.files/0_readers.ipynb #1d188ea4
-READERS: dict[str, Callable[[Path], NumberedRows]] = {
+_TEXT_READERS: dict[str, Callable[[Path], NumberedRows]] = {
     ".jsonl": _read_json_lines,
-    ".jsonl.gz": _read_json_lines,
+    ".ndjson": _read_json_lines,
     ".json": _read_json,
     ".csv": _read_csv,
-    ".parquet": _read_parquet,
+    ".tsv": partial(_read_csv, delimiter="\t"),
 }
-_READ_ERRORS = (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error, csv.Error)
+READERS: dict[str, Callable[[Path], NumberedRows]] = {
+    **{ending + packing: reader for ending, reader in _TEXT_READERS.items() for packing in _OPENERS},
+    ".parquet": partial(_read_batches, kind="Parquet", batches=_parquet_batches),
+    ".arrow": partial(_read_batches, kind="Arrow", batches=_arrow_batches),
+    ".feather": partial(_read_batches, kind="Feather", batches=_arrow_batches),
+}
+_READ_ERRORS = (UnicodeDecodeError, EOFError, OSError, zlib.error, lzma.LZMAError, csv.Error)
 
 
 def read_file(path: Path) -> NumberedRows:
@@ -125,16 +230,50 @@ def read_file(path: Path) -> NumberedRows:
     try:
         yield from READERS[ending](path)
     except _READ_ERRORS as error:
-        raise InvalidValue(f"{path} cannot be read as {ending} in UTF-8: {error}") from error
+        place = _encoding_problem(path) if isinstance(error, UnicodeDecodeError) else ""
+        raise InvalidValue(f"{path} cannot be read as {ending} in UTF-8: {error}{place}") from error
+
+
+def _encoding_problem(path: Path) -> str:
+    "Where a text stops to be UTF-8, and what it may be instead."
+    with _open_bytes(path) as file:
+        for number, line in enumerate(file.read().split(b"\n"), start=1):
+            if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                return "; it is UTF-16: save it as UTF-8"
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f" (row {number}); save it as UTF-8"
+    return ""
 
 # %% ../../../nbs/92_adapters.files/0_readers.ipynb #81144653
+_UNPACK, _LINES = "unpack it, and name a file in it or the folder", 'write its rows as .jsonl, one object a line, such as {"text": "…"}'
+_REMEDIES = {  # ending of a file that nobody here reads -> what would be right
+    **dict.fromkeys((".txt", ".md", ".html", ".xml", ".yaml", ".yml"), f"it does not say where a row ends: {_LINES}"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".tar.gz", ".tar.zst", ".tar.xz", ".tar.bz2"), _UNPACK),
+    **dict.fromkeys((".gz", ".zst", ".xz", ".bz2"), "say in the name what is packed, such as .jsonl.gz"),
+    **dict.fromkeys((".lz4", ".br", ".z", ".snappy"), "pack it with gzip or zstandard instead: .jsonl.gz, .jsonl.zst"),
+    **dict.fromkeys((".parquet.gz", ".parquet.zst"), "Parquet is packed inside; unpack the file"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as .csv, in UTF-8"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".joblib"), "a pickle runs code when it is opened: write .jsonl or .parquet"),
+    **dict.fromkeys((".db", ".sqlite", ".sqlite3", ".duckdb", ".orc", ".avro", ".tfrecord"), "write its rows as .jsonl or .parquet"),
+}
+
+
 def file_ending(path: Path) -> str:
     "The ending that says how to read a file; a missing file is answered with the nearest name in its folder."
     if not path.is_file():
         around = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
         guess = nearest(path.name, around)
         raise InvalidValue(f"there is no file {path}" + (f"; did you mean {guess!r}?" if guess else ""))
-    ending = next((one for one in sorted(READERS, key=len, reverse=True) if path.name.endswith(one)), None)
-    if ending is None:
-        raise UnknownName("ending of a data file", path.suffix, READERS, str(path))
-    return ending
+    ending, refused = (_longest_ending(path, table) for table in (READERS, _REMEDIES))
+    if ending:
+        return ending
+    if refused:
+        raise InvalidValue(f"unknown ending of a data file {refused!r} ({path}): {_REMEDIES[refused]}")
+    raise UnknownName("ending of a data file", path.suffix, READERS, str(path))
+
+
+def _longest_ending(path: Path, endings: Iterable[str]) -> str:
+    "The longest of these that the file's name ends in, large letters or small; empty if none."
+    return max((one for one in endings if path.name.lower().endswith(one)), key=len, default="")

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -221,10 +221,20 @@ def file_stamps(source: ModelSource) -> tuple[Any, ...]:
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
 
 # %% ../../../nbs/91_adapters.torch/2_loading.ipynb #ccfc3d91
+def _context_length(source: ModelSource) -> int | None:
+    "Tokens that a sequence of a model may have, as its configuration says; None where it sets no limit, or the folder holds no model."
+    if source.local and not source.gguf and not (Path(source.folder) / "config.json").is_file():
+        return None
+    options: dict[str, Any] = {"gguf_file": source.gguf} if source.gguf else {}
+    with silence_transformers(), explain_load_errors(source):
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False, **options)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_tokenizer(source: ModelSource) -> HuggingFaceTokenizer:
     "The tokenizer that belongs to a model."
     try:
-        return HuggingFaceTokenizer(source.folder, source.gguf, source.name)
+        return HuggingFaceTokenizer(source.folder, source.gguf, source.name, partial(_context_length, source))
     except BackendError as error:
         if source.local:
             raise

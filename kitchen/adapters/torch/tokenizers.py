@@ -9,7 +9,8 @@ __all__ = ['HuggingFaceTokenizer']
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +200,9 @@ class HuggingFaceTokenizer:
         source: str | Path,  # directory or hub name
         gguf: str = "",  # a GGUF file in it
         name: str = "",  # what to call it; default: the source
+        context: Callable[[], int | None] = lambda: None,  # tokens that a sequence of its model may have, asked for when first wanted
     ):
-        self.name = name or str(source)
+        self.name, self.context = name or str(source), context
         self.files = _tokenizer_files(str(source), gguf)
         try:
             self.description = json.loads(self.files["tokenizer.json"])
@@ -229,6 +231,11 @@ class HuggingFaceTokenizer:
             return self.full.encode(text, add_special_tokens=False).ids
         ids = self.plain.encode(text, add_special_tokens=False).ids
         return ids if self.control_ids.isdisjoint(ids) else self._encode_pieces(text)
+
+    @cached_property
+    def model_max_length(self) -> int | None:
+        "Tokens that a sequence of its model may have; None where the model sets no limit, or there is none."
+        return self.context()
 
     def _encode_pieces(self, text: str) -> list[int]:
         "Ids of text in which every spelling of a control token is cut after its first character."

@@ -33,6 +33,7 @@ class ToyTokenizer:
     control_tokens: Mapping[str, int] = _CONTROL_TOKENS
     eos_token_id = TURN_END_ID
     template_variables: Mapping[str, str] = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
+    model_max_length: int | None = None  # the network sees a window of any sequence
     pattern = re.compile("(" + "|".join(map(re.escape, _CONTROL_TOKENS)) + ")")
 
     def encode(self, text: str, control: bool = False) -> list[int]:
