@@ -125,8 +125,13 @@ class TrainingClient(Protocol):
         "Weights, optimizer and random streams: enough to go on as if nothing had happened."
         ...
 
-    def save_weights(self, path: Path) -> Future[SavedState]:
-        "Export for others into a new directory: peft's format for LoRA, transformers' for full weights."
+    def save_weights(
+        self,
+        path: Path,
+        stop: Sequence[int | str] | None = None,  # what ends an answer: what a sampler over the export stops at unless told
+        chat_template: str | None = None,  # in place of the tokenizer's own
+    ) -> Future[SavedState]:
+        "Export for others into a new directory: peft's format for LoRA, transformers' for full weights, each with its tokenizer."
         ...
 
     def create_sampling_client(self) -> SamplingClient:

@@ -1,6 +1,7 @@
 # made from the modules' __all__ by `make prepare`
 from . import base as base
 from . import chat_formats as chat_formats
+from . import exported_template as exported_template
 from . import jinja as jinja
 from . import model_template as model_template
 from . import parsing as parsing
@@ -23,6 +24,9 @@ from .chat_formats import ROLE_COLON as ROLE_COLON
 from .chat_formats import RoleColonRenderer as RoleColonRenderer
 from .chat_formats import TurnFormat as TurnFormat
 from .chat_formats import TurnRenderer as TurnRenderer
+from .exported_template import KNOWN_TEMPLATES as KNOWN_TEMPLATES
+from .exported_template import NO_TEMPLATE as NO_TEMPLATE
+from .exported_template import exported_chat_template as exported_chat_template
 from .jinja import CompiledTemplate as CompiledTemplate
 from .jinja import EscapedConversation as EscapedConversation
 from .jinja import escape_control_tokens as escape_control_tokens

@@ -26,6 +26,7 @@ from ..evaluation import METRICS, Answer, MetricName, Question, ask, summarize
 from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, TrainingClient
 from ..ports.registry import adapter_names
 from ..rendering.base import TRAIN_ON, Renderer, TrainOn
+from ..rendering.exported_template import NO_TEMPLATE, exported_chat_template
 from ..rendering.registry import RENDERERS, RendererName
 from ..store.run import Artifact, Run
 from ..telemetry import Event, event, event_content
@@ -94,6 +95,9 @@ class TrainingConfig(Config):
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment")
     eps: float = Field(1e-8, gt=0, description="AdamW: term that keeps the division finite")
     weight_decay: float = live_field(0.0, "AdamW: decoupled weight decay", ge=0)
+    weight_decay_on: Literal["matrices", "all"] = Field(
+        "matrices", description="what weight decay pulls towards zero: all but norms and biases, or all"
+    )
     grad_clip_norm: float = live_field(1.0, "clip the gradient to this global norm; 0: never", ge=0)
 
     snapshot_every: int = Field(
@@ -301,6 +305,7 @@ def adam_params(config: TrainingConfig) -> AdamParams:
         config.eps,
         config.weight_decay,
         config.grad_clip_norm,
+        config.weight_decay_on,
     )
 
 # %% ../../nbs/55_workflows/0_base.ipynb #b18d4a97
@@ -353,10 +358,15 @@ def save_as(prefix: str = "") -> Stage:
     "The stage that exports the weights; of several in one run each needs a prefix of its own."
 
     @stage(gives="artifact", name="save", after="steps")
-    def exporting(config: TrainingConfig, training: TrainingClient, run: Run) -> Artifact:
-        "Export the weights into the run."
+    def exporting(
+        config: TrainingConfig, training: TrainingClient, renderer: Renderer, run: Run
+    ) -> StageEvents[Artifact]:
+        "Export the weights into the run, with the chat template and the ends of answers that were trained."
         kind = "adapter" if config.method == "lora" else "model"
-        return run.save_artifact(prefix + kind, kind, lambda path: training.save_weights(path).result())
+        stop, template = tuple(renderer.stop_sequences()), exported_chat_template(renderer)
+        if template is None:
+            yield event("artifact.template", renderer=config.renderer, reason=NO_TEMPLATE)
+        return run.save_artifact(prefix + kind, kind, lambda path: training.save_weights(path, stop=stop, chat_template=template).result())
 
     return exporting
 

@@ -26,6 +26,7 @@ from ..evaluation import Answer, ask, summarize
 from ..losses.distillation import DISTILL_LOSSES, DistillLossName, get_distill_loss
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
 from ..rendering.base import Renderer
+from ..rendering.exported_template import exported_chat_template
 from ..rendering.registry import render_conversations
 from ..store.run import Run
 from ..telemetry import Event, event
@@ -175,7 +176,10 @@ def prepare_teacher(
     peak = AdamParams(config.teacher_learning_rate, eps=1e-8, grad_clip_norm=1.0)
     told = list(train_sft(training, batches, adam_schedule(peak, len(batches), "cosine", warmup_steps=20)))
     steps = [one["loss"] for one in told if one.name == "train.step"]
-    made = run.save_artifact("teacher", "adapter", lambda path: training.save_weights(path).result())
+    stop, template = tuple(renderer.stop_sequences()), exported_chat_template(renderer)
+    made = run.save_artifact(
+        "teacher", "adapter", lambda path: training.save_weights(path, stop=stop, chat_template=template).result()
+    )
     yield event("teacher.train", steps=len(steps), loss=steps[-1], seconds=time.perf_counter() - started)
     return made.path
 
