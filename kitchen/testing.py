@@ -11,9 +11,10 @@ __all__ = ['CHECKS', 'CheckFinding', 'expect_close', 'expect_different', 'expect
            'custom_loss_equals_weights', 'clipping_matches_loss_table', 'importance_sampling_on_policy',
            'training_starts_at_the_base', 'sampler_agrees_with_trainer', 'topk_agrees_with_logprobs',
            'samplers_keep_their_weights', 'sampling_is_reproducible', 'sampling_respects_stops', 'export_opens',
-           'state_resumes_exactly', 'state_without_optimizer_forgets', 'dropout_follows_the_seed', 'futures_resolve',
-           'requests_run_in_order', 'mistakes_are_refused', 'failures_leave_no_trace', 'capabilities_are_honest',
-           'seed_determines_training', 'tokenizer_is_faithful', 'conformance']
+           'exports_keep_their_stops', 'state_resumes_exactly', 'state_without_optimizer_forgets',
+           'dropout_follows_the_seed', 'futures_resolve', 'requests_run_in_order', 'mistakes_are_refused',
+           'failures_leave_no_trace', 'capabilities_are_honest', 'seed_determines_training', 'tokenizer_is_faithful',
+           'conformance']
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #b175c241
 import importlib.util
@@ -672,6 +673,22 @@ def export_opens(bench: Bench) -> Iterator[CheckFinding]:
         yield expect_close(
             "log-probabilities", bench.logprobs(client, data), bench.sampler_logprobs(sampler, data), bench.tolerance
         )
+
+# %% ../nbs/40_evaluation/3_testing.ipynb #4af962bd
+@conformance_check("sampling")
+def exports_keep_their_stops(bench: Bench) -> Iterator[CheckFinding]:
+    "A sampler over an export stops at the tokens and texts that save_weights was given, and its tokenizer has the template."
+    client, prompt = bench.open(), [int(token) for token in bench.tokens(6, "prompt")]
+    free = bench.wait(client.create_sampling_client().sample(prompt, 1, SamplingParams(6, temperature=0.0, stop=())))
+    first = free.completions[0].tokens[0]
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    with tempfile.TemporaryDirectory() as folder:
+        saved = bench.wait(client.save_weights(Path(folder) / "export", (first,), template))
+        sampler = bench.service.create_sampling_client(saved.path)
+        said = bench.wait(sampler.sample(prompt, 1, SamplingParams(6, temperature=0.0))).completions[0]
+        yield expect_true("ends at the exported stop", said.tokens == (first,) and said.stop_reason == "stop", f"{said}")
+        found = bench.service.get_tokenizer(saved.path).chat_template
+        yield expect_true("the exported template", found == template, f"{found!r}")
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #7d4f7342
 @conformance_check("optimizer_state")

@@ -10,6 +10,7 @@ __all__ = ['adam_schedule', 'TrainingDiverged', 'split_micro_batches', 'train_st
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,7 +35,7 @@ def adam_schedule(
 
     def at(step: int) -> AdamParams:
         rate = learning_rate(step, total_steps, peak.learning_rate, schedule, warmup_steps, floor, power)
-        return AdamParams(rate, peak.beta1, peak.beta2, peak.eps, peak.weight_decay, peak.grad_clip_norm)
+        return replace(peak, learning_rate=rate)
 
     at(0)  # a misspelt schedule or a wrong floor is refused now, not at the first step
     return at

@@ -8,6 +8,7 @@ __all__ = ['TorchTrainingClient', 'resolve_device', 'TorchService']
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #45e7cdd6
 import copy
 import functools
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import torch
 from safetensors.numpy import save
 from safetensors.torch import load
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from kitchen.adapters.torch.backward import (
     BatchLoss,
@@ -33,15 +34,18 @@ from kitchen.adapters.torch.backward import (
 from kitchen.adapters.torch.loading import (
     ModelSource,
     OpenModel,
+    check_architecture,
     file_stamps,
     find_model,
+    has_tokenizer,
     load_exported_lora,
     load_model,
     load_tokenizer,
     silence_transformers,
 )
 from .logprobs import Traits, detect_traits
-from .lora import attach_lora, export_lora, lora_layers, read_lora_config
+from .generate import stop_criteria
+from .lora import attach_lora, export_lora, lora_layers, read_lora_config, reads_no_text
 from .queue import Request, RequestQueue
 from .sampler import TokenLimits, TorchSamplingClient, check_tokens
 from .tokenizers import HuggingFaceTokenizer
@@ -62,6 +66,7 @@ from kitchen.types import (
     InvalidValue,
     LoraParams,
     OptimStepOutput,
+    SamplingParams,
     SavedState,
     UnknownName,
 )
@@ -81,7 +86,10 @@ def _trainable_model(opened: OpenModel, lora: LoraParams | None, seed: int) -> P
     if lora is None:
         if opened.source.base:
             raise InvalidValue(f"{opened.source.name} is a LoRA export; full fine-tuning starts from a whole model")
-        return copy.deepcopy(opened.model).requires_grad_(True)
+        model = copy.deepcopy(opened.model)
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(not reads_no_text(name))
+        return model
     model = opened.copy_sharing_weights()
     if opened.source.base:
         return _continue_lora(model, Path(opened.source.folder), lora)
@@ -160,14 +168,51 @@ def _state_settings(name: str, opened: OpenModel, lora: LoraParams | None, learn
     }
 
 
-def _export(model: PreTrainedModel, opened: OpenModel, lora: LoraParams | None, folder: Path) -> None:
-    "Write peft's files for LoRA, else the whole model with its tokenizer."
+def _save_model(model: PreTrainedModel, folder: Path) -> None:
+    "Weights and configuration, as transformers writes them; how answers are generated is written apart."
+    usual, model.generation_config = model.generation_config, GenerationConfig()  # save_pretrained refuses what makers wrote
+    try:
+        with silence_transformers():
+            model.save_pretrained(folder)
+    finally:
+        model.generation_config = usual
+
+
+def _generation_settings(opened: OpenModel, stop: Sequence[int | str] | None) -> dict[str, Any]:
+    "The content of generation_config.json: the base's, with the ends that were trained, and without ids that are no tokens."
+    settings: Any = getattr(opened.model, "generation_config", None)
+    found: dict[str, Any] = {} if settings is None else settings.to_diff_dict()
+    if stop is not None:
+        ends = stop_criteria(SamplingParams(stop=tuple(stop)), opened.tokenizer, frozenset())
+        ids, texts = sorted(ends.tokens, key=_order_of(stop, opened)), [*ends.texts]
+        found |= {"eos_token_id": ids[0] if len(ids) == 1 else ids or None, "stop_strings": texts or None}
+    if opened.spare_ids:
+        found["suppress_tokens"] = sorted(opened.spare_ids)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _order_of(stop: Sequence[int | str], opened: OpenModel) -> Callable[[int], int]:
+    "Place of a token among the stops."
+    ids = [opened.tokenizer.control_tokens.get(end, -1) if isinstance(end, str) else end for end in stop]
+    return ids.index
+
+
+def _export(
+    model: PreTrainedModel,
+    opened: OpenModel,
+    lora: LoraParams | None,
+    stop: Sequence[int | str] | None,
+    chat_template: str | None,
+    folder: Path,
+) -> None:
+    "Write peft's files for LoRA, else the whole model; in both cases tokenizer, chat template and how answers end."
     if lora is not None:
         export_lora(model, lora, opened.source.base or opened.source.name, folder)
-        return
-    with silence_transformers():
-        model.save_pretrained(folder)
-    opened.tokenizer.save(folder)
+    else:
+        _save_model(model, folder)
+    opened.tokenizer.save(folder, chat_template)
+    settings = json.dumps(_generation_settings(opened, stop), indent=2)
+    (folder / "generation_config.json").write_text(settings + "\n", encoding="utf-8")
 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #f15aa1aa
 @contextmanager
@@ -245,9 +290,12 @@ class TorchTrainingClient:
         "Weights, optimizer, accumulated gradient and counters; copied in turn, written while training goes on."
         return self.service.states.save(name, self.queue.submit("save_state", self._capture_state).result)
 
-    def save_weights(self, path: Path) -> Request:
-        "Export into a new directory: peft's format for LoRA, transformers' with the tokenizer for all weights."
-        folder, write = _new_directory(path), functools.partial(_export, self.model, self.opened, self.lora)
+    def save_weights(
+        self, path: Path, stop: Sequence[int | str] | None = None, chat_template: str | None = None
+    ) -> Request:
+        "Export into a new directory: peft's format for LoRA, transformers' for all weights; with tokenizer, template and ends of answers."
+        folder = _new_directory(path)
+        write = functools.partial(_export, self.model, self.opened, self.lora, stop, chat_template)
         return self.queue.submit("save_weights", lambda: SavedState(str(write_atomically(folder, write))))
 
     def create_sampling_client(self) -> "TorchSamplingClient":
@@ -345,6 +393,7 @@ class TorchService:
         source = find_model(model, seed)
         known = self.models.get(source.name)
         if known is None or known[0].stamp != file_stamps(source):
+            check_architecture(source)
             if source.base:
                 opened = load_exported_lora(source, self.open(source.base))
             else:
@@ -370,7 +419,8 @@ class TorchService:
     def get_tokenizer(self, model: str) -> HuggingFaceTokenizer:
         "The tokenizer that belongs to the model; its weights are not loaded."
         source = find_model(model)
-        return self.get_tokenizer(source.base) if source.base else self._load_tokenizer(source)
+        inherits = source.base and not has_tokenizer(source)
+        return self.get_tokenizer(source.base) if inherits else self._load_tokenizer(source)
 
     def _load_tokenizer(self, source: ModelSource) -> HuggingFaceTokenizer:
         "The tokenizer of a source, read once."
@@ -392,7 +442,9 @@ class TorchService:
         "A sampler over a model or an exported directory."
         opened = self.open(model)
         seed = derive_seed(0, "sampling", portable_name(opened.source.name, self.directory))
-        return TorchSamplingClient(opened, self.network(opened.model, opened), seed, self.limits)
+        # modules of its own: some models keep in them what they read last
+        network = self.network(opened.copy_sharing_weights(), opened)
+        return TorchSamplingClient(opened, network, seed, self.limits)
 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #11755699
 _: tuple[type[ServiceClient], type[TrainingClient]]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from .logprobs import NO_SHORT_CUTS, ForwardPass, Traits, last_logits, left_pad, pad_inputs, target_logprobs
 from ...ports.protocols import Tokenizer
 from ...seeding import random_generator
 from ...types import BackendError, Completion, InvalidValue, SampleOutput, SamplingParams
@@ -38,12 +39,11 @@ class _StopCriteria:
         return any(text in said for text in self.texts)
 
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #9f5960c2
-def stop_criteria(params: SamplingParams, tokenizer: Tokenizer, usual: frozenset[int]) -> _StopCriteria:
+def stop_criteria(params: SamplingParams, tokenizer: Tokenizer, usual: frozenset[int | str]) -> _StopCriteria:
     "What ends a completion with these parameters; `usual` where they say nothing."
-    if params.stop is None:
-        return _StopCriteria(usual, (), tokenizer)
-    texts = [stop for stop in params.stop if isinstance(stop, str)]
-    ids = {stop for stop in params.stop if not isinstance(stop, str)}
+    stops = usual if params.stop is None else params.stop
+    texts = [stop for stop in stops if isinstance(stop, str)]
+    ids = {stop for stop in stops if not isinstance(stop, str)}
     if "" in texts:
         raise InvalidValue("a stop string must not be empty")
     wrong = [token for token in ids if not 0 <= token < len(tokenizer)]
@@ -110,13 +110,21 @@ class _PartialCompletion:
         self.stopped = self.job.stops.is_met(self.tokens)
         return not self.stopped and len(self.tokens) < self.job.length
 
+    @property
+    def length(self) -> int:
+        "Tokens so far, the prompt's included."
+        return len(self.job.prompt) + len(self.tokens)
+
     def completion(self) -> Completion:
         "Tokens, log-probabilities and the reason why it ended."
         return Completion(tuple(self.tokens), tuple(self.logprobs), "stop" if self.stopped else "length")
 
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #64240508
-def _next_tokens(logits: torch.Tensor, growing: Sequence[_PartialCompletion]) -> tuple[torch.Tensor, list[float]]:
-    "A token for each row of logits [S, V], and its log-probability."
+def _next_tokens(
+    logits: torch.Tensor, growing: Sequence[_PartialCompletion], spare: torch.Tensor | None
+) -> tuple[torch.Tensor, list[float]]:
+    "A token for each row of logits [S, V], none of the spare ones, and its log-probability."
+    usable = logits if spare is None else logits.index_fill(1, spare, -torch.inf)
     groups: dict[tuple[float, int, float], list[int]] = {}
     for place, one in enumerate(growing):
         params = one.job.params
@@ -124,7 +132,7 @@ def _next_tokens(logits: torch.Tensor, growing: Sequence[_PartialCompletion]) ->
     tokens = torch.zeros(len(growing), dtype=torch.int64, device=logits.device)
     for places in groups.values():
         uniforms = [growing[place].uniforms.random() for place in places]
-        part = logits if len(places) == len(growing) else logits[places]
+        part = usable if len(places) == len(growing) else usable[places]
         tokens[places] = _sample_tokens(part, uniforms, growing[places[0]].job.params)
     logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=1)
     found = logprobs.tolist()
@@ -133,34 +141,74 @@ def _next_tokens(logits: torch.Tensor, growing: Sequence[_PartialCompletion]) ->
     return tokens, found
 
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #8fbc19fb
-def _left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    "Ids and mask [S, T] of prompts, padded on the left."
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
+class _CachedTexts:
+    "Texts that grow by a token at a time, with keys, values and states of what was read."
+
+    def __init__(self, model: PreTrainedModel, traits: Traits, growing: Sequence[_PartialCompletion]):
+        self.model, self.traits = model, traits
+        self.cache = DynamicCache(config=model.config)
+        prompts = list(dict.fromkeys(one.job.prompt for one in growing))
+        rows = {prompt: row for row, prompt in enumerate(prompts)}
+        ids, self.mask = left_pad(prompts, model.device)
+        self.logits = last_logits(model, self.cache, ids, self.mask)
+        if [rows[one.job.prompt] for one in growing] != list(range(len(prompts))):
+            index = torch.tensor([rows[one.job.prompt] for one in growing], device=model.device)
+            self.logits = self.logits[index]
+            self.keep(index)
+
+    def keep(self, index: torch.Tensor) -> None:
+        "Keep these rows."
+        self.cache.batch_select_indices(index)
+        self.mask = self.mask[index]
+
+    def next_logits(self, growing: Sequence[_PartialCompletion], tokens: torch.Tensor) -> torch.Tensor:
+        "Logits after one more token; where frequencies switch, all is read once more, as Phi-3's own generate does."
+        length, switches = growing[0].length, self.traits.regimes.switches
+        if length - 1 in switches:
+            self.cache = DynamicCache(config=self.model.config)
+            texts = [[*one.job.prompt, *one.tokens] for one in growing]
+            ids, self.mask = left_pad(texts, self.model.device)
+            return last_logits(self.model, self.cache, ids, self.mask)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(growing), 1)], dim=1)
+        return last_logits(self.model, self.cache, tokens[:, None], self.mask)
+
+# %% ../../../nbs/91_adapters.torch/6_generate.ipynb #11d6a18c
+_WHOLE_LOGITS = 2**26  # float32 logits formed at once where a model gives those of all positions: 256 MiB
 
 
-def _last_logits(model: PreTrainedModel, cache: DynamicCache, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    "float32 [S, V]: logits after the last token of each row; the cache grows."
-    positions = (mask.cumsum(1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
-    options: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
-    return model(input_ids=ids, use_cache=True, logits_to_keep=1, **options).logits[:, -1].float()
+class _WholeTexts:
+    "Texts that are read from their beginning for each token."
+
+    def __init__(self, model: PreTrainedModel, traits: Traits, growing: Sequence[_PartialCompletion]):
+        self.model, self.traits = model, traits
+        self.logits = self.next_logits(growing, torch.zeros(0))
+
+    def keep(self, index: torch.Tensor) -> None:
+        "Nothing is kept."
+
+    def next_logits(self, growing: Sequence[_PartialCompletion], tokens: torch.Tensor) -> torch.Tensor:
+        "Logits after the last token of each text."
+        texts = [np.array([*one.job.prompt, *one.tokens]) for one in growing]
+        each = max(map(len, texts)) * self.model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportIndexIssue]
+        count = max(_WHOLE_LOGITS // each, 1)
+        return torch.cat([self._last_logits(texts[start : start + count]) for start in range(0, len(texts), count)])
+
+    def _last_logits(self, texts: Sequence[np.ndarray]) -> torch.Tensor:
+        "float32 [S, V] of these texts."
+        self.traits.regimes.reset(self.model)
+        logits = self.model(**pad_inputs(texts, self.model.device), use_cache=False).logits
+        return logits[range(len(texts)), [len(text) - 1 for text in texts]].float()
 
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #c4b6f387
-def _generate(model: PreTrainedModel, growing: Sequence[_PartialCompletion]) -> None:
+def _generate(
+    model: PreTrainedModel, traits: Traits, growing: Sequence[_PartialCompletion], spare: torch.Tensor | None
+) -> None:
     "Append tokens to all completions, one at a time side by side, until each is stopped or full."
-    prompts = list(dict.fromkeys(one.job.prompt for one in growing))
-    rows = {prompt: row for row, prompt in enumerate(prompts)}
-    ids, mask = _left_pad(prompts, model.device)
-    cache = DynamicCache(config=model.config)
-    logits = _last_logits(model, cache, ids, mask)
-    if [rows[one.job.prompt] for one in growing] != list(range(len(prompts))):
-        index = torch.tensor([rows[one.job.prompt] for one in growing], device=model.device)
-        cache.batch_select_indices(index)
-        logits, mask = logits[index], mask[index]
+    traits.regimes.reset(model)
+    texts = (_CachedTexts if traits.cached else _WholeTexts)(model, traits, growing)
+    logits = texts.logits
     while growing:
-        tokens, logprobs = _next_tokens(logits, growing)
+        tokens, logprobs = _next_tokens(logits, growing, spare)
         lasting = [
             one.add(*found) for one, found in zip(growing, zip(tokens.tolist(), logprobs, strict=True), strict=True)
         ]
@@ -169,36 +217,58 @@ def _generate(model: PreTrainedModel, growing: Sequence[_PartialCompletion]) -> 
             if not kept:
                 return
             index = torch.tensor(kept, device=model.device)
-            cache.batch_select_indices(index)
-            growing, tokens, mask = [growing[place] for place in kept], tokens[index], mask[index]
-        mask = torch.cat([mask, mask.new_ones(len(growing), 1)], dim=1)
-        logits = _last_logits(model, cache, tokens[:, None], mask)
+            texts.keep(index)
+            growing, tokens = [growing[place] for place in kept], tokens[index]
+        logits = texts.next_logits(growing, tokens)
 
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #0643986c
-def _generation_batches(growing: Sequence[_PartialCompletion], limit: int) -> Iterator[list[_PartialCompletion]]:
+def _company(one: _PartialCompletion, traits: Traits) -> tuple[int, ...]:
+    "Equal for completions that may grow side by side: in one regime from first to last, or of one length at each step."
+    start = len(one.job.prompt)
+    stays = traits.company(start) == traits.company(start + one.job.length)
+    return (0, *traits.company(start)) if stays else (1, start)
+
+
+def _generation_batches(
+    growing: Sequence[_PartialCompletion], limit: int, traits: Traits
+) -> Iterator[list[_PartialCompletion]]:
     "Groups of completions with at most `limit` tokens in all, prompts of similar length together."
     group: list[_PartialCompletion] = []
     size = 0
-    for one in sorted(growing, key=lambda one: -len(one.job.prompt)):
+    for one in sorted(growing, key=lambda one: (_company(one, traits), -len(one.job.prompt))):
         size += len(one.job.prompt) + one.job.length
-        if group and size > limit:
+        if group and (size > limit or _company(one, traits) != _company(group[0], traits)):
             yield group
             group, size = [], len(one.job.prompt) + one.job.length
         group.append(one)
     yield group
 
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #b896147f
+def _score(model: PreTrainedModel, traits: Traits, one: _PartialCompletion) -> list[float]:
+    "Log-probabilities of a completion's tokens, as a trainer computes them for the finished sequence."
+    text = np.array([*one.job.prompt, *one.tokens])
+    wanted = np.arange(len(text) - 1) >= len(one.job.prompt) - 1
+    return target_logprobs(model, traits, ForwardPass([text[:-1]], [wanted], [text[1:]])).tolist()
+
+
 @torch.inference_mode()
 def generate_completions(
     model: PreTrainedModel,
     jobs: Sequence[Job],
     limit: int,  # tokens, prompts included, that are held at once
+    traits: Traits = NO_SHORT_CUTS,
+    spare: torch.Tensor | None = None,  # int64: ids that are never drawn
 ) -> list[SampleOutput]:
     "Completions of all jobs, in their order."
     written = [
         [_PartialCompletion(job, random_generator(job.seed, "sample", place)) for place in range(job.count)]
         for job in jobs
     ]
-    for group in _generation_batches([one for ones in written for one in ones], limit):
-        _generate(model, group)
+    everyone = [one for ones in written for one in ones]
+    for group in _generation_batches(everyone, limit, traits):
+        _generate(model, traits, group, spare)
+    for one in everyone:
+        if traits.regimes.regime(len(one.job.prompt)) != traits.regimes.regime(one.length - 1):
+            one.logprobs = _score(model, traits, one)
+    traits.regimes.reset(model)
     return [SampleOutput(tuple(one.completion() for one in ones)) for ones in written]

@@ -77,13 +77,15 @@ def _logprobs(network: TorchNetwork, prompts: Sequence[np.ndarray]) -> list[list
     return [[None, *(next(found).tolist() if len(tokens) > 1 else ())] for tokens in prompts]
 
 
-def _topk(network: TorchNetwork, prompt: np.ndarray, count: int) -> TopK:
-    "Ids and float32 log-probabilities [T, count] of the most likely tokens after each position of a prompt [T]."
+def _topk(network: TorchNetwork, prompt: np.ndarray, count: int, spare: torch.Tensor | None) -> TopK:
+    "Ids and float32 log-probabilities [T, count] of the most likely tokens after each position of a prompt [T]; none of the spare ids."
     network.set_training(False)
     model = network.model
+    network.traits.regimes.reset(model)
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(prompt).to(model.device)[None], use_cache=False).logits[0]
-        found = logits.float().log_softmax(-1).topk(count)
+        logprobs = logits.float().log_softmax(-1)
+        found = (logprobs if spare is None else logprobs.index_fill(1, spare, -torch.inf)).topk(count)
     return TopK(found.indices.cpu().numpy(), found.values.cpu().numpy())
 
 # %% ../../../nbs/91_adapters.torch/7_sampler.ipynb #826883c9
@@ -97,6 +99,8 @@ class TorchSamplingClient:
         self.jobs: list[tuple[Job, _BatchedRequest]] = []
         self.prompts: list[tuple[np.ndarray, _BatchedRequest]] = []
         self.default_stops = _default_stops(opened)
+        spare = sorted(opened.spare_ids)
+        self.spare = torch.tensor(spare, device=network.model.device) if spare else None
 
     def sample(self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams) -> _BatchedRequest:
         "Completions of a prompt; each includes the token or text that stopped it."
@@ -124,8 +128,8 @@ class TorchSamplingClient:
     def compute_topk(self, prompt: Sequence[int], count: int) -> Request:
         "The most likely tokens after each position, and their log-probabilities."
         tokens = self._check_prompt(prompt)
-        check_topk_count(count, self.opened.vocab_size)
-        return self.queue.submit("compute_topk", lambda: _topk(self.network, tokens, count))
+        check_topk_count(count, self.opened.vocab_size - len(self.opened.spare_ids))
+        return self.queue.submit("compute_topk", lambda: _topk(self.network, tokens, count, self.spare))
 
     def flush(self) -> None:
         "Submit what was collected, as one batch of each kind."
@@ -133,7 +137,8 @@ class TorchSamplingClient:
         prompts, self.prompts = self.prompts, []
         if jobs:
             work = [job for job, _ in jobs]
-            request = self.queue.submit("sample", lambda: generate_completions(self.network.model, work, self.limits.sampling))
+            about = (self.limits.sampling, self.network.traits, self.spare)
+            request = self.queue.submit("sample", lambda: generate_completions(self.network.model, work, *about))
             for place, (_, collected) in enumerate(jobs):
                 collected.attach_to_batch(request, place)
         if prompts:
@@ -156,11 +161,14 @@ class TorchSamplingClient:
         self.queue.close()
 
 # %% ../../../nbs/91_adapters.torch/7_sampler.ipynb #e844a9d1
-def _default_stops(opened: OpenModel) -> frozenset[int]:
-    "Tokens that end an answer: the tokenizer's, and those the model's makers name for generation."
+def _default_stops(opened: OpenModel) -> frozenset[int | str]:
+    "What ends an answer: the tokenizer's end, and the tokens and texts that `generation_config.json` names."
     settings = getattr(opened.model, "generation_config", None)
-    named = getattr(settings, "eos_token_id", None)
-    return frozenset([opened.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named] if named else [])])
+    found: set[int | str] = {opened.tokenizer.eos_token_id}
+    for name in ("eos_token_id", "stop_strings"):
+        named = getattr(settings, name, None)
+        found.update(named if isinstance(named, (list, tuple)) else [] if named is None else [named])
+    return frozenset(stop for stop in found if stop and isinstance(stop, str) or stop in opened.tokenizer.known_ids)
 
 
 def check_tokens(place: str, tokens: np.ndarray, opened: OpenModel) -> None:
@@ -171,6 +179,12 @@ def check_tokens(place: str, tokens: np.ndarray, opened: OpenModel) -> None:
     if wrong.any():
         position = int(np.flatnonzero(wrong)[0])
         raise InvalidValue(f"{place}[{position}] is {tokens[position]}; ids go from 0 to {opened.vocab_size - 1}")
+    if opened.spare_ids and not opened.spare_ids.isdisjoint(tokens.tolist()):
+        position = next(place for place, token in enumerate(tokens.tolist()) if token in opened.spare_ids)
+        raise InvalidValue(
+            f"{place}[{position}] is {tokens[position]}, which only pads the embedding: "
+            f"the tokenizer of {opened.source.name} has no such token (its {len(opened.tokenizer)} ids go up to {len(opened.tokenizer) - 1})"
+        )
 
 
 _: type[SamplingClient] = TorchSamplingClient  # the type checker compares it with its port

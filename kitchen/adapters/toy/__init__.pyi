@@ -20,9 +20,11 @@ from .backward import table_loss as table_loss
 from .backward import usable_batch as usable_batch
 from .client import ToyService as ToyService
 from .client import ToyTrainingClient as ToyTrainingClient
+from .client import export_settings as export_settings
 from .client import export_work as export_work
 from .client import trained_network as trained_network
 from .client import training_state as training_state
+from .loading import AnswerFormat as AnswerFormat
 from .loading import ToyModel as ToyModel
 from .loading import open_toy_model as open_toy_model
 from .loading import write_export as write_export

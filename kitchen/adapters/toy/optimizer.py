@@ -49,7 +49,12 @@ def clip_gradient(gradient: np.ndarray, norm: float, limit: float) -> np.ndarray
     return gradient * (limit / (norm + 1e-6)) if 0 < limit < norm + 1e-6 else gradient
 
 # %% ../../../nbs/90_adapters.toy/3_optimizer.ipynb #9a49de52
-def adam_step(learned: AdamState, gradient: np.ndarray, adam: AdamParams) -> AdamState:
+def adam_step(
+    learned: AdamState,
+    gradient: np.ndarray,
+    adam: AdamParams,
+    decayed: np.ndarray | float = 1.0,  # float64 [P]: 1 for weights that decay, 0 for others
+) -> AdamState:
     "One step of AdamW."
     steps = learned.steps + 1
     moment1 = learned.moment1 * adam.beta1
@@ -62,7 +67,7 @@ def adam_step(learned: AdamState, gradient: np.ndarray, adam: AdamParams) -> Ada
     divisor += adam.eps
     update = moment1 / divisor
     update *= adam.learning_rate / (1 - adam.beta1**steps)
-    values = learned.values * (1 - adam.learning_rate * adam.weight_decay)
+    values = learned.values * (1 - adam.learning_rate * adam.weight_decay * decayed)
     values -= update
     return AdamState(values, moment1, moment2, steps)
 
@@ -74,6 +79,8 @@ class ToyLearner:
         self.sizes = {name: values.shape for name, values in weights.items()}
         self.state = AdamState.initial(weights)
         self.gradient: np.ndarray | None = None  # float64 [P]; None: nothing since the last step
+        matrices = [np.full(values.size, float(values.ndim > 1)) for values in weights.values()]
+        self.matrices = np.concatenate(matrices)  # float64 [P]: 0 for biases, which weight decay leaves alone
 
     def weights(self) -> dict[str, np.ndarray]:
         "The weights by name."
@@ -93,7 +100,8 @@ class ToyLearner:
         if self.gradient is None:
             raise InvalidValue("optim_step has no gradient to use; call forward_backward first")
         norm = math.sqrt(np.square(self.gradient).sum())  # a dot product would wake BLAS threads for nothing
-        self.state = adam_step(self.state, clip_gradient(self.gradient, norm, adam.grad_clip_norm), adam)
+        decayed = self.matrices if adam.weight_decay and adam.weight_decay_on == "matrices" else 1.0
+        self.state = adam_step(self.state, clip_gradient(self.gradient, norm, adam.grad_clip_norm), adam, decayed)
         self.gradient = None
         return norm
 

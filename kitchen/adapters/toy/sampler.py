@@ -44,11 +44,10 @@ def _sample_tokens(logprobs: np.ndarray, uniforms: np.ndarray, params: SamplingP
     return order[np.arange(len(order)), places]
 
 
-def _encode_stops(params: SamplingParams) -> list[list[int]]:
-    "Token sequences that end a completion."
-    if params.stop is None:
-        return [[TURN_END_ID]]
-    found = [ToyTokenizer().encode(stop, control=True) if isinstance(stop, str) else [stop] for stop in params.stop]
+def _encode_stops(params: SamplingParams, usual: Sequence[int | str] = (TURN_END_ID,)) -> list[list[int]]:
+    "Token sequences that end a completion; the usual ones where the parameters say nothing."
+    stops = usual if params.stop is None else params.stop
+    found = [ToyTokenizer().encode(stop, control=True) if isinstance(stop, str) else [stop] for stop in stops]
     if [] in found:
         raise InvalidValue("a stop string must not be empty")
     check_vocabulary(np.array([token for stop in found for token in stop], dtype=np.int64), "stop")
@@ -97,12 +96,15 @@ class _CompletionBatch:
 class ToySamplingClient:
     "Draws from one network; its weights are never changed, so training goes on beside it."
 
-    def __init__(self, network: ToyNetwork, seed: int, latency: float = 0.0):
+    def __init__(
+        self, network: ToyNetwork, seed: int, latency: float = 0.0, usual_stops: Sequence[int | str] = (TURN_END_ID,)
+    ):
         self.network, self.seed, self.requests, self.queue = network, seed, 0, ToyQueue(latency)
+        self.usual_stops = usual_stops
 
     def sample(self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams) -> Any:
         "Completions of a prompt; each includes the token or string that stopped it."
-        checked, stops = self._check_prompt(prompt), _encode_stops(sampling_params)
+        checked, stops = self._check_prompt(prompt), _encode_stops(sampling_params, self.usual_stops)
         if not is_number(num_samples, whole=True) or num_samples < 1:
             raise InvalidValue(f"num_samples must be at least 1, got {short_value(num_samples)}")
         seed = sampling_params.seed
