@@ -179,6 +179,8 @@ LOSS_INPUT_TYPES = {
     "weights": np.float32,  # [T] share of each target in the loss; 0 outside the trained span
     "advantages": np.float32,  # [T] of the sampled token
     "logprobs": np.float32,  # [T] natural log-probabilities under the policy that sampled
+    "temperatures": np.float64,  # [T] logits are divided by them before the softmax; left out: 1 (`Capabilities.tempered_logprobs`)
+    "read_mask": np.float32,  # [T] not 0 where the log-probability is wanted although the loss gives nothing there; left out: 0
 }
 
 
@@ -339,6 +341,7 @@ class SamplingParams:
     stop: tuple[int | str, ...] | None = (
         None  # token ids or strings; None: the tokenizer's end of turn; (): never
     )
+    tempered_logprobs: bool = False  # log-probabilities of the distribution drawn from, softmax(logits / temperature), untruncated
 
     def __post_init__(self) -> None:
         _check_numbers(self, ("max_tokens", "top_k", *(() if self.seed is None else ("seed",))), ("temperature", "top_p"))
@@ -352,6 +355,13 @@ class SamplingParams:
             raise InvalidValue(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.top_k == 0 or self.top_k < -1:
             raise InvalidValue(f"top_k must be -1 (all) or at least 1, got {self.top_k}")
+        if not isinstance(self.tempered_logprobs, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(f"tempered_logprobs must be True or False, got {short_value(self.tempered_logprobs)}")
+
+    @property
+    def logprob_temperature(self) -> float:
+        "The temperature of the distribution whose log-probabilities are asked for: 1 unless they are tempered; 1 for greedy draws."
+        return self.temperature if self.tempered_logprobs and self.temperature > 0 else 1.0
 
 # %% ../nbs/10_core/0_types.ipynb #ea52a38b
 @dataclass(frozen=True)
@@ -388,8 +398,9 @@ class Completion:
     tokens: tuple[int, ...]
     logprobs: tuple[
         float, ...
-    ]  # of each token under the model at temperature 1, untruncated: comparable with a trainer's
+    ]  # of each token under the model at `temperature`, untruncated: comparable with a trainer's
     stop_reason: Literal["stop", "length"]
+    temperature: float = 1.0  # of the distribution that `logprobs` speak of; not 1 only where `tempered_logprobs` were asked for
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.logprobs):
@@ -464,6 +475,7 @@ class Capabilities:
     sampling: bool = True
     optimizer_state: bool = True  # save_state keeps the optimizer
     topk: bool = False  # compute_topk
+    tempered_logprobs: bool = False  # log-probabilities at temperatures other than 1, of sampler and trainer
     deterministic: bool = False  # same seed, same machine: same bits
     simulated: bool = False
 

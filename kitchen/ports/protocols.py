@@ -86,8 +86,8 @@ class SamplingClient(Protocol):
         "Completions of one prompt (token ids)."
         ...
 
-    def compute_logprobs(self, prompt: Sequence[int]) -> Future[list[float | None]]:
-        "Log-probability of each token given those before it; the first is None."
+    def compute_logprobs(self, prompt: Sequence[int], temperature: float = 1.0) -> Future[list[float | None]]:
+        "Log-probability of each token given those before it; the first is None. Another temperature only where `capabilities().tempered_logprobs`."
         ...
 
     def compute_topk(self, prompt: Sequence[int], count: int) -> Future[TopK]:

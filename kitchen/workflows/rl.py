@@ -95,7 +95,7 @@ class RolloutConfig(TrainingConfig):
     epochs: int = Field(1, ge=1, description="passes over the problems")
     schedule: ScheduleName = Field("linear", description="shape of the learning rate: constant, linear, cosine, exponential, polynomial")
     warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up")
-    temperature: float = live_field(1.0, "of the rollouts", gt=0)
+    temperature: float = live_field(1.0, "of the rollouts; what is learnt is the policy at this temperature", gt=0)
     max_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
     turns: int = Field(16, ge=1, description="most actions of an episode")
     tool_calls: int = Field(64, ge=0, description="most tool calls of an episode")
@@ -179,6 +179,8 @@ def make_problems(
     vectors: VectorStore | None = None,
 ) -> tuple[Renderer, Splits, int, int | ProducerLag]:  # fmt: skip
     "Make the problems, held-out ones too; how many rounds they are played in."
+    if config.temperature != 1:
+        service.capabilities().require("tempered_logprobs")
     renderer = get_renderer(config.renderer, service.get_tokenizer(config.model))
     rewards = get_rewards(getattr(config, "rewards", {"exact_match": 1.0}))
     others = EnvResources(*_make_judges(config, service, completer), embeddings, vectors)
