@@ -9,11 +9,12 @@ __all__ = ['CHECKS', 'CheckFinding', 'expect_close', 'expect_different', 'expect
            'forward_leaves_gradients', 'step_clears_the_gradient', 'rate_zero_keeps_weights',
            'gradient_is_that_of_the_sum', 'clipping_shortens', 'weight_decay_is_decoupled', 'training_learns',
            'custom_loss_equals_weights', 'clipping_matches_loss_table', 'importance_sampling_on_policy',
-           'training_starts_at_the_base', 'sampler_agrees_with_trainer', 'topk_agrees_with_logprobs',
-           'samplers_keep_their_weights', 'sampling_is_reproducible', 'sampling_respects_stops', 'export_opens',
-           'state_resumes_exactly', 'state_without_optimizer_forgets', 'dropout_follows_the_seed', 'futures_resolve',
-           'requests_run_in_order', 'mistakes_are_refused', 'failures_leave_no_trace', 'capabilities_are_honest',
-           'seed_determines_training', 'tokenizer_is_faithful', 'conformance']
+           'training_starts_at_the_base', 'sampler_agrees_with_trainer', 'temperatures_agree',
+           'asked_positions_are_read', 'topk_agrees_with_logprobs', 'samplers_keep_their_weights',
+           'sampling_is_reproducible', 'sampling_respects_stops', 'export_opens', 'state_resumes_exactly',
+           'state_without_optimizer_forgets', 'dropout_follows_the_seed', 'futures_resolve', 'requests_run_in_order',
+           'mistakes_are_refused', 'failures_leave_no_trace', 'capabilities_are_honest', 'seed_determines_training',
+           'tokenizer_is_faithful', 'conformance']
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #b175c241
 import importlib.util
@@ -587,6 +588,40 @@ def sampler_agrees_with_trainer(bench: Bench) -> Iterator[CheckFinding]:
         yield expect_close("sampled tokens", trained, drawn.logprobs, bench.tolerance)
         mismatch = np.mean(np.subtract(drawn.logprobs, trained))
         yield expect_close("mean difference (the k1 estimate of the mismatch)", 0.0, mismatch, bench.tolerance)
+
+# %% ../nbs/40_evaluation/3_testing.ipynb #8489ab73
+@conformance_check("sampling", "tempered_logprobs")
+def temperatures_agree(bench: Bench) -> Iterator[CheckFinding]:
+    "At a temperature, sampler and trainer speak of softmax(logits / temperature): of drawn tokens, of given ones, and in the gradient."
+    client, data = bench.open(), bench.data(2)
+    sampler, prompt = client.create_sampling_client(), [int(token) for token in data[0].tokens]
+    for temperature in (0.5, 1.3):
+        warm = [datum.replace(temperatures=np.full(len(datum), temperature)) for datum in data]
+        whole = [[int(datum.tokens[0]), *map(int, datum.targets)] for datum in data]
+        told = [value for tokens in whole for value in bench.wait(sampler.compute_logprobs(tokens, temperature))[1:]]
+        yield expect_close(f"compute_logprobs at {temperature}", bench.logprobs(client, warm), told, bench.tolerance)
+        params = SamplingParams(8, temperature, seed=1, stop=(), tempered_logprobs=True)
+        (drawn,) = bench.wait(sampler.sample(prompt, 1, params)).completions
+        datum = Datum.from_tokens([*prompt, *drawn.tokens], [1.0] * (len(prompt) + len(drawn.tokens)))
+        trained = bench.logprobs(client, [datum.replace(temperatures=np.full(len(datum), temperature))])[len(prompt) - 1 :]
+        yield expect_close(f"tokens drawn at {temperature}", trained, drawn.logprobs, bench.tolerance)
+        yield expect_close("the temperature they are said to be of", temperature, drawn.temperature, 0.0)
+        if not bench.capabilities.topk:
+            continue
+        every = np.sort(bench.wait(sampler.compute_topk(prompt, len(bench.tokenizer))).logprobs[-1].astype(np.float64) / temperature)
+        first = np.asarray(bench.wait(sampler.compute_logprobs([*prompt, int(drawn.tokens[0])]))[-1], dtype=np.float64)
+        exact = first / temperature - (every[-1] + np.log(np.exp(every - every[-1]).sum()))
+        yield expect_close("the softmax written out", exact, drawn.logprobs[0], bench.tolerance)
+
+
+@conformance_check("ppo")
+def asked_positions_are_read(bench: Bench) -> Iterator[CheckFinding]:
+    "A loss that looks at few positions gives the log-probabilities of all that `read_mask` asks for."
+    client, data = bench.open(), bench.data(2)
+    silent = [datum.replace(advantages=np.zeros(len(datum)), read_mask=np.ones(len(datum))) for datum in data]
+    output = bench.wait(client.forward_backward(silent, "ppo"))
+    yield expect_close("log-probabilities", bench.logprobs(client, data), _concatenate_logprobs(output), bench.tolerance)
+    yield expect_close("loss", 0.0, output.loss_sum, 0.0)
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #69e0f31e
 @conformance_check("topk")
