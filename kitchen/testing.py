@@ -9,12 +9,11 @@ __all__ = ['CHECKS', 'CheckFinding', 'expect_close', 'expect_different', 'expect
            'forward_leaves_gradients', 'step_clears_the_gradient', 'rate_zero_keeps_weights',
            'gradient_is_that_of_the_sum', 'clipping_shortens', 'weight_decay_is_decoupled', 'training_learns',
            'custom_loss_equals_weights', 'clipping_matches_loss_table', 'importance_sampling_on_policy',
-           'training_starts_at_the_base', 'sampler_agrees_with_trainer', 'temperatures_agree',
-           'asked_positions_are_read', 'topk_agrees_with_logprobs', 'samplers_keep_their_weights',
-           'sampling_is_reproducible', 'sampling_respects_stops', 'export_opens', 'state_resumes_exactly',
-           'state_without_optimizer_forgets', 'dropout_follows_the_seed', 'futures_resolve', 'requests_run_in_order',
-           'mistakes_are_refused', 'failures_leave_no_trace', 'capabilities_are_honest', 'seed_determines_training',
-           'tokenizer_is_faithful', 'conformance']
+           'training_starts_at_the_base', 'sampler_agrees_with_trainer', 'topk_agrees_with_logprobs',
+           'samplers_keep_their_weights', 'sampling_is_reproducible', 'sampling_respects_stops', 'export_opens',
+           'state_resumes_exactly', 'state_without_optimizer_forgets', 'dropout_follows_the_seed', 'futures_resolve',
+           'requests_run_in_order', 'mistakes_are_refused', 'failures_leave_no_trace', 'capabilities_are_honest',
+           'seed_determines_training', 'tokenizer_is_faithful', 'conformance']
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #b175c241
 import importlib.util
@@ -530,7 +529,7 @@ def custom_loss_equals_weights(bench: Bench) -> Iterator[CheckFinding]:
 # %% ../nbs/40_evaluation/3_testing.ipynb #f446ebbe
 @conformance_check("ppo", "cispo")
 def clipping_matches_loss_table(bench: Bench) -> Iterator[CheckFinding]:
-    "PPO and CISPO: loss as the table of losses has it, near the policy and far from it, with the settings that are sent."
+    "PPO and CISPO: loss as the table of losses has it, near the policy and far from it, with the settings that are sent; `read_mask` is heard."
     data, client = bench.data(2), bench.open()
     parts = np.split(bench.logprobs(client, data), np.cumsum([len(datum) for datum in data])[:-1])
     shifts = [np.resize([0.0, 0.5, -0.5, 0.1], len(part)) for part in parts]
@@ -545,6 +544,9 @@ def clipping_matches_loss_table(bench: Bench) -> Iterator[CheckFinding]:
         bench.wait(clipped.optim_step(_ADAM))
         bench.train_step(weighted, [one.replace(weights=-term.gradient) for one, term in zip(drawn, terms, strict=True)])
         yield expect_close(f"{name}: weights after the step", bench.probe(weighted), bench.probe(clipped), bench.tolerance)
+    silent = [datum.replace(advantages=np.zeros(len(datum)), read_mask=np.ones(len(datum))) for datum in data]
+    output = bench.wait(client.forward(silent, "ppo"))
+    yield expect_close("asked for by read_mask", np.concatenate(parts), _concatenate_logprobs(output), bench.tolerance)
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #0f48d869
 @conformance_check("importance_sampling")
@@ -588,11 +590,12 @@ def sampler_agrees_with_trainer(bench: Bench) -> Iterator[CheckFinding]:
         yield expect_close("sampled tokens", trained, drawn.logprobs, bench.tolerance)
         mismatch = np.mean(np.subtract(drawn.logprobs, trained))
         yield expect_close("mean difference (the k1 estimate of the mismatch)", 0.0, mismatch, bench.tolerance)
+    if bench.capabilities.tempered_logprobs:
+        yield from _temperatures_agree(bench)
 
-# %% ../nbs/40_evaluation/3_testing.ipynb #8489ab73
-@conformance_check("sampling", "tempered_logprobs")
-def temperatures_agree(bench: Bench) -> Iterator[CheckFinding]:
-    "At a temperature, sampler and trainer speak of softmax(logits / temperature): of drawn tokens, of given ones, and in the gradient."
+
+def _temperatures_agree(bench: Bench) -> Iterator[CheckFinding]:
+    "At a temperature, sampler and trainer speak of softmax(logits / temperature), of drawn tokens and of given ones."
     client, data = bench.open(), bench.data(2)
     sampler, prompt = client.create_sampling_client(), [int(token) for token in data[0].tokens]
     for temperature in (0.5, 1.3):
@@ -612,16 +615,6 @@ def temperatures_agree(bench: Bench) -> Iterator[CheckFinding]:
         first = np.asarray(bench.wait(sampler.compute_logprobs([*prompt, int(drawn.tokens[0])]))[-1], dtype=np.float64)
         exact = first / temperature - (every[-1] + np.log(np.exp(every - every[-1]).sum()))
         yield expect_close("the softmax written out", exact, drawn.logprobs[0], bench.tolerance)
-
-
-@conformance_check("ppo")
-def asked_positions_are_read(bench: Bench) -> Iterator[CheckFinding]:
-    "A loss that looks at few positions gives the log-probabilities of all that `read_mask` asks for."
-    client, data = bench.open(), bench.data(2)
-    silent = [datum.replace(advantages=np.zeros(len(datum)), read_mask=np.ones(len(datum))) for datum in data]
-    output = bench.wait(client.forward_backward(silent, "ppo"))
-    yield expect_close("log-probabilities", bench.logprobs(client, data), _concatenate_logprobs(output), bench.tolerance)
-    yield expect_close("loss", 0.0, output.loss_sum, 0.0)
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #69e0f31e
 @conformance_check("topk")

@@ -71,6 +71,7 @@ ADVANTAGES: dict[str, Callable[[_GroupRewards], list[np.ndarray]]] = {
 }  # fmt: skip
 
 # %% ../../nbs/30_losses/1_policy.ipynb #4e2492cd
+_SCALED_ADVANTAGES = frozenset({"group_std", "sample_std", "batch_std"})  # in standard deviations
 _ADVANTAGE_FORMULAS = {  # the same in a line
     "given": "R", "centre": "R − mean of the group", "leave_one_out": "R − mean of the others of the group",
     "group_std": "(R − mean) / σ of the group", "sample_std": "(R − mean) / (s + 0.0001), s of the group",
@@ -270,6 +271,11 @@ class Objective:
             raise InvalidValue(f"{self.name}: bounds of the ratio must enclose 1, got {self.low} to {self.high}")
         if self.kl_coefficient < 0 or self.beta < 0 or self.cap < 1:
             raise InvalidValue(f"{self.name}: kl_coefficient and beta must not be negative, cap must be at least 1")
+
+    @property
+    def unit(self) -> str:
+        "The unit of its loss: of rewards, or their standard deviations where advantages are divided by one."
+        return "σ(reward)" if self.advantage in _SCALED_ADVANTAGES else "reward"
 
     @property
     def needs_reference(self) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..data.batches import Batches
 from ..data.formats import Preference
-from ..losses.preference import PairLoss, pair_logprobs, pair_metrics, pairwise_loss
+from ..losses.preference import ROUNDING, PairLoss, pair_logprobs, pair_metrics, pairwise_loss
 from ..losses.value import ScalarHead, reward_model_loss
 from ..ports.protocols import CustomLoss, SamplingClient, TrainingClient
 from ..rendering.base import Renderer, to_datum
@@ -114,9 +114,11 @@ def _swap_answer(datum: Datum, other: Datum) -> Datum:
     return Datum.from_tokens([*prompt, *answer], [0.0] * len(prompt) + weights, datum.origin)
 
 
-def reward_loss_factory(head: ScalarHead, margin: float = 0.0, centre: float = 0.0) -> PairLossFactory:
+def reward_loss_factory(
+    head: ScalarHead, margin: float = 0.0, centre: float = 0.0, rounding: float = ROUNDING["float32"]
+) -> PairLossFactory:
     "Bradley–Terry on scored pairs."
-    return lambda pairs: reward_model_loss(head, len(pairs), margin, centre)
+    return lambda pairs: reward_model_loss(head, len(pairs), margin, centre, rounding)
 
 # %% ../../nbs/35_train/2_preference.ipynb #42b4a144
 def train_pairs(
@@ -129,12 +131,13 @@ def train_pairs(
     due: Callable[[int], bool] = lambda step: False,
     progress: dict[str, Any] | None = None,  # what is done already: kept up to date, and taken up again
     name: str = "preference",
+    unit: str = "nats/pair",  # of the loss
 ) -> Iterator[Event]:
     "Learn from pairs; yields `train.pairs` and `train.step` after each optimizer step, and held-out evaluations when due."
     began, total, done = time.perf_counter(), len(batches), {} if progress is None else progress
     if not done:
         done.update(step=0, tokens=0, evaluated=-1)
-        yield train_start_event(name, total, batches.epochs, 2 * len(batches.rows))
+        yield train_start_event(name, total, batches.epochs, 2 * len(batches.rows), unit)
     for batch in batches:
         yield from _evaluate_if_due(done, evaluate, due)
         adam = adam_at(done["step"])
@@ -177,7 +180,11 @@ def preference_step(
         raise TrainingDiverged(f"the loss is {value} at step {step}; lower learning_rate or beta")
 
 # %% ../../nbs/35_train/2_preference.ipynb #d3d36ed5
-_SUMMED_METRICS = ("accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob")
+_SUMMED_METRICS = (
+    "accuracy", "ties", "ranking_accuracy", "ranking_accuracy_per_token", "margin", "chosen_reward", "rejected_reward", "chosen_logprob",
+    "rejected_logprob",
+)  # fmt: skip
+_JUDGED_METRICS = ("accuracy", "ranking_accuracy", "ranking_accuracy_per_token")  # 0, ½ or 1 of each pair
 
 
 def _mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -189,11 +196,38 @@ def _mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 # %% ../../nbs/35_train/2_preference.ipynb #649260d3
 PairEvaluator = Callable[[Sequence[Datum], Sequence[Any]], tuple[float, dict[str, float]]]  # sums of the loss and of what is read
 
+# %% ../../nbs/35_train/2_preference.ipynb #32226933
+def _outcomes(evaluator: PairEvaluator, chunks: Sequence[Sequence[Datum]], logprobs: Sequence[Sequence[Any]]) -> dict[str, np.ndarray]:
+    "int8 [P] for each judged metric: 2 where a pair is told right, 1 where it is a tie, 0 where it is told wrong."
+    each = [
+        evaluator(chunk[place : place + 2], found[place : place + 2])[1]
+        for chunk, found in zip(chunks, logprobs, strict=True)
+        for place in range(0, len(chunk), 2)
+    ]
+    known = [name for name in _JUDGED_METRICS if f"{name}:sum" in each[0]]
+    return {name: np.array([round(2 * one[f"{name}:sum"]) for one in each], dtype=np.int8) for name in known}
+
+
+def _changes(first: dict[str, np.ndarray], now: Mapping[str, np.ndarray]) -> dict[str, float]:
+    "How many pairs were won and lost since the first look, by metric; nothing at the first, which is kept in `first`."
+    if not first:
+        first.update(now)
+        return {}
+    moved = {name: (values.astype(int) - first[name], first[name]) for name, values in now.items() if len(values) == len(first[name])}
+    yes_no = {name: change for name, (change, before) in moved.items() if not ((before == 1) | (now[name] == 1)).any()}
+    gained = {f"{name}_gained": float((change > 0).sum()) for name, change in yes_no.items()}
+    return gained | {f"{name}_lost": float((change < 0).sum()) for name, change in yes_no.items()}
+
 # %% ../../nbs/35_train/2_preference.ipynb #f69093a3
 def held_out_pair_loss(
-    training: TrainingClient, pairs: Sequence[Pair], evaluator: PairEvaluator, step: int, batch_size: int = 64
+    training: TrainingClient,
+    pairs: Sequence[Pair],
+    evaluator: PairEvaluator,
+    step: int,
+    batch_size: int = 64,
+    first_outcomes: dict[str, np.ndarray] | None = None,  # of each pair at the first look: filled in if empty, else compared with
 ) -> Event:
-    "Loss, accuracy and margin on pairs that are not trained on."
+    "Loss, accuracies and margin on pairs that are not trained on; how many pairs were won and lost since the first look."
     import torch
 
     if not pairs:
@@ -201,12 +235,12 @@ def held_out_pair_loss(
     started = time.perf_counter()
     chunks = [interleave_pairs(pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
     futures = [training.forward(chunk, "cross_entropy") for chunk in chunks]
-    found = [
-        evaluator(chunk, [torch.as_tensor(np.nan_to_num(one["logprobs"])) for one in future.result().loss_fn_outputs])
-        for chunk, future in zip(chunks, futures, strict=True)
-    ]
+    read = [[torch.as_tensor(np.nan_to_num(one["logprobs"])) for one in future.result().loss_fn_outputs] for future in futures]
+    found = [evaluator(chunk, logprobs) for chunk, logprobs in zip(chunks, read, strict=True)]
     loss = sum(value for value, _ in found) / len(pairs)
     told = _mean_metrics([metrics for _, metrics in found])
+    if first_outcomes is not None:
+        told |= _changes(first_outcomes, _outcomes(evaluator, chunks, read))
     return event("train.pairs", step, split="test", loss=loss, seconds=time.perf_counter() - started, **told)
 
 # %% ../../nbs/35_train/2_preference.ipynb #0b93f759
@@ -220,11 +254,11 @@ def preference_evaluator(loss: PairLoss) -> PairEvaluator:
     return judge
 
 
-def score_evaluator(head: ScalarHead) -> PairEvaluator:
+def score_evaluator(head: ScalarHead, rounding: float = ROUNDING["float32"]) -> PairEvaluator:
     "Evaluates a reward model: the Bradley–Terry loss and its metrics, each summed over the pairs."
 
     def judge(data: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[float, dict[str, float]]:
-        value, metrics = reward_model_loss(head, 1)(data, logprobs)
+        value, metrics = reward_model_loss(head, 1, rounding=rounding)(data, logprobs)
         return float(value), dict(metrics)
 
     return judge

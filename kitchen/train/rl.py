@@ -241,7 +241,8 @@ def train_rl(
     if not done:
         done.update(batches=0, tokens=0)
         steps = len(problems) * update_settings.num_substeps
-        yield train_start_event(update_settings.objective.name, steps, problems.epochs, len(problems.rows))
+        objective = update_settings.objective
+        yield train_start_event(objective.name, steps, problems.epochs, len(problems.rows), objective.unit)
     for chosen in problems:
         step = done["batches"] * update_settings.num_substeps
         policy = Policy(training.create_sampling_client(), renderer, params)

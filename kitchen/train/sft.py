@@ -58,9 +58,10 @@ def train_start_event(
     steps: int,  # optimizer steps, over all epochs
     epochs: int,
     datums: int,  # that one epoch goes through; of a pair both answers count, of rollouts each problem once
+    unit: str = "nats/token",  # of the loss
 ) -> Event:
     "What every training loop and workflow says before its first step: `train.start`, at step 0."
-    return event("train.start", 0, loss=loss, steps=steps, epochs=epochs, datums=datums)
+    return event("train.start", 0, loss=loss, unit=unit, steps=steps, epochs=epochs, datums=datums)
 
 
 # %% ../../nbs/35_train/1_sft.ipynb #62bbf942

@@ -23,7 +23,7 @@ from ..data.batches import Batches
 from ..data.formats import Preference
 from ..engine.workflow import chain, stage
 from ..evaluation import Question
-from ..losses.preference import PAIR_LOSSES, PairLoss, PairLossName, get_pair_loss
+from ..losses.preference import PAIR_LOSSES, ROUNDING, PairLoss, PairLossName, get_pair_loss
 from ..losses.value import ScalarHead
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
 from ..rendering.base import Renderer
@@ -193,7 +193,7 @@ def batch_pairs(config: PairConfig, pairs: Splits) -> Batches[Pair]:
 # %% ../../nbs/55_workflows/3_preference.ipynb #f65da2b3
 def _train_on_pairs(
     config: PairConfig, training: TrainingClient, batches: Batches[Pair], minimise: PairLossFactory, judge: Any, test: Sequence[Pair],
-    progress: dict[str, Any], name: str,
+    progress: dict[str, Any], name: str, unit: str = "nats/pair",
 ) -> StageEvents[int]:  # fmt: skip
     "Optimizer steps on pairs, with held-out ones in between; the number of steps."
     total = len(batches)
@@ -202,19 +202,19 @@ def _train_on_pairs(
         return adam_schedule(adam_params(config), total, config.schedule, config.warmup_steps)(step)
 
     def look(step: int) -> Event:
-        return held_out_pair_loss(training, test, judge, step, config.batch_size)
+        return held_out_pair_loss(training, test, judge, step, config.batch_size, progress.setdefault("first_outcomes", {}))
 
     def due(step: int) -> bool:
         return step % (config.evaluate_every or max(total // 10, 1)) == 0
 
     accumulate = config.gradient_accumulation_steps
-    yield from train_pairs(training, batches, minimise, adam_at, accumulate, look, due, progress, name)
+    yield from train_pairs(training, batches, minimise, adam_at, accumulate, look, due, progress, name, unit)
     return total
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #754a0520
 def pair_loss_from_config(config: PreferenceConfig) -> PairLoss:
     "The loss with the settings as they are now."
-    return get_pair_loss(config.preference_loss, **config.loss_settings)
+    return replace(get_pair_loss(config.preference_loss, **config.loss_settings), rounding=ROUNDING[config.dtype])
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #ffebbd7e
 @stage(gives="steps", requires="custom_loss", name="train")
@@ -232,8 +232,11 @@ def train_preference(
         def minimise(batch: Sequence[Pair]) -> Any:
             return preference_loss_factory(pair_loss_from_config(config))(batch)
 
-    judge = preference_evaluator(pair_loss_from_config(config))
-    return (yield from _train_on_pairs(config, training, batches, minimise, judge, pairs.test, progress, config.preference_loss))
+    loss = pair_loss_from_config(config)
+    judge = preference_evaluator(loss)
+    return (
+        yield from _train_on_pairs(config, training, batches, minimise, judge, pairs.test, progress, config.preference_loss, loss.unit)
+    )
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #69fe0cae
 @stage(name="distance", after="steps")
@@ -305,8 +308,8 @@ def train_scores(
 ) -> StageEvents[int]:
     "Optimizer steps of Bradley and Terry's model, with held-out pairs in between."
     minimise, judge = (
-        reward_loss_factory(scored_pairs.head, config.margin, config.centre),
-        score_evaluator(scored_pairs.head),
+        reward_loss_factory(scored_pairs.head, config.margin, config.centre, ROUNDING[config.dtype]),
+        score_evaluator(scored_pairs.head, ROUNDING[config.dtype]),
     )
     return (
         yield from _train_on_pairs(

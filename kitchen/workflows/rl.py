@@ -421,7 +421,8 @@ def play_evaluation(
 @stage()
 def start_rl(config: RlConfig, rounds: int, problems: Splits) -> StageEvents[None]:
     "Log `train.start`: the objective, and how many optimizer steps are planned."
-    yield train_start_event(config.objective, rounds * config.num_substeps, config.epochs, len(problems.train))
+    steps, unit = rounds * config.num_substeps, _current_objective(config).unit if config.baseline == "group" else "σ(reward)"
+    yield train_start_event(config.objective, steps, config.epochs, len(problems.train), unit)
 
 
 play_and_learn = produce(
