@@ -21,7 +21,7 @@ from .svg import Picture
 from ..engine.workflow import events_by_phase
 from ..formatting import align_columns, decimate, seconds_text, visible_text
 from ..palette import BLACK, CURVE_COLORS, GRID_COLOR, HOVER_STYLE, NEUTRAL_GREY, PALETTE, TRANSPARENT
-from ..telemetry import EVENTS, Event, smooth
+from ..telemetry import Event, loss_unit, smooth, unit_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,9 +53,9 @@ def style_figure(figure: "go.Figure", height: int = 380) -> "go.Figure":
     return figure
 
 # %% ../../nbs/60_display/1_figures.ipynb #c04fa769
-def axis_title(name: str, measurement: str) -> str:
-    "A measurement with its unit, as the table of events declares it."
-    unit = EVENTS[name].measurements[measurement]
+def axis_title(name: str, measurement: str, unit_of_loss: str = "") -> str:
+    "A measurement with its unit: as the table of events declares it, of the loss of a training as its `train.start` says."
+    unit = unit_of(name, measurement, unit_of_loss)
     words = measurement.replace("_", " ")
     return words if unit == "1" else f"{words} ({unit})"
 
@@ -116,7 +116,7 @@ def loss_figure(events: Iterable[Event]) -> "go.Figure":
         for curve in _loss_curves(part):
             known, named = curve["name"] in named, named | {curve["name"]}
             figure.add_scatter(**curve, legendgroup=curve["name"], showlegend=not known, row=row, col=1)
-        title = axis_title("train.step", "loss")
+        title = axis_title("train.step", "loss", loss_unit(part))
         figure.update_yaxes(
             title_text=f"{plotly_text(phase)}<br>{title}" if phase else title, hoverformat=".4f", row=row, col=1
         )
@@ -144,10 +144,12 @@ _TRAIN_SPLIT, _TEST_SPLIT = {"split": "train"}, {"split": "test"}
 # %% ../../nbs/60_display/1_figures.ipynb #cd498be6
 PAIR_PANELS = (
     Panel("train.pairs", "loss", "", True, _TRAIN_SPLIT, _TEST_SPLIT),
-    Panel("train.pairs", "accuracy", "chosen above rejected (share)", True, _TRAIN_SPLIT, _TEST_SPLIT),
+    Panel("train.pairs", "accuracy", "reward of chosen is higher (share)", True, _TRAIN_SPLIT, _TEST_SPLIT),
     Panel("train.pairs", "margin", "", True, _TRAIN_SPLIT, _TEST_SPLIT),
     Panel("train.pairs", "chosen_reward", "reward of chosen (nats)", True, _TRAIN_SPLIT, _TEST_SPLIT),
     Panel("train.pairs", "rejected_reward", "reward of rejected (nats)", True, _TRAIN_SPLIT, _TEST_SPLIT),
+    Panel("train.pairs", "ranking_accuracy", "chosen is likelier (share)", True, _TRAIN_SPLIT, _TEST_SPLIT),
+    Panel("train.pairs", "ranking_accuracy_per_token", "chosen is likelier per token (share)", True, _TRAIN_SPLIT, _TEST_SPLIT),
 )
 POLICY_PANELS = (
     Panel("rollout.batch", "reward", "reward", True),
@@ -166,7 +168,7 @@ def _panel_figure(events: Iterable[Event], panels: Sequence[Panel]) -> "go.Figur
 
     parts = events_by_phase(events)
     found = [
-        (replace(one, title=f"{phase}: {_panel_title(one)}") if phase else one, part)
+        (replace(one, title=f"{phase}: {_panel_title(one, part)}" if phase else _panel_title(one, part)), part)
         for one in panels
         for phase, part in parts.items()
         if len(series(part, one.event, one.measurement, **one.metadata_filter)[0])
@@ -181,9 +183,9 @@ def _panel_figure(events: Iterable[Event], panels: Sequence[Panel]) -> "go.Figur
     return style_figure(figure, height=90 + 160 * count).update_layout(showlegend=False, margin={"t": 14})
 
 # %% ../../nbs/60_display/1_figures.ipynb #639228bd
-def _panel_title(panel: Panel) -> str:
-    "What a panel shows, with its unit."
-    return panel.title or axis_title(panel.event, panel.measurement)
+def _panel_title(panel: Panel, events: Iterable[Event] = ()) -> str:
+    "What a panel shows, with its unit, which for a loss is that of the training in these events."
+    return panel.title or axis_title(panel.event, panel.measurement, loss_unit(events))
 
 # %% ../../nbs/60_display/1_figures.ipynb #998d2b44
 def _draw_panel(figure: "go.Figure", row: int, panel: Panel, events: Sequence[Event]) -> None:

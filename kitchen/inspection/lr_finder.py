@@ -217,10 +217,11 @@ def _train_step_for(row: Any, values: Mapping[str, Any]) -> tuple[TrainStep, str
         return _pair_train_step(
             lambda training: reward_loss_factory(values["scored_pairs"].head, config.margin, config.centre)
         ), "nats/pair"
+    unit = pair_loss_from_config(config).unit
     if config.preference_loss != "kto":
-        return _pair_train_step(lambda training: preference_loss_factory(pair_loss_from_config(config))), "nats/pair"
+        return _pair_train_step(lambda training: preference_loss_factory(pair_loss_from_config(config))), unit
     reference = values["service"].create_sampling_client(config.reference or config.model)
-    return _pair_train_step(lambda training: kto_loss_factory(pair_loss_from_config(config), training, reference)), "nats/pair"
+    return _pair_train_step(lambda training: kto_loss_factory(pair_loss_from_config(config), training, reference)), unit
 
 # %% ../../nbs/65_inspection/4_lr_finder.ipynb #63fc6045
 def next_batches(batches: Batches[Any] | StreamBatches[Any], count: int) -> list[Any]:

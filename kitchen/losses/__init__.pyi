@@ -29,6 +29,8 @@ from .preference import PAIR_LOSSES as PAIR_LOSSES
 from .preference import PairLogprobs as PairLogprobs
 from .preference import PairLoss as PairLoss
 from .preference import PairLossName as PairLossName
+from .preference import ROUNDING as ROUNDING
+from .preference import count_wins as count_wins
 from .preference import get_pair_loss as get_pair_loss
 from .preference import pair_logprobs as pair_logprobs
 from .preference import pair_metrics as pair_metrics
@@ -45,6 +47,7 @@ from .token import as_custom_loss as as_custom_loss
 from .token import bits_per_byte as bits_per_byte
 from .token import check_batch as check_batch
 from .token import check_logprob_grads as check_logprob_grads
+from .token import check_logprob_temperature as check_logprob_temperature
 from .token import check_loss_shape as check_loss_shape
 from .token import check_loss_term as check_loss_term
 from .token import check_topk_count as check_topk_count
@@ -52,6 +55,7 @@ from .token import cispo as cispo
 from .token import clipped_gain as clipped_gain
 from .token import cross_entropy as cross_entropy
 from .token import dft as dft
+from .token import forward_inputs as forward_inputs
 from .token import get_loss as get_loss
 from .token import get_sft_loss as get_sft_loss
 from .token import importance_sampling as importance_sampling
@@ -61,6 +65,7 @@ from .token import mean_nll as mean_nll
 from .token import normalize_weights as normalize_weights
 from .token import perplexity as perplexity
 from .token import ppo as ppo
+from .token import read_temperatures as read_temperatures
 from .token import resolve_loss_settings as resolve_loss_settings
 from .value import ScalarHead as ScalarHead
 from .value import bradley_terry as bradley_terry

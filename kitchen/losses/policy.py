@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from ..input import check_fields, checked_arguments
-from .token import LossTerm, as_custom_loss, check_loss_shape, clipped_gain, loss_table_html
+from .token import LossTerm, as_custom_loss, check_loss_shape, clipped_gain, forward_inputs, loss_table_html
 from ..ports.protocols import Future, TrainingClient
 from ..types import Datum, ForwardBackwardOutput, InvalidValue, UnknownName, short_value
 
@@ -71,6 +71,7 @@ ADVANTAGES: dict[str, Callable[[_GroupRewards], list[np.ndarray]]] = {
 }  # fmt: skip
 
 # %% ../../nbs/30_losses/1_policy.ipynb #4e2492cd
+_SCALED_ADVANTAGES = frozenset({"group_std", "sample_std", "batch_std"})  # in standard deviations
 _ADVANTAGE_FORMULAS = {  # the same in a line
     "given": "R", "centre": "R − mean of the group", "leave_one_out": "R − mean of the others of the group",
     "group_std": "(R − mean) / σ of the group", "sample_std": "(R − mean) / (s + 0.0001), s of the group",
@@ -184,6 +185,8 @@ SHAPES: dict[str, tuple[Callable[..., _ShapeTerms], str]] = {
 # %% ../../nbs/30_losses/1_policy.ipynb #58ada4fc
 _RATIOS = ("token", "sequence")
 _KL_PLACES = ("none", "loss", "advantage", "reward")
+# taken where another place is named without an estimator; as a score to be earned, k3 hardly pulls near the reference
+_KL_ESTIMATOR_OF = {"loss": "k3", "advantage": "k1", "reward": "k1"}
 
 # %% ../../nbs/30_losses/1_policy.ipynb #84d848f5
 def _check_token_arrays(place: str, logprobs: np.ndarray, **found: np.ndarray) -> None:
@@ -268,6 +271,11 @@ class Objective:
             raise InvalidValue(f"{self.name}: bounds of the ratio must enclose 1, got {self.low} to {self.high}")
         if self.kl_coefficient < 0 or self.beta < 0 or self.cap < 1:
             raise InvalidValue(f"{self.name}: kl_coefficient and beta must not be negative, cap must be at least 1")
+
+    @property
+    def unit(self) -> str:
+        "The unit of its loss: of rewards, or their standard deviations where advantages are divided by one."
+        return "σ(reward)" if self.advantage in _SCALED_ADVANTAGES else "reward"
 
     @property
     def needs_reference(self) -> bool:
@@ -414,6 +422,8 @@ def get_objective(name: str, **changes: Any) -> Objective:
     for change in changes:
         if change not in choices:
             raise UnknownName("choice of an objective", change, choices)
+    if changes.get("kl") in _KL_ESTIMATOR_OF and "kl_estimator" not in changes:
+        changes["kl_estimator"] = _KL_ESTIMATOR_OF[changes["kl"]]
     return replace(OBJECTIVES[name], **changes)
 
 # %% ../../nbs/30_losses/1_policy.ipynb #6f4fb89b
@@ -444,10 +454,12 @@ def _as_native_datum(datum: Datum, name: str) -> Datum:
     "The datum with its weights multiplied into what the backend's loss is proportional to."
     inputs = datum.loss_fn_inputs
     scaled_by = inputs["weights"] * inputs["advantages"]
+    kept, acted = forward_inputs(datum), inputs["weights"] != 0
+    if not scaled_by[acted].all():  # the loss looks at no token of advantage 0; what is measured is measured at all that were acted
+        kept["read_mask"] = acted
     if name == "cross_entropy":
-        return Datum(datum.tokens, {"targets": datum.targets, "weights": scaled_by}, datum.origin)
-    kept = {"targets": datum.targets, "logprobs": inputs["logprobs"], "advantages": scaled_by}
-    return Datum(datum.tokens, kept, datum.origin)
+        return Datum(datum.tokens, {**kept, "weights": scaled_by}, datum.origin)
+    return Datum(datum.tokens, {**kept, "logprobs": inputs["logprobs"], "advantages": scaled_by}, datum.origin)
 
 # %% ../../nbs/30_losses/1_policy.ipynb #2fa7ee07
 def kl_metrics(sampled: Sequence[np.ndarray], trained: Sequence[np.ndarray], masks: _ActionMasks) -> dict[str, float]:
@@ -471,7 +483,9 @@ def _action_values(values: Sequence[np.ndarray], masks: _ActionMasks) -> np.ndar
 
 # %% ../../nbs/30_losses/1_policy.ipynb #65a35157
 def clip_fraction(objective: Objective, data: Sequence[Datum], logprobs: Sequence[np.ndarray]) -> float:
-    "The share of acted tokens whose ratio lies beyond the bounds, on the side where that matters."
+    "The share of acted tokens whose ratio is beyond a bound on the side where that matters (TRL's `clip_ratio/region_mean`, plus the cap)."
+    if objective.shape not in ("clipped", "detached"):
+        return 0.0
     beyond, count = 0, 0
     for datum, found in zip(data, logprobs, strict=True):
         acted = (datum.weights != 0) & np.isfinite(found)
@@ -480,6 +494,7 @@ def clip_fraction(objective: Objective, data: Sequence[Datum], logprobs: Sequenc
             log_ratio = np.full_like(log_ratio, log_ratio.mean())
         ratio = np.exp(log_ratio)
         advantages = datum.loss_fn_inputs["advantages"][acted]
-        beyond += int((((ratio > objective.high) & (advantages > 0)) | ((ratio < objective.low) & (advantages < 0))).sum())
+        below = (ratio < objective.low) | (ratio > objective.cap)
+        beyond += int((((ratio > objective.high) & (advantages > 0)) | (below & (advantages < 0))).sum())
         count += int(acted.sum())
     return beyond / count if count else 0.0

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LossInputs', 'LossSettings', 'LOSSES', 'SftLossName', 'SFT_LOSSES', 'LossTerm', 'check_loss_shape', 'check_loss_term',
            'cross_entropy', 'importance_sampling', 'clipped_gain', 'ppo', 'cispo', 'Loss', 'get_loss',
-           'resolve_loss_settings', 'check_batch', 'loss_mask', 'check_topk_count', 'check_logprob_grads', 'dft',
-           'as_custom_loss', 'SftLoss', 'loss_table_html', 'get_sft_loss', 'normalize_weights', 'mean_nll',
-           'perplexity', 'bits_per_byte']
+           'resolve_loss_settings', 'check_batch', 'loss_mask', 'read_temperatures', 'forward_inputs',
+           'check_logprob_temperature', 'check_topk_count', 'check_logprob_grads', 'dft', 'as_custom_loss', 'SftLoss',
+           'loss_table_html', 'get_sft_loss', 'normalize_weights', 'mean_nll', 'perplexity', 'bits_per_byte']
 
 # %% ../../nbs/30_losses/0_token.ipynb #a45da3bd
 import html
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..input import checked_arguments
 from ..ports.protocols import CustomLoss, Future, TrainingClient
-from ..types import BackendError, Datum, ForwardBackwardOutput, InvalidValue, UnknownName, short_value
+from ..types import BackendError, Datum, ForwardBackwardOutput, InvalidValue, UnknownName, is_number, short_value
 
 # %% ../../nbs/30_losses/0_token.ipynb #0d97f9fa
 @dataclass(frozen=True)
@@ -161,11 +161,39 @@ def check_batch(data: Sequence[Datum], loss: Loss) -> None:
                 raise InvalidValue(
                     f"{place}: {name}[{position}] is {values[position]}; it must be a finite number"
                 )
+        temperatures = datum.loss_fn_inputs.get("temperatures")
+        if temperatures is not None and not (temperatures > 0).all():
+            place, position = datum.origin or f"datum {index}", int(np.flatnonzero(~(temperatures > 0))[0])
+            raise InvalidValue(f"{place}: temperatures[{position}] is {temperatures[position]}; it must be above 0")
 
 # %% ../../nbs/30_losses/0_token.ipynb #05ace58a
 def loss_mask(datum: Datum, loss: Loss) -> np.ndarray:
     "bool [T]: the positions whose log-probability the loss reads."
-    return datum.loss_fn_inputs[loss.mask_input] != 0
+    read = datum.loss_fn_inputs[loss.mask_input] != 0
+    more = datum.loss_fn_inputs.get("read_mask")
+    return read if more is None else read | (more != 0)
+
+
+def read_temperatures(
+    data: Sequence[Datum],
+    read_mask: Sequence[np.ndarray],  # bool [T] of each: positions whose log-probability is read
+) -> np.ndarray | None:
+    "float64 [K]: what the logits at the read positions are divided by, one datum behind another; None where that is 1 everywhere."
+    if not any("temperatures" in datum.loss_fn_inputs for datum in data):
+        return None
+    plain = (datum.loss_fn_inputs.get("temperatures", np.ones(len(datum))) for datum in data)
+    return np.concatenate([one[flags] for one, flags in zip(plain, read_mask, strict=True)]).astype(np.float64)
+
+
+def forward_inputs(datum: Datum) -> dict[str, np.ndarray]:
+    "The loss inputs that decide what the model computes, whatever the loss: `targets`, and `temperatures` where there are any."
+    return {name: datum.loss_fn_inputs[name] for name in ("targets", "temperatures") if name in datum.loss_fn_inputs}
+
+
+def check_logprob_temperature(temperature: float) -> None:
+    "Raise unless log-probabilities exist at this temperature."
+    if not is_number(temperature) or not temperature > 0:
+        raise InvalidValue(f"log-probabilities at a temperature: it must be a finite number above 0, not {short_value(temperature)}")
 
 
 def check_topk_count(count: int, vocabulary: int) -> None:

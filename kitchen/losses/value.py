@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..input import checked_arguments
+from .preference import ROUNDING, count_wins
 from .token import LossTerm, check_loss_shape
 from ..ports.protocols import CustomLoss
 from ..types import Datum, InvalidValue
@@ -65,7 +66,10 @@ def bradley_terry(
     return -logsigmoid(chosen - rejected - margin) + centre * (chosen + rejected) ** 2
 
 # %% ../../nbs/30_losses/4_value.ipynb #9d1116f9
-def reward_model_loss(head: ScalarHead, pairs_of_step: int, margin: float = 0.0, centre: float = 0.0) -> CustomLoss:
+def reward_model_loss(
+    head: ScalarHead, pairs_of_step: int, margin: float = 0.0, centre: float = 0.0,
+    rounding: float = ROUNDING["float32"],  # nats by which a score may be off: what is nearer is a tie, and counts one half
+) -> CustomLoss:  # fmt: skip
     "Bradley–Terry for `forward_backward_custom` on datums that are chosen and rejected by turns."
 
     def custom_loss(data: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[Any, Mapping[str, float]]:
@@ -77,9 +81,11 @@ def reward_model_loss(head: ScalarHead, pairs_of_step: int, margin: float = 0.0,
         chosen, rejected = scores[::2], scores[1::2]
         loss = bradley_terry(chosen, rejected, margin, centre)
         up, down = chosen.detach(), rejected.detach()
+        wins, ties = count_wins(up, down, math.sqrt(2) * rounding)
         return loss.sum() / pairs_of_step, {
             "pairs:sum": float(len(up)),
-            "accuracy:sum": float((up > down).sum()),
+            "accuracy:sum": wins,
+            "ties:sum": ties,
             "chosen_reward:sum": float(up.sum()),
             "rejected_reward:sum": float(down.sum()),
             "margin:sum": float((up - down).sum()),

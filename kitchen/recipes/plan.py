@@ -121,7 +121,7 @@ def _finished_future(value: Any) -> Future[Any]:
     return future
 
 
-def _stand_in_logprobs(tokens: Sequence[int]) -> Future[Any]:
+def _stand_in_logprobs(tokens: Sequence[int], temperature: float = 1.0) -> Future[Any]:
     "-1 nat for each token, None for the first, which nothing precedes."
     return _finished_future([None, *[-1.0] * (len(tokens) - 1)])
 

@@ -27,7 +27,7 @@ from ..store.log import to_jsonable
 from ..store.objects import ObjectStore
 from ..store.run import Run, runs_root
 from ..store.trust import require_trusted_settings
-from ..telemetry import EVENTS, NONDETERMINISTIC_UNITS, Event, event
+from ..telemetry import EVENTS, NONDETERMINISTIC_UNITS, Event, event, loss_unit, unit_of
 from ..types import InvalidValue, is_list, is_mapping, short_value
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #f8fe7f4d
@@ -64,10 +64,11 @@ COUNT_UNITS = frozenset({"datums", "tokens", "epochs", "answers"})  # units of w
 
 def final_metrics(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
     "The last value of every measurement that is a result, with its unit: name[identity] -> value, unit."
-    found = {}
+    found, unit = {}, ""
     for item in events:
+        unit = loss_unit([item]) if item.name == "train.start" else unit
         if item.name in _RESULT_EVENTS:
-            units = EVENTS[item.name].measurements
+            units = {name: unit_of(item.name, name, unit) for name in item.measurements}
             for name, value in item.measurements.items():
                 if units[name] not in NONDETERMINISTIC_UNITS:
                     found[_metric_name(item, name)] = {"value": to_jsonable(value), "unit": units[name]}

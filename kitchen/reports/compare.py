@@ -35,7 +35,7 @@ from ..recipes.reproduce import COUNT_UNITS, final_metrics
 from .scores import Score, scores, scores_table
 from ..store.index import RunIndex
 from ..store.run import Run
-from ..telemetry import Event
+from ..telemetry import Event, loss_unit, unit_of
 from ..types import InvalidValue, short_value
 
 # %% ../../nbs/64_reports/3_compare.ipynb #0e5a400d
@@ -70,6 +70,7 @@ class RunSummary:
     parent: str = ""
     fork_step: int = 0  # step
     scores: tuple[Score, ...] = ()  # before and after
+    loss_unit: str = "nats/token"  # of its training loss
 
     @classmethod
     def from_run(cls, run: Run) -> "RunSummary":
@@ -92,11 +93,13 @@ class RunSummary:
             parent=str(origin.get("run") or ""),
             fork_step=int(origin.get("step") or 0),
             scores=tuple(scores(events)),
+            loss_unit=unit_of("train.step", "loss", loss_unit(events)),
         )
 
-    def metric(self, name: str) -> float:
-        "A final measurement; NaN if there is none."
-        value = self.metrics.get(name, {}).get("value")
+    def metric(self, name: str, unit: str | None = None) -> float:
+        "A final measurement; NaN if there is none, or none in this unit."
+        found = self.metrics.get(name, {})
+        value = found.get("value") if unit is None or found.get("unit") == unit else None
         return math.nan if value is None else float(value)
 
     def interval_text(self, name: str) -> str:
@@ -145,7 +148,7 @@ def _run_curves(story: RunSummary, color: str, dash: str, since: int) -> list[Cu
 
 
 def _loss_chart(summaries: Sequence[RunSummary]) -> Chart:
-    "Losses of all runs over optimizer steps; a ring where a fork whose parent is among them begins."
+    "Losses of runs of one unit over optimizer steps; a ring where a fork whose parent is among them begins."
     curves, names = [], [story.name for story in summaries]
     forks: dict[tuple[float, float], list[str]] = {}  # where, and the colours of those that left there
     for place, story in enumerate(summaries):
@@ -162,7 +165,7 @@ def _loss_chart(summaries: Sequence[RunSummary]) -> Chart:
         else PointMark(x, y, f"{len(colors)} forks", NEUTRAL_GREY)
         for (x, y), colors in forks.items()
     )
-    return Chart(tuple(curves), "optimizer step", "loss (nats/token)", tuple(marks))
+    return Chart(tuple(curves), "optimizer step", f"loss ({summaries[0].loss_unit})", tuple(marks))
 
 # %% ../../nbs/64_reports/3_compare.ipynb #5b411363
 def _measurement_name(name: str) -> str:
@@ -232,10 +235,10 @@ class RunComparison:
     @property
     def metrics(self) -> list[tuple[str, str, list[float]]]:
         "Each final measurement: name, unit, and its value in every run, NaN where there is none."
-        found: dict[str, str] = {name: one["unit"] for story in self.summaries for name, one in story.metrics.items()}
+        found = dict.fromkeys((name, one["unit"]) for story in self.summaries for name, one in story.metrics.items())
         rows = [
-            (name, unit, [story.metric(name) for story in self.summaries])
-            for name, unit in found.items()
+            (name, unit, [story.metric(name, unit) for story in self.summaries])
+            for name, unit in found
             if unit not in COUNT_UNITS and _measurement_name(name) not in ("learning_rate", "low", "high")
         ]
         return [*rows, ("first to last event", "s", [story.seconds for story in self.summaries])]
@@ -254,23 +257,30 @@ class RunComparison:
         return rows
 
     @cached_property
+    def charts(self) -> tuple[Chart, ...]:
+        "The losses over optimizer steps, drawn once: one figure for each unit, because numbers of different units share no axis."
+        units = dict.fromkeys(story.loss_unit for story in self.summaries)
+        return tuple(_loss_chart([story for story in self.summaries if story.loss_unit == unit]) for unit in units)
+
+    @property
     def chart(self) -> Chart:
-        "The losses of all runs over optimizer steps, drawn once."
-        return _loss_chart(self.summaries)
+        "The losses of the first run, and of all that have its unit."
+        return self.charts[0]
 
     def table(self, caption: str = "") -> TextTable:
         "Scores before and after training, for a paper: `compare(a, b).table().latex()`, or `.markdown()`."
         return scores_table({story.name: story.scores for story in self.summaries}, caption)
 
     def _repr_html_(self) -> str:
-        return self._table_html() + svg_image_html(self.chart.picture.svg, "", _CURVES_CAPTION, 920, 380)
+        return self._table_html() + "".join(svg_image_html(chart.picture.svg, "", _CURVES_CAPTION, 920, 380) for chart in self.charts)
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
         parts = repr(self).split("\n\n")
         display(View(self._table_html(), "\n\n".join(parts[:2])))
-        display(Picture(self.chart.figure, parts[2] if len(parts) > 2 else ""))
+        for place, chart in enumerate(self.charts):
+            display(Picture(chart.figure, parts[2] if len(parts) > 2 and place == 0 else ""))
 
     def _table_html(self) -> str:
         "Settings and numbers, without the curves."

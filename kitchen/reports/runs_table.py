@@ -35,6 +35,7 @@ from ..palette import MAIN_SETTINGS, RUN_STATUSES, STATUS_SIGNS, UNKNOWN_STATUS
 from .compare import compare
 from ..store.index import RunIndex
 from ..store.run import Run, runs_root
+from ..telemetry import unit_of
 from ..types import UnknownName
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class RunRow:
     losses: np.ndarray  # some of them, evenly spread, and the last
     about: str  # its main settings, those now in force
     path: Path
+    loss_unit: str = "nats/token"
 
     @property
     def start_time(self) -> str:
@@ -92,7 +94,8 @@ def _read_run_row(
     log = path / "events.jsonl"
     content = log.read_bytes() if log.is_file() else b""
     lines = content[: content.rfind(b"\n") + 1].splitlines()
-    steps = _standing_lines(lines, b"train.step")
+    steps, begun = _standing_lines(lines, b"train.step"), _standing_lines(lines, b"train.start")
+    unit = str(json.loads(begun[-1])["metadata"].get("unit", "")) if begun else ""
     chosen = sorted({int(place) for place in np.linspace(0, len(steps) - 1, points)}) if steps else []
     losses = [float(json.loads(steps[place])["measurements"]["loss"]) for place in chosen]
     times = [json.loads(line)["time"] for line in (lines[0], lines[-1])] if lines else [0.0, 0.0]
@@ -102,7 +105,7 @@ def _read_run_row(
     about = ", ".join(str(config[name]) for name in _SHOWN_SETTINGS if config.get(name) not in (None, ""))
     count = int(json.loads(steps[-1])["step"]) if steps else 0
     told = (row["run_id"], row["recipe"], row["status"], row["created"])
-    return RunRow(*told, times[1] - times[0], count, np.array(losses), about, path)
+    return RunRow(*told, times[1] - times[0], count, np.array(losses), about, path, unit_of("train.step", "loss", unit))
 
 # %% ../../nbs/64_reports/4_runs_table.ipynb #e0ec9ba9
 @dataclass(frozen=True, eq=False)
@@ -142,13 +145,14 @@ class RunsTable:
         "As a pandas table."
         from pandas import DataFrame
 
-        names = ("run_id", "recipe", "status", "start_time", "seconds", "steps", "about", "path")
+        names = ("run_id", "recipe", "status", "start_time", "seconds", "steps", "about", "path", "loss_unit")
         return DataFrame([{name: getattr(row, name) for name in names} | {"loss": row.loss} for row in self.rows])
 
     def _cells(self, row: RunRow) -> list[str]:
         "A line, without its sparkline."
         steps = f"{row.steps:,}" if row.steps else ""
-        return [row.run_id, row.recipe, row.start_time, seconds_text(row.seconds), steps, row.loss]
+        loss = f"{row.loss} {row.loss_unit}" if row.loss else ""
+        return [row.run_id, row.recipe, row.start_time, seconds_text(row.seconds), steps, loss]
 
     def _repr_html_(self) -> str:
         lines = []
@@ -157,17 +161,17 @@ class RunsTable:
             sign = sign_html(known.sign, known.color, row.status) + " " + escape_html(row.status)
             name, *cells = [f'<span style="white-space:nowrap">{escape_html(cell, 80)}</span>' for cell in self._cells(row)]
             lines.append([sign, f"{name}<br>{small_html(row.about)}", *cells, sparkline_html(row.losses)])
-        heads = ["", "run", "recipe", "began", "took", "steps", "last loss<br><small>nats/token</small>", "training loss"]
+        heads = ["", "run", "recipe", "began", "took", "steps", "last loss", "training loss"]
         return box_html(small_html(self._head), table_html(heads, lines, (4, 5, 6)))
 
     def _ipython_display_(self) -> None:
         display_widget(lambda: _runs_widget(self), View(self._repr_html_(), repr(self)))
 
     def __repr__(self) -> str:
-        heads = ["", "run", "recipe", "began", f"{'took':>11}", f"{'steps':>8}", f"{'last loss':>9}", "training loss"]
+        heads = ["", "run", "recipe", "began", f"{'took':>11}", f"{'steps':>8}", f"{'last loss':>20}", "training loss"]
         signs = [f"{STATUS_SIGNS.get(row.status, UNKNOWN_STATUS).sign} {row.status}" for row in self.rows]
         lines = [[sign, *self._cells(row), sparkline_text(row.losses)] for sign, row in zip(signs, self.rows, strict=True)]
-        sides = {4: 11, 5: 8, 6: 9}  # numbers and times stand to the right
+        sides = {4: 11, 5: 8, 6: 20}  # numbers and times stand to the right
         right = [[cell.rjust(sides.get(place, 0)) for place, cell in enumerate(line)] for line in lines]
         return f"{visible_text(self._head)}\n{align_columns([heads, *right])}" if lines else visible_text(self._head)
 

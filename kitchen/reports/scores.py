@@ -7,6 +7,7 @@ __all__ = ['Score', 'scores', 'scores_view', 'scores_table']
 
 # %% ../../nbs/64_reports/0_scores.ipynb #79f23ca3
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from ..engine.workflow import events_by_phase
 from ..evaluation import wilson_interval
 from ..formatting import TextTable, View, align_columns, table_html
 from ..palette import BLUE, VERMILION
-from ..telemetry import EVENTS, Event
+from ..telemetry import EVENTS, Event, loss_unit, unit_of
 from ..types import InvalidValue
 
 # %% ../../nbs/64_reports/0_scores.ipynb #f7b3a740
@@ -69,6 +70,25 @@ def _teacher_note(before: Event, after: Event, teacher: Event | None) -> str:
     way = f", {gained / gap:.0%} of the way" if gap > 0 else ""
     return f"; the teacher: {teacher['accuracy']:.1%} ({teacher['low']:.0%} to {teacher['high']:.0%}){way}"
 
+# %% ../../nbs/64_reports/0_scores.ipynb #9ad58337
+def _pair_range(item: Event, key: str) -> tuple[float, float] | None:
+    "Wilson's interval of a share of pairs; None where ties, which count one half, make it no share of yes and no."
+    yes_no = key != "accuracy" or not item.measurements.get("ties", 0.0)
+    return wilson_interval(item[key], int(item["pairs"])) if yes_no else None
+
+
+def _paired_note(item: Event, key: str) -> str:
+    "The 95 % interval of the paired change, with the pairs won and lost and McNemar's exact p; empty where they were not counted."
+    if f"{key}_gained" not in item.measurements:
+        return ""
+    gained, lost, count = (int(item[name]) for name in (f"{key}_gained", f"{key}_lost", "pairs"))
+    change = (gained - lost) / count
+    half = 1.96 * math.sqrt(max((gained + lost) / count - change**2, 0.0) / count)
+    flips = gained + lost
+    tail = sum(math.comb(flips, number) for number in range(min(gained, lost) + 1)) / 2**flips
+    bounds = f"{100 * (change - half):+.1f} to {100 * (change + half):+.1f} points"
+    return f"; paired change {bounds} (won {gained:,}, lost {lost:,}, McNemar p = {min(1.0, 2 * tail):.2g})"
+
 # %% ../../nbs/64_reports/0_scores.ipynb #dd364327
 def _pair_scores(events: Sequence[Event]) -> list[Score]:
     "Held-out pairs: how many are told apart, and by how much."
@@ -76,15 +96,26 @@ def _pair_scores(events: Sequence[Event]) -> list[Score]:
     if len(found) < 2:
         return []
     before, after = found[0], found[-1]
-    ranges = (
-        wilson_interval(before["accuracy"], int(before["pairs"])),
-        wilson_interval(after["accuracy"], int(after["pairs"])),
-    )
     note = f"{after['pairs']:,.0f} held-out pairs, steps {before.step:,} and {after.step:,}"
+    shares = [
+        Score(title, "share", before[key], after[key], _pair_range(before, key), _pair_range(after, key), note + _paired_note(after, key))
+        for key, title in _pair_measures(after)
+    ]
     margin = Score(
         "margin", EVENTS["train.pairs"].measurements["margin"], before["margin"], after["margin"], note=note
     )
-    return [Score("chosen above rejected", "share", before["accuracy"], after["accuracy"], *ranges, note), margin]
+    return [*shares, margin]
+
+
+def _pair_measures(item: Event) -> list[tuple[str, str]]:
+    "What is told of pairs, and how it is called: of a policy also which answer it finds likelier; the score alone of a reward model."
+    if "ranking_accuracy" not in item.measurements:
+        return [("accuracy", "chosen above rejected")]
+    return [
+        ("ranking_accuracy_per_token", "chosen likelier, per token"),
+        ("ranking_accuracy", "chosen likelier"),
+        ("accuracy", "chosen rewarded more than by the reference"),
+    ]
 
 # %% ../../nbs/64_reports/0_scores.ipynb #f545ddfa
 def _win_rate_scores(events: Sequence[Event]) -> list[Score]:
@@ -118,18 +149,17 @@ def _loss_scores(events: Sequence[Event]) -> list[Score]:
     played = any(
         item.name == "rollout.batch" for item in events
     )  # such a loss says nothing about how good a policy is
-    return held_out + (
-        [] if played else _training_loss_scores([item for item in events if item.name == "train.step"])
-    )
+    steps = [item for item in events if item.name == "train.step"]
+    return held_out + ([] if played else _training_loss_scores(steps, loss_unit(events)))
 
 # %% ../../nbs/64_reports/0_scores.ipynb #6729330e
-def _training_loss_scores(steps: Sequence[Event]) -> list[Score]:
+def _training_loss_scores(steps: Sequence[Event], unit_of_loss: str = "") -> list[Score]:
     "Means over the first and the last tenth of the steps: one batch alone says little."
     if len(steps) < 2:
         return []
     count = max(len(steps) // 10, 1)
     first, last = (sum(item["loss"] for item in part) / count for part in (steps[:count], steps[-count:]))
-    unit = EVENTS["train.step"].measurements["loss"]
+    unit = unit_of("train.step", "loss", unit_of_loss)
     return [
         Score(
             "training loss",

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ..losses.policy import estimate_kl
 from ..losses.token import as_custom_loss
 from ..losses.value import ScalarHead, gae, value_loss
 from ..ports.protocols import SamplingClient, TrainingClient
 from ..telemetry import Event, event
-from .rl import PolicyUpdateSettings, add_group_reference_logprobs, take_steps
+from .rl import PolicyUpdateSettings, add_group_reference_logprobs, charge_advantages, take_steps
 from .rollouts import RolloutRound, rollout_events, trajectory_to_datums
 from .sft import split_micro_batches
 from .trajectories import TrajectoryGroup
@@ -120,7 +121,7 @@ def _policy_and_critic_data(
     )
     episodes = [_episode_tokens(one, data) for one, data in pairs if data]
     if objective.needs_reference and objective.kl == "reward":
-        episodes = [_subtract_kl(one, objective.kl_coefficient) for one in episodes]
+        episodes = [_subtract_kl(one, objective.kl_coefficient, objective.kl_estimator) for one in episodes]
     states = [_value_query(datum, critic.head) for one in episodes for datum in one.data]
     values, offsets = _estimate_values(critic, states)
     each = iter(values)
@@ -136,13 +137,13 @@ def _policy_and_critic_data(
         here = slice(place, place := place + int(datum.weights.sum()))
         policy.append(datum.replace(advantages=_scatter_to_actions(datum, advantages[here])))
         lessons.append(_critic_datum(datum, critic.head, returns[here], before[here], off[:-1]))
-    return policy, lessons, _value_metrics(returns, before)
+    return list(charge_advantages(policy, objective)), lessons, _value_metrics(returns, before)
 
 # %% ../../nbs/35_train/6_ppo.ipynb #6200bf3f
-def _subtract_kl(episode: _EpisodeTokens, coefficient: float) -> _EpisodeTokens:
-    "The episode with coefficient · (log q − log p_ref) taken from the reward of each token (k1; arXiv 2203.02155)."
+def _subtract_kl(episode: _EpisodeTokens, coefficient: float, estimator: str = "k1") -> _EpisodeTokens:
+    "The episode with coefficient · the estimate of log q / p_ref taken from the reward of each token (k1: arXiv 2203.02155)."
     inputs = [(one.loss_fn_inputs, one.weights != 0) for one in episode.data]
-    apart = [(one["logprobs"] - one["reference_logprobs"])[acted] for one, acted in inputs]
+    apart = [estimate_kl(estimator, one["logprobs"][acted], one["reference_logprobs"][acted])[0] for one, acted in inputs]
     return _EpisodeTokens(episode.data, episode.rewards - coefficient * np.concatenate(apart), episode.truncated)
 
 

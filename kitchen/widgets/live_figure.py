@@ -156,11 +156,11 @@ def _axis_suffix(number: int) -> str:
     return "" if number == 0 else str(number + 1)
 
 
-def _slot_title(slot: Slot, place: _AxesDomain, more: str = "") -> dict[str, Any]:
+def _slot_title(slot: Slot, place: _AxesDomain, more: str = "", unit_of_loss: str = "") -> dict[str, Any]:
     "The title of a slot, above its axes to the left."
     where = {"x": place.x[0], "y": place.y[1], "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
     return {
-        "text": plotly_text(slot.title + more),
+        "text": plotly_text(slot.title_in(unit_of_loss) + more),
         "showarrow": False,
         "yshift": 4,
         "font": {"size": 12, "color": NEUTRAL_GREY},
@@ -226,13 +226,13 @@ def _trace_style(board: Board, names: Sequence[str], run: int, slot: int, line: 
 
 
 def _board_annotations(
-    board: Board, marks: Sequence[EventMark], runs: int
+    board: Board, marks: Sequence[EventMark], runs: int, unit_of_loss: str = ""
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     "Plotly's shapes and annotations of a board: a title above each slot, a line and words for each mark."
     places = _axes_domains(board)
     lines, words = _mark_shapes(marks, places[0])
     more = [" · dotted: held out" if slot.held_out and runs > 1 else "" for slot in board.slots]
-    titles = [_slot_title(slot, place, one) for slot, place, one in zip(board.slots, places, more, strict=True)]
+    titles = [_slot_title(slot, place, one, unit_of_loss) for slot, place, one in zip(board.slots, places, more, strict=True)]
     return lines, [*titles, *words]
 
 # %% ../../nbs/62_widgets/3_live_figure.ipynb #b9b76a36
@@ -294,6 +294,7 @@ class Canvas:
         self.names, self.board, self.phase, self._repaint_count = list(names), board, "", 0
         self._painted, self._nudge = _PaintedLines(), _WidthNudge()
         self.marks: list[EventMark] | None = None
+        self.loss_unit = ""  # in the titles as they stand
         self.live = False  # whether the figure is a widget
         self.ready = False  # whether a page has drawn it; what is sent earlier can be lost
         self._slot_count = _MAX_SLOTS if live else len(board.slots)  # pairs of axes
@@ -364,14 +365,15 @@ class Canvas:
             for number, (x, y) in new.items():
                 self.traces[number].update(x=x, y=y)
         steered = phases[chosen] if phases else None
-        self._paint_marks(steered.marks if steered else [])
+        units = dict.fromkeys(phase.loss_unit for phase in phases if phase and phase.loss_unit)
+        self._paint_marks(steered.marks if steered else [], ", ".join(units))
         return len(new)
 
-    def _paint_marks(self, marks: list[EventMark]) -> None:
-        "Send titles and marks if the marks have changed since."
-        if self.marks != marks:
-            self.marks = list(marks)
-            shapes, annotations = _board_annotations(self.board, marks, len(self.names))
+    def _paint_marks(self, marks: list[EventMark], unit_of_loss: str) -> None:
+        "Send titles and marks if the marks, or the unit of the loss, have changed since."
+        if (self.marks, self.loss_unit) != (marks, unit_of_loss):
+            self.marks, self.loss_unit = list(marks), unit_of_loss
+            shapes, annotations = _board_annotations(self.board, marks, len(self.names), unit_of_loss)
             with self.figure.batch_update():
                 self.figure.layout.shapes, self.figure.layout.annotations = shapes, annotations
 

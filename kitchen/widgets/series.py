@@ -22,7 +22,7 @@ from kitchen.display.figures import (
     axis_title,
     moving_average,
 )
-from ..telemetry import Event
+from ..telemetry import Event, loss_unit
 
 # %% ../../nbs/62_widgets/0_series.ipynb #de4ba7e8
 _MAX_POINTS = 1000  # of one curve: about as many as a figure has pixels across, so that more would not be seen
@@ -125,7 +125,11 @@ class Slot:
     @property
     def title(self) -> str:
         "What is measured, with its unit."
-        return self.panel.title or axis_title(self.panel.event, self.panel.measurement)
+        return self.title_in("")
+
+    def title_in(self, unit_of_loss: str) -> str:
+        "What is measured, with its unit, which for a loss is that of the training."
+        return self.panel.title or axis_title(self.panel.event, self.panel.measurement, unit_of_loss)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +192,7 @@ class TrainingPhase:
     marks: list[EventMark] = field(default_factory=list)
     step: int = 0
     fork_step: int = 0  # where this run left its parent
+    loss_unit: str = ""  # as its `train.start` says
 
     @property
     def boards(self) -> list[str]:
@@ -243,7 +248,7 @@ class TrainingCurves:
         if item.name == "stage.start":
             self.stage = item["stage"]
         elif item.name == "train.start":
-            self.phases.append(TrainingPhase(self.stage or "train"))
+            self.phases.append(TrainingPhase(self.stage or "train", loss_unit=loss_unit([item])))
             self.alarms = {}
         elif item.name == "train.alarm":
             self.alarms[item["reason"]] = item

@@ -982,10 +982,12 @@ def test_what_is_told_about_preferences(backend, rollouts):
     references = np.array(
         [(datum.loss_fn_inputs["reference_logprobs"].astype(np.float64) * datum.weights).sum() for datum in rollouts]
     )
+    means = sums / np.array([(datum.weights != 0).sum() for datum in rollouts])
     up, down = (0.2 * (sums - references)[start::2] for start in (0, 1))
     wanted = {
         "pairs": 3, "accuracy": (up > down).sum(), "chosen_reward": up.sum(), "rejected_reward": down.sum(),
-        "margin": (up - down).sum(), "chosen_logprob": sums[::2].sum(), "rejected_logprob": sums[1::2].sum(),
+        "margin": (up - down).sum(), "chosen_logprob": sums[::2].sum(), "rejected_logprob": sums[1::2].sum(), "ties": 0,
+        "ranking_accuracy": (sums[::2] > sums[1::2]).sum(), "ranking_accuracy_per_token": (means[::2] > means[1::2]).sum(),
     }  # fmt: skip
     assert {name.removesuffix(":sum"): value for name, value in found.items() if name != "loss:sum"} == pytest.approx(
         wanted, rel=1e-4, abs=1e-4

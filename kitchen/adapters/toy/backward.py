@@ -8,14 +8,14 @@ __all__ = ['POSITIONS_PER_BLOCK', 'ToyLoss', 'table_loss', 'custom_loss', 'posit
 
 # %% ../../../nbs/90_adapters.toy/7_backward.ipynb #4f321a82
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .model import ADAPTED_MATRICES, DropoutMasks, ToyNetwork, backward_pass, forward_pass
+from .model import ADAPTED_MATRICES, DropoutMasks, ToyNetwork, backward_pass, forward_pass, temper_logprobs
 from .tokenizer import check_vocabulary
 from .windows import context_windows
-from ...losses.token import Loss, check_batch, check_logprob_grads, loss_mask
+from ...losses.token import Loss, check_batch, check_logprob_grads, loss_mask, read_temperatures
 from ...ports.protocols import CustomLoss
 from ...types import Datum, InvalidValue, MissingCapability, is_list, short_value
 
@@ -126,10 +126,13 @@ def _run_block(
     network: ToyNetwork, data: Sequence[Datum], objective: ToyLoss, learn: bool, rng: np.random.Generator | None
 ) -> BlockResult:
     "Forward, judge and, with `learn`, backward."
-    keep = np.concatenate([objective.read_mask(datum) for datum in data])
+    masks = [objective.read_mask(datum) for datum in data]
+    keep, temperatures = np.concatenate(masks), read_temperatures(data, masks)
     targets = np.concatenate([datum.targets for datum in data])[keep]
     seen = context_windows([datum.tokens for datum in data], network.shape, keep)
     found = forward_pass(network, seen, _dropout_masks(network, len(seen), rng))
+    if temperatures is not None:
+        found = replace(found, logprobs=temper_logprobs(found.logprobs, temperatures[:, None]))
     flat = np.full(len(keep), np.nan)
     flat[keep] = found.logprobs[np.arange(len(targets)), targets]
     logprobs = np.split(flat, np.cumsum([len(datum) for datum in data[:-1]], dtype=np.int64))
@@ -137,7 +140,9 @@ def _run_block(
     if not learn:
         return BlockResult(logprobs, value, metrics, {})
     check_logprob_grads(data, slopes)
-    return BlockResult(logprobs, value, metrics, backward_pass(network, found, targets, np.concatenate(slopes)[keep]))
+    slope = np.concatenate(slopes)[keep]
+    slope = slope if temperatures is None else slope / temperatures  # ∂ℓ/∂z = (1_y − p) / temperature
+    return BlockResult(logprobs, value, metrics, backward_pass(network, found, targets, slope))
 
 
 def run_blocks(
