@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['MODEL_PRESETS', 'StageEvents', 'save', 'live_field', 'check_known_name', 'name_in_table', 'TrainingConfig',
            'DataConfig', 'AnswerConfig', 'Splits', 'ReadSettings', 'GradeSettings', 'read_split', 'bad_row_events',
-           'render_event', 'read_splits', 'open_training', 'open_training_client', 'adam_params',
-           'conversation_to_question', 'ask_questions', 'baseline', 'evaluate', 'save_as', 'register_model',
-           'measurements_of', 'write_results', 'side_by_side']
+           'render_event', 'read_splits', 'open_training', 'open_training_client', 'adam_params', 'parse_reference',
+           'make_question', 'conversation_to_question', 'ask_questions', 'baseline', 'evaluate', 'save_as',
+           'register_model', 'measurements_of', 'write_results', 'side_by_side', 'change_of_answers']
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f1b95254
 import json
 import time
 from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -22,7 +22,8 @@ from ..config import Config
 from ..data.formats import Conversation, parse_rows
 from ..data.references import split_rows
 from ..engine.workflow import Stage, stage
-from ..evaluation import METRICS, Answer, MetricName, Question, ask, summarize
+from ..evaluation import METRICS, Answer, MetricName, Question, ask, evaluation_events, read_message
+from ..intervals import paired_change
 from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, TrainingClient
 from ..ports.registry import adapter_names
 from ..rendering.base import TRAIN_ON, Renderer, TrainOn
@@ -30,7 +31,7 @@ from ..rendering.registry import RENDERERS, RendererName
 from ..store.run import Artifact, Run
 from ..telemetry import Event, event, event_content
 from ..train.schedules import SCHEDULES, ScheduleName
-from ..types import AdamParams, Datum, InvalidValue, LoraParams, RowError, SamplingParams, UnknownName
+from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, RowError, SamplingParams, UnknownName
 
 # %% ../../nbs/55_workflows/0_base.ipynb #015fcc03
 _EMBEDDED_MODELS = {"torch": "builtin:tiny-chat", "toy": "toy"}  # backend -> what it starts from unless told
@@ -304,15 +305,30 @@ def adam_params(config: TrainingConfig) -> AdamParams:
     )
 
 # %% ../../nbs/55_workflows/0_base.ipynb #b18d4a97
+def parse_reference(renderer: Renderer, before: Sequence[Message], right: Message) -> Message:
+    "A right answer as it is read when the model says it, word for word as it is trained: thinking and calls of tools apart."
+    try:
+        parts = renderer.render([*before, right], {len(before)})
+        said = [token for part in parts if part.generated and part.message_index == len(before) for token in part.tokens]
+    except InvalidValue:  # this format cannot show it: its text is read alone
+        said = renderer.tokenizer.encode(right.content)
+    read = read_message(renderer.parse_response(said)[0])
+    return read if read.content.strip() or read.tool_calls or read.reasoning_content else read_message(right)
+
+
+def make_question(renderer: Renderer, before: Sequence[Message], right: Message) -> Question:
+    "The prompt of a conversation so far, with the answer that would be right."
+    told = parse_reference(renderer, before, right)
+    prompt = tuple(renderer.generation_prompt(list(before)))
+    return Question(before[-1].content, prompt, told.content, told.tool_calls, told.reasoning_content or "")
+
+
 def conversation_to_question(renderer: Renderer, conversation: Conversation) -> Question | None:
     "The conversation up to its last assistant message, with that message as the reference; None if there is none."
     messages = list(conversation.messages)
     while messages and messages[-1].role != "assistant":
         messages.pop()
-    if len(messages) < 2:
-        return None
-    reference, before = messages[-1].content, messages[:-1]
-    return Question(before[-1].content, tuple(renderer.generation_prompt(before)), reference)
+    return make_question(renderer, messages[:-1], messages[-1]) if len(messages) > 1 else None
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f3680357
 def ask_questions(
@@ -321,15 +337,14 @@ def ask_questions(
     "Ask the current model the held-out questions; returns the graded answers."
     started = time.perf_counter()
 
-    def text_of(tokens: tuple[int, ...]) -> str:
-        return renderer.parse_response(tokens)[0].content
+    def read(tokens: tuple[int, ...]) -> Message:
+        return renderer.parse_response(tokens)[0]
 
     params = SamplingParams(config.max_tokens, temperature=0.0, stop=tuple(renderer.stop_sequences()))
     answers = (
-        ask(training.create_sampling_client(), questions, text_of, config.metric, params) if questions else []
+        ask(training.create_sampling_client(), questions, read, config.metric, params) if questions else []
     )
-    if answers:
-        yield summarize(answers, label, config.metric, seconds=time.perf_counter() - started)
+    yield from evaluation_events(answers, label, config.metric, seconds=time.perf_counter() - started)
     return answers
 
 # %% ../../nbs/55_workflows/0_base.ipynb #00c99647
@@ -409,6 +424,7 @@ def write_results(config: GradeSettings, run: Run, before: Sequence[Answer], aft
         "metric": config.metric,
         "before": next(iter(measurements_of(run, "evaluate.answers", label="before")), None),
         "after": next(iter(measurements_of(run, "evaluate.answers", label="after")), None),
+        "change": change_of_answers(before, after),
         "held_out_loss": {"before": held_out[0]["loss"], "after": held_out[-1]["loss"]} if held_out else None,
         "answers": [side_by_side(old, new) for old, new in zip(before, after, strict=True)],
         "set_aside": [dict(item.metadata) for item in run.log.active_events.named("data.set_aside")],
@@ -418,12 +434,21 @@ def write_results(config: GradeSettings, run: Run, before: Sequence[Answer], aft
 
 # %% ../../nbs/55_workflows/0_base.ipynb #b21439a9
 def side_by_side(before: Answer, after: Answer) -> dict[str, Any]:
-    "A row of results.json: prompt, gold answer, both answers, and whether each got the full grade of 1."
+    "A row of results.json: prompt, gold answer, both answers, their grades, and whether each is the full grade of 1; None without a grade."
     return {
         "prompt": before.question.text,
-        "gold": before.question.reference,
-        "before": before.text,
-        "after": after.text,
-        "before_correct": before.grade == 1,
-        "after_correct": after.grade == 1,
+        "gold": before.question.shown_reference,
+        "before": before.shown_text,
+        "after": after.shown_text,
+        "before_correct": before.correct,
+        "after_correct": after.correct,
+        "before_grade": before.grade,
+        "after_grade": after.grade,
     }
+
+
+def change_of_answers(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any] | None:
+    "How the mean grade changed, answer by answer: value, 95 % interval, p, how many, by which method; None where no answer has two grades."
+    both = [(old.grade, new.grade) for old, new in zip(before, after, strict=True) if old.grade is not None and new.grade is not None]
+    found = paired_change((old for old, _ in both), (new for _, new in both)) if both else None
+    return None if found is None else asdict(found)

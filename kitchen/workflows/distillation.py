@@ -22,7 +22,7 @@ from ..data.formats import Conversation
 from ..data.synthetic import ANSWER_RULES
 from ..engine.produce import produce
 from ..engine.workflow import chain, stage
-from ..evaluation import Answer, ask, summarize
+from ..evaluation import Answer, ask, evaluation_events, summarize
 from ..losses.distillation import DISTILL_LOSSES, DistillLossName, get_distill_loss
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
 from ..rendering.base import Renderer
@@ -393,10 +393,8 @@ def evaluate_teacher_answers(
     asked = [conversation_to_question(seeing, one) for one in conversations.test[: config.graded]]  # pyright: ignore[reportArgumentType]
     questions = [one for one in asked if one is not None]
     params = SamplingParams(config.max_tokens, temperature=0.0, stop=tuple(renderer.stop_sequences()))
-    answers = ask(
-        teacher_sampler, questions, lambda tokens: renderer.parse_response(tokens)[0].content, config.metric, params
-    )
-    yield summarize(answers, "teacher", config.metric, seconds=time.perf_counter() - started)
+    answers = ask(teacher_sampler, questions, lambda tokens: renderer.parse_response(tokens)[0], config.metric, params)
+    yield from evaluation_events(answers, "teacher", config.metric, seconds=time.perf_counter() - started)
     return answers
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #726d3a74

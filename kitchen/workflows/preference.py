@@ -59,6 +59,7 @@ from kitchen.workflows.base import (
     baseline,
     evaluate,
     live_field,
+    make_question,
     measurements_of,
     name_in_table,
     open_training,
@@ -173,7 +174,7 @@ def make_questions(config: PairConfig, renderer: Renderer, conversations: Splits
 
 def _question_from_pair(renderer: Renderer, row: Preference) -> Question:
     "The prompt, with the chosen answer as the reference."
-    return Question(row.prompt[-1].content, tuple(renderer.generation_prompt(list(row.prompt))), row.chosen[-1].content)
+    return make_question(renderer, [*row.prompt, *row.chosen[:-1]], row.chosen[-1])
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #31f9a960
 @stage(gives="pairs", remake=True)

@@ -19,7 +19,8 @@ from pydantic import Field
 from ..engine.workflow import chain, scope, stage
 from ..envs.base import Problem
 from ..envs.registry import get_problems
-from ..evaluation import Answer, wilson_interval
+from ..evaluation import Answer
+from ..intervals import mean_interval
 from ..losses.policy import ObjectiveName
 from ..ports.protocols import ServiceClient
 from ..rendering.base import Renderer
@@ -271,8 +272,8 @@ def count_wins(
         judge(_first_messages(problem), [old.text, new.text])
         for problem, old, new in zip(problems.test, before, after, strict=True)
     ]
-    wins = sum(float(new > old) + 0.5 * float(new == old) for old, new in both) / len(both)
-    low, high = wilson_interval(wins, len(both))
+    won = [float(new > old) + 0.5 * float(new == old) for old, new in both]  # a tie makes it a grade, not a yes or no
+    wins, (low, high) = sum(won) / len(won), mean_interval(won) or (None, None)
     means = {"score": sum(new for _, new in both) / len(both), "score_against": sum(old for old, _ in both) / len(both)}
     about = {"label": "after", "against": "before", "split": "test", "seconds": time.perf_counter() - started}
     yield event("evaluate.wins", wins=wins, low=low, high=high, count=len(both), **means, **about)
