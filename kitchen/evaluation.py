@@ -224,7 +224,7 @@ def summarize(
         cut=sum(one.stop_reason == "length" for one in graded) / len(graded),
         count=len(graded),
         seconds=seconds,
-        questions=_questions_digest(answers),
+        items=_questions_digest(answers),
         grades=values_to_text(grades),
     )
 

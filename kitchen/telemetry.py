@@ -35,7 +35,7 @@ class EventKind:
 
 EVENTS: dict[str, EventKind] = {}
 # metadata that identify no measurement: values of all the items that a mean was taken of, as text, and which items they were
-ITEM_VALUES = frozenset({"grades", "questions", "row_losses", "row_tokens", "row_margins"})
+ITEM_VALUES = frozenset({"items", "grades", "row_losses", "row_tokens", "row_margins"})
 
 
 def declare_event(
@@ -136,7 +136,7 @@ declare_event(
 declare_event(
     "train.evaluate",
     "loss on held-out data, between steps",
-    "split row_losses row_tokens",
+    "split items row_losses row_tokens",
     loss="nats/token",
     perplexity="1",
     bits_per_byte="bits/byte",
@@ -149,7 +149,7 @@ declare_event("train.stop", "a training loop ended", "", steps="steps", tokens="
 declare_event(
     "train.pairs",
     "how far a preference step tells chosen from rejected answers",
-    "split",
+    "split items grades row_margins",
     loss="nats/pair",
     accuracy="share",
     margin="nats",
@@ -221,7 +221,7 @@ declare_event(
 declare_event(
     "evaluate.answers",
     "sampled answers were graded",
-    "label split metric questions grades",
+    "label split metric items grades",
     accuracy="share",
     low="share",
     high="share",
@@ -392,12 +392,12 @@ def smooth(values: Iterable[float], beta: float = 0.9) -> list[float]:
 
 # %% ../nbs/10_core/3_telemetry.ipynb #dde08ee0
 def events_to_dataframe(events: Iterable[Event], name: str | None = None) -> "pandas.DataFrame":
-    "Events as a pandas table: sequence, name, step, time, then metadata and measurements."
+    "Events as a pandas table: sequence, name, step, time, then metadata (but for values of single items) and measurements."
     from pandas import DataFrame
 
     rows = [
         {"sequence": item.sequence, "name": item.name, "step": item.step, "time": item.time}
-        | dict(item.metadata)
+        | {name: value for name, value in item.metadata.items() if name not in ITEM_VALUES}
         | dict(item.measurements)
         for item in events
         if name is None or item.name == name
