@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson_interval', 'mean_interval', 'Change', 'mcnemar_p', 'paired_change', 'unpaired_change', 'holm',
-           'values_to_text', 'values_from_text']
+           'values_to_text', 'values_from_text', 'ItemValues', 'change_between']
 
 # %% ../nbs/10_core/6_intervals.ipynb #7ff87675
 import math
@@ -15,6 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from .input import checked_arguments
+from .telemetry import Event
 from .types import InvalidValue
 
 # %% ../nbs/10_core/6_intervals.ipynb #8e9f38bf
@@ -261,3 +262,42 @@ def values_from_text(text: object) -> list[float | None]:
     except ValueError:
         return []
     return found if all(value is None or math.isfinite(value) for value in found) else []
+
+# %% ../nbs/10_core/6_intervals.ipynb #9db49068
+@dataclass(frozen=True)
+class ItemValues:
+    "The values that a mean was taken of: which items they are of, each value (None: it does not count), and its weight."
+
+    name: str  # the same where the items are
+    values: tuple[float | None, ...]
+    weights: tuple[float | None, ...] = ()  # none: all alike
+
+    @classmethod
+    def from_event(cls, item: Event, values: str = "grades", weights: str = "") -> "ItemValues | None":
+        "What an event says of its items; None if it says nothing, as events of earlier versions."
+        found, heavy = (tuple(values_from_text(item.metadata.get(name))) for name in (values, weights))
+        fits = found and (not weights or len(heavy) == len(found))
+        return cls(str(item.metadata.get("items", "")), found, heavy) if fits else None
+
+    @property
+    def counted(self) -> list[float]:
+        "The values that count."
+        return [value for value in self.values if value is not None]
+
+
+def change_between(before: ItemValues | None, after: ItemValues | None) -> Change | None:
+    "How a mean changed: by the differences of the items where they are the same, else of two samples; None where that is not known."
+    if before is None or after is None:
+        return None
+    if before.name != after.name or len(before.values) != len(after.values):
+        weighted = before.weights or after.weights
+        return None if weighted or not (before.counted and after.counted) else unpaired_change(before.counted, after.counted)
+    heavy = after.weights or (1.0,) * len(after.values)
+    rows = [
+        (old, new, weight) for old, new, weight in zip(before.values, after.values, heavy, strict=True)
+        if old is not None and new is not None and weight
+    ]  # fmt: skip
+    if not rows:
+        return None
+    old, new, weights = zip(*rows, strict=True)
+    return paired_change(old, new, weights if after.weights else None)

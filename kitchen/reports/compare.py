@@ -32,7 +32,8 @@ from kitchen.formatting import (
 )
 from ..palette import CURVE_COLORS, NEUTRAL_GREY
 from ..recipes.reproduce import COUNT_UNITS, _metric_name, final_metrics
-from .scores import ItemValues, Score, scores, scores_table, sure_best
+from ..intervals import ItemValues
+from .scores import Score, scores, scores_table, sure_best
 from ..store.index import RunIndex
 from ..store.run import Run
 from ..telemetry import Event
