@@ -11,7 +11,7 @@ import html
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..diagnostics import RULE_MEASUREMENTS, Diagnostics
+from ..diagnostics import WATCHED_EVENTS, Diagnostics
 from ..display.progress import RunProgress
 from ..engine.workflow import Scope, Stage, WorkflowPart
 from ..formatting import visible_text
@@ -25,7 +25,7 @@ _STAGE_STATUS = {"stage.start": "running", "stage.stop": "done", "stage.error": 
 MONITORED_EVENTS = frozenset(
     {
         *CURVE_EVENTS,
-        *RULE_MEASUREMENTS,
+        *WATCHED_EVENTS,
         *_STAGE_STATUS,
         "train.stop",
         "sample.answer",
