@@ -84,7 +84,7 @@ declare_event("stage.rollback", "a failed stage is tried again from the last bou
 declare_event(
     "stream.item", "an item that a producer made was consumed", "part", item="1", version="1", lag="versions", waited="s"
 )
-declare_event("port.call", "one call of a port, from request to result", "port adapter verb status", seconds="s")
+declare_event("port.call", "one call of a port, from request to result", "port adapter verb status", seconds="s", late="s")
 declare_event(
     "data.load",
     "a dataset was read",
