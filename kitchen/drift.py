@@ -24,7 +24,7 @@ from typing import Any, Self
 import numpy as np
 
 from .data.formats import parse_messages
-from .evaluation import wilson_interval
+from .intervals import holm, wilson_interval
 from .input import PARSE_ERRORS, checked_arguments, parse_problem
 from .seeding import random_generator
 from .store.files import write_new_file
@@ -268,15 +268,6 @@ def _pool_rare_kinds(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [2
     table = np.stack(columns, axis=1)
     return table, np.outer(share, table.sum(0))
 
-
-def _holm(probabilities: Sequence[float]) -> list[float]:
-    "Adjusted so that all comparisons together err no more often than one (Holm, Scand. J. Statistics 6, 1979)."
-    adjusted, largest, count = [1.0] * len(probabilities), 0.0, len(probabilities)
-    for rank, place in enumerate(sorted(range(count), key=lambda place: probabilities[place])):
-        largest = max(largest, min((count - rank) * probabilities[place], 1.0))
-        adjusted[place] = largest
-    return adjusted
-
 # %% ../nbs/40_evaluation/1_drift.ipynb #7fd8fbcf
 def _category_total(window: Window, category: str) -> int:
     "Sum of the counts of all kinds of a category; 0 if the window does not have it."
@@ -289,7 +280,7 @@ def feature_differences(before: Window, now: Window) -> list[Difference]:
     found = [compare_values(name, before.measures[name], now.measures[name]) for name in shared if before.measures[name]]
     kinds = [name for name in before.categories if _category_total(before, name) * _category_total(now, name)]
     found += [compare_counts(name, before.categories[name], now.categories[name]) for name in kinds]
-    adjusted = _holm([one.p for one in found])
+    adjusted = holm([one.p for one in found])
     found = [replace(one, adjusted=value) for one, value in zip(found, adjusted, strict=True)]
     return sorted(found, key=lambda one: (one.adjusted, one.p, -one.distance))
 

@@ -53,13 +53,15 @@ def answer_html(answer: str, gold: str, correct: bool | None) -> str:
 # %% ../../nbs/60_display/3_diff.ipynb #16740f31
 def _summary_text(answers: Sequence[Mapping[str, Any]], shown: int) -> str:
     "How many answers there are, and how they changed."
-    pairs = [(bool(one["before_correct"]), bool(one["after_correct"])) for one in answers]
+    pairs = [(one["before_correct"], one["after_correct"]) for one in answers]
+    ungraded = sum(None in pair for pair in pairs)
     parts = [
         f"{shown} of {len(pairs)} answers, in the order of the data",
         f"{pairs.count((False, True))} became right",
         f"{pairs.count((True, False))} became wrong",
         f"{pairs.count((True, True))} stayed right",
         f"{pairs.count((False, False))} stayed wrong",
+        *([f"{ungraded} with nothing to compare with"] if ungraded else []),
     ]
     return " · ".join(parts)
 

@@ -108,6 +108,7 @@ _NOTICES: dict[str, Callable[[Event], str]] = {  # what is said at once, beside 
     "run.rewind": lambda item: f"↶ {item['reason']}: from {f'step {item.step}' if item.step else 'the start'}",
     "log.repair": lambda item: f"! the log was mended: {item['reason']}",
     "snapshot.error": lambda item: f"! snapshot {item['snapshot']}: {item['reason']}",
+    "run.symptom": lambda item: f"! {item['sentence']}",
     "stage.retry": lambda item: f"! {item['stage']} failed and is tried again: {item['error']}",
     "stage.rollback": lambda item: f"! {item['stage']} failed and goes back to its last boundary: {item['error']}",
     "stage.skip": lambda item: f"! {item['stage']} failed and is passed over: {item['error']}",

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..config import Config, config_fields
+from ..diagnostics import WATCHED_EVENTS, SymptomWatch
 from kitchen.engine.checkpoints import (
     History,
     Snapshot,
@@ -202,6 +203,7 @@ class Runner:
         self.flow, self.events, self._milestones_passed, self.ended, self.error = flow, iter(flow), 0, False, None
         flow.request_rollback = self._roll_back
         self._boundary, self._best_score = boundary_state(flow, len(self.run.log.events)), None
+        self._symptoms: SymptomWatch | None = None  # made of what stands by then, at the first event
 
     def _roll_back(self) -> None:
         "Raise RolledBack: a stage's retry policy calls it, `advance` catches it and restores the last snapshot."
@@ -285,6 +287,7 @@ class Runner:
         self._milestones_passed += item.name in _MILESTONES
         if boundary:
             self._apply_edits()
+        self._tell_symptoms(item)
         reason = next((one.reason for one in self.breakpoints if one.matches(item)), "")
         if not reason and pausable and boundary and self.control.pause_wanted:
             reason = "asked to"
@@ -320,7 +323,17 @@ class Runner:
         else:
             content = json.loads(self.history.snapshots.objects.get(asked["object"]))
             self._put_value(asked["value"], decode_value(content, self.run.path))
-        self.run.log.append(event(asked.name, self.flow.step, **about))
+        logged = self.run.log.append(event(asked.name, self.flow.step, **about))
+        if self._symptoms is not None:
+            self._symptoms.add_event(logged)
+
+    def _tell_symptoms(self, item: Event) -> None:
+        "Log what the rules find in the run, once for each training."
+        if self._symptoms is None:
+            told = self.run.log.active_events.named(*WATCHED_EVENTS, "run.symptom")
+            self._symptoms = SymptomWatch(one for one in told if one.sequence < item.sequence)
+        for symptom in self._symptoms.add_event(item):
+            self.run.log.append(symptom)
 
     def _put_value(self, name: str, value: Any) -> None:
         "Replace a value; 'batch' is the next batch."

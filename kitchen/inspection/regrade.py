@@ -15,7 +15,8 @@ import numpy as np
 
 from ..data.references import Row
 from ..envs.rewards import REWARDS, Reward, weighted_reward
-from ..evaluation import METRICS, Answer, Question, wilson_interval
+from ..evaluation import METRICS, Answer, Question
+from ..intervals import mean_interval
 from ..formatting import View, align_columns, box_html, small_html, text_table_html, visible_text
 from ..input import checked_arguments
 from ..store.files import parse_stored_json
@@ -65,11 +66,11 @@ class RegradedAnswers:
     @property
     def old_mean(self) -> tuple[float, float, float]:
         "Old mean with its interval."
-        return _mean_interval([one.grade for one in self.answers])
+        return _mean_interval([one.grade for one in self.answers if one.grade is not None])
 
     @property
     def changed_answers(self) -> list[tuple[Answer, float]]:
-        "Answers whose grade is another now."
+        "Answers whose grade is another now; of those that had none, all."
         return [(one, new) for one, new in zip(self.answers, self.grades, strict=True) if one.grade != new]
 
 # %% ../../nbs/65_inspection/2_regrade.ipynb #7e4d5ce6
@@ -93,7 +94,7 @@ class RegradeResult:
         "Old and new scores, and some answers whose grade has changed."
         tables = [(["answers", "as graded", "graded anew", "changed", "parts"], self._rows())]
         changed = [
-            [row.label, one.question.text, one.question.reference, one.text, f"{one.grade:.3g} → {new:.3g}"]
+            [row.label, one.question.text, one.question.shown_reference, one.shown_text, f"{_grade_text(one.grade)} → {new:.3g}"]
             for row in self.rows
             for one, new in row.changed_answers[:count]
         ]
@@ -111,12 +112,15 @@ class RegradeResult:
 
 # %% ../../nbs/65_inspection/2_regrade.ipynb #001c0c7f
 def _mean_interval(grades: Sequence[float]) -> tuple[float, float, float]:
-    "Mean and 95 % interval."
-    values, mean = np.asarray(grades, dtype=np.float64), float(np.mean(grades))
-    if ((values >= 0) & (values <= 1)).all():
-        return (mean, *wilson_interval(mean, len(values)))
-    half = 1.959963984540054 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return mean, mean - half, mean + half
+    "Mean and 95 % interval; without end where a single value says nothing of others, and no numbers where there is no grade."
+    if not grades:
+        return math.nan, math.nan, math.nan
+    return (float(np.mean(grades)), *(mean_interval(grades) or (-math.inf, math.inf)))
+
+
+def _grade_text(grade: float | None) -> str:
+    "A grade with three digits; '—' if there is none."
+    return "—" if grade is None else f"{grade:.3g}"
 
 # %% ../../nbs/65_inspection/2_regrade.ipynb #fafba540
 @checked_arguments
@@ -126,8 +130,8 @@ def regrade(answers: Mapping[str, Sequence[Answer]], measure: Measure) -> Regrad
     if not all(answers.values()):
         raise InvalidValue(f"there are no answers to grade under {', '.join(label for label, said in answers.items() if not said)}")
     for label, said in answers.items():
-        rows = [{"question": one.question.text, "answer": one.question.reference} for one in said]
-        graded = [weighted_reward(rewards, one.text, row) for one, row in zip(said, rows, strict=True)]
+        rows = [{"question": one.question.text, "answer": one.question.shown_reference} for one in said]
+        graded = [weighted_reward(rewards, one.shown_text, row) for one, row in zip(said, rows, strict=True)]
         parts = {name: float(np.mean([each[name] for _, each in graded])) for name in graded[0][1]} if len(rewards) > 1 else {}
         found.append(RegradedAnswers(label, tuple(said), tuple(value for value, _ in graded), parts))
     if not found:
@@ -144,7 +148,8 @@ def read_answers(run: Run) -> dict[str, list[Answer]]:
         for one in content.get("answers") or ():
             question = Question(one["prompt"], (), one["gold"])
             for label in ("before", "after"):
-                found.setdefault(label, []).append(Answer(question, one[label], float(one[f"{label}_correct"]), "stop"))
+                grade = one.get(f"{label}_grade", one[f"{label}_correct"])  # earlier runs said only whether it was right
+                found.setdefault(label, []).append(Answer(question, one[label], None if grade is None else float(grade), "stop"))
     return found
 
 # %% ../../nbs/65_inspection/2_regrade.ipynb #fae032df

@@ -14,10 +14,13 @@ from typing import Any, TypeVar, cast
 from ..telemetry import Log, event
 
 # %% ../../nbs/12_ports/3_spans.ipynb #f2cb4b29
+_NOTED_LATE = 1e-3  # seconds for which a result lay there before it was collected, from which on the event tells them
+
+
 class _ObservedFuture:
     "A future whose arrival is logged once, when its result is collected."
 
-    def __init__(self, future: Any, started: float, note: Callable[[float, str], None]):
+    def __init__(self, future: Any, started: float, note: Callable[[float, str, float], None]):
         self.future, self.started, self.note = future, started, note
         self.arrived: float | None = None
         if hasattr(future, "add_done_callback"):
@@ -46,7 +49,9 @@ class _ObservedFuture:
     def _log_once(self, status: str) -> None:
         "Log the span; a result that is asked for again is not logged again."
         if self.note is not None:
-            self.note((self.arrived or time.perf_counter()) - self.started, status)
+            now = time.perf_counter()
+            arrived = self.arrived or now
+            self.note(arrived - self.started, status, now - arrived)
             self.note = None  # pyright: ignore[reportAttributeAccessIssue]
 
 # %% ../../nbs/12_ports/3_spans.ipynb #e92f2fb7
@@ -78,9 +83,9 @@ class ObservedPort:
     def _trace(self, verb: str, method: Callable[..., Any]) -> Callable[..., Any]:
         "The method, with a span around it."
 
-        def note(seconds: float, status: str) -> None:
+        def note(seconds: float, status: str, late: float = 0.0) -> None:
             about = {"port": self.port, "adapter": self.adapter, "verb": verb, "status": status}
-            self.log.append(event("port.call", None, **about, seconds=seconds))
+            self.log.append(event("port.call", None, **about, seconds=seconds, late=late if late >= _NOTED_LATE else None))
 
         def call(*values: Any, **named: Any) -> Any:
             started = time.perf_counter()

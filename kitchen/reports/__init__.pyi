@@ -24,6 +24,7 @@ from .build import show_rates as show_rates
 from .build import show_rewards as show_rewards
 from .build import show_scores as show_scores
 from .build import show_settings as show_settings
+from .build import show_symptoms as show_symptoms
 from .build import show_timeline as show_timeline
 from .build import write_report as write_report
 from .compare import RunComparison as RunComparison
@@ -43,5 +44,8 @@ from .runs_table import RunRow as RunRow
 from .runs_table import RunsTable as RunsTable
 from .runs_table import runs as runs
 from .scores import Score as Score
+from .scores import change_note as change_note
+from .scores import range_text as range_text
 from .scores import scores_table as scores_table
 from .scores import scores_view as scores_view
+from .scores import sure_best as sure_best

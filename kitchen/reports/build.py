@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REPORT_SECTIONS', 'show_scores', 'read_results', 'show_answers', 'show_data', 'show_settings', 'paper_table',
-           'show_losses', 'show_rates', 'show_pairs', 'show_policy', 'show_rewards', 'show_timeline', 'show_feedback',
-           'show_manifest', 'read_manifest', 'damage_of', 'altered_report', 'report_notebook', 'check_report_path',
-           'own_report_path', 'write_report']
+           'show_losses', 'show_rates', 'show_pairs', 'show_policy', 'show_symptoms', 'show_rewards', 'show_timeline',
+           'show_feedback', 'show_manifest', 'read_manifest', 'damage_of', 'altered_report', 'report_notebook',
+           'check_report_path', 'own_report_path', 'write_report']
 
 # %% ../../nbs/64_reports/2_build.ipynb #0396b244
 import html
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..diagnostics import RULES, Diagnostics
 from ..display.diff import results_table
 from kitchen.display.figures import (
     loss_figure,
@@ -138,6 +139,20 @@ def show_policy(run: Run) -> Picture:
     "Reward, entropy, KL divergences and clipped share over optimizer steps."
     return Picture(lambda: policy_figure(run.log.active_events))
 
+
+@checked_arguments
+def show_symptoms(run: Run) -> View:
+    "What the rules found while the run went on, and what they find at its end: step, and a sentence."
+    events = run.log.active_events
+    rows = [["" if one.step is None else f"{one.step:,}", str(one["sentence"])] for one in events.named("run.symptom")]
+    told = {one["symptom"] for one in events.named("run.symptom")}
+    found = Diagnostics(events)
+    rows += [["", said] for said in (*found.alarms.values(), *(said for name, said in found.symptoms().items() if name not in told))]
+    if not rows:
+        words = f"None of the {len(RULES)} rules found anything."
+        return View(f"<p>{words}</p>", words)
+    return View(text_table_html(["step", "what looks wrong"], rows, (0,)), align_columns([["step", "what looks wrong"], *rows]))
+
 # %% ../../nbs/64_reports/2_build.ipynb #94bd4724
 def show_rewards(run: Run) -> Picture:
     "Every component of the reward, for each kind of problem."
@@ -225,6 +240,7 @@ REPORT_SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     # heading, what one sees, the display, the event without which there is nothing to show
     ("What set it off", "Traffic of both periods, and what the triggers found.", show_feedback, "feedback.serve"),
     ("Before and after", "Measured on held-out data, before and after training.", show_scores, "train.step"),
+    ("What looks wrong", "Rules about a run, and what they found.", show_symptoms, "train.start"),
     ("Loss", "Training loss, raw and smoothed, and loss on held-out data.", show_losses, "train.step"),
     ("Pairs", "How chosen and rejected answers are told apart.", show_pairs, "train.pairs"),
     ("Policy", "What the policy earns, how sure it is, how far it moves.", show_policy, "rollout.batch"),

@@ -11,12 +11,12 @@ import html
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..diagnostics import RULE_MEASUREMENTS, Diagnostics
+from ..diagnostics import WATCHED_EVENTS, Diagnostics
 from ..display.progress import RunProgress
 from ..engine.workflow import Scope, Stage, WorkflowPart
 from ..formatting import visible_text
 from ..palette import BLUE, BLUE_SHADE, STATUS_SIGNS, VERMILION
-from ..telemetry import Event
+from ..telemetry import ITEM_VALUES, Event
 from .samples import SampleRound, sample_rounds
 from .series import CURVE_EVENTS, TrainingCurves
 
@@ -25,7 +25,7 @@ _STAGE_STATUS = {"stage.start": "running", "stage.stop": "done", "stage.error": 
 MONITORED_EVENTS = frozenset(
     {
         *CURVE_EVENTS,
-        *RULE_MEASUREMENTS,
+        *WATCHED_EVENTS,
         *_STAGE_STATUS,
         "train.stop",
         "sample.answer",
@@ -120,7 +120,7 @@ def _event_row(item: Event) -> list[str]:
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in item.measurements.items()
     ]
-    said = [f"{name}={value}" for name, value in item.metadata.items()] + said
+    said = [f"{name}={value}" for name, value in item.metadata.items() if name not in ITEM_VALUES] + said
     return [str(item.sequence), clock, "" if item.step is None else str(item.step), item.name, " ".join(said)]
 
 # %% ../../nbs/62_widgets/5_panels.ipynb #5deb8038
