@@ -530,7 +530,7 @@ def custom_loss_equals_weights(bench: Bench) -> Iterator[CheckFinding]:
 # %% ../nbs/40_evaluation/3_testing.ipynb #f446ebbe
 @conformance_check("ppo", "cispo")
 def clipping_matches_loss_table(bench: Bench) -> Iterator[CheckFinding]:
-    "PPO and CISPO: loss as the table of losses has it, near the policy and far from it, with the settings that are sent."
+    "PPO and CISPO: loss as the table of losses has it, near the policy and far from it, with the settings that are sent; `read_mask` is heard."
     data, client = bench.data(2), bench.open()
     parts = np.split(bench.logprobs(client, data), np.cumsum([len(datum) for datum in data])[:-1])
     shifts = [np.resize([0.0, 0.5, -0.5, 0.1], len(part)) for part in parts]
@@ -545,6 +545,9 @@ def clipping_matches_loss_table(bench: Bench) -> Iterator[CheckFinding]:
         bench.wait(clipped.optim_step(_ADAM))
         bench.train_step(weighted, [one.replace(weights=-term.gradient) for one, term in zip(drawn, terms, strict=True)])
         yield expect_close(f"{name}: weights after the step", bench.probe(weighted), bench.probe(clipped), bench.tolerance)
+    silent = [datum.replace(advantages=np.zeros(len(datum)), read_mask=np.ones(len(datum))) for datum in data]
+    output = bench.wait(client.forward(silent, "ppo"))
+    yield expect_close("asked for by read_mask", np.concatenate(parts), _concatenate_logprobs(output), bench.tolerance)
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #0f48d869
 @conformance_check("importance_sampling")
@@ -588,6 +591,31 @@ def sampler_agrees_with_trainer(bench: Bench) -> Iterator[CheckFinding]:
         yield expect_close("sampled tokens", trained, drawn.logprobs, bench.tolerance)
         mismatch = np.mean(np.subtract(drawn.logprobs, trained))
         yield expect_close("mean difference (the k1 estimate of the mismatch)", 0.0, mismatch, bench.tolerance)
+    if bench.capabilities.tempered_logprobs:
+        yield from _temperatures_agree(bench)
+
+
+def _temperatures_agree(bench: Bench) -> Iterator[CheckFinding]:
+    "At a temperature, sampler and trainer speak of softmax(logits / temperature), of drawn tokens and of given ones."
+    client, data = bench.open(), bench.data(2)
+    sampler, prompt = client.create_sampling_client(), [int(token) for token in data[0].tokens]
+    for temperature in (0.5, 1.3):
+        warm = [datum.replace(temperatures=np.full(len(datum), temperature)) for datum in data]
+        whole = [[int(datum.tokens[0]), *map(int, datum.targets)] for datum in data]
+        told = [value for tokens in whole for value in bench.wait(sampler.compute_logprobs(tokens, temperature))[1:]]
+        yield expect_close(f"compute_logprobs at {temperature}", bench.logprobs(client, warm), told, bench.tolerance)
+        params = SamplingParams(8, temperature, seed=1, stop=(), tempered_logprobs=True)
+        (drawn,) = bench.wait(sampler.sample(prompt, 1, params)).completions
+        datum = Datum.from_tokens([*prompt, *drawn.tokens], [1.0] * (len(prompt) + len(drawn.tokens)))
+        trained = bench.logprobs(client, [datum.replace(temperatures=np.full(len(datum), temperature))])[len(prompt) - 1 :]
+        yield expect_close(f"tokens drawn at {temperature}", trained, drawn.logprobs, bench.tolerance)
+        yield expect_close("the temperature they are said to be of", temperature, drawn.temperature, 0.0)
+        if not bench.capabilities.topk:
+            continue
+        every = np.sort(bench.wait(sampler.compute_topk(prompt, len(bench.tokenizer))).logprobs[-1].astype(np.float64) / temperature)
+        first = np.asarray(bench.wait(sampler.compute_logprobs([*prompt, int(drawn.tokens[0])]))[-1], dtype=np.float64)
+        exact = first / temperature - (every[-1] + np.log(np.exp(every - every[-1]).sum()))
+        yield expect_close("the softmax written out", exact, drawn.logprobs[0], bench.tolerance)
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #69e0f31e
 @conformance_check("topk")

@@ -1,4 +1,5 @@
 # made from the modules' __all__ by `make prepare`
+from . import check as check
 from . import cook as cook
 from . import doctor as doctor
 from . import errors as errors

@@ -10,6 +10,7 @@ import sys
 
 import click
 
+from .check import check_command
 from .cook import cook_group, resume_command
 from .doctor import doctor_command
 from .errors import KitchenGroup
@@ -27,6 +28,7 @@ _COMMANDS = (
     validate_group,
     plan_group,
     render_command,
+    check_command,
     report_command,
     runs_command,
     verify_command,

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['RATE_PANELS', 'PAIR_PANELS', 'POLICY_PANELS', 'style_figure', 'axis_title', 'plotly_text', 'add_empty_note', 'series',
            'moving_average', 'loss_figure', 'Panel', 'rate_figure', 'pair_figure', 'policy_figure', 'reward_figure',
-           'Span', 'spans', 'TimeShare', 'time_shares', 'time_shares_text', 'timeline', 'Curve', 'PointMark', 'Chart']
+           'Span', 'spans', 'working_spans', 'TimeShare', 'time_shares', 'time_shares_text', 'timeline', 'Curve',
+           'PointMark', 'Chart']
 
 # %% ../../nbs/60_display/1_figures.ipynb #68ea19f0
+import heapq
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -269,7 +271,8 @@ def spans(events: Iterable[Event]) -> list[Span]:
             row, kind, failed = f"{item['port']}.{item['verb']}", "port", item["status"] != "ok"
         else:
             continue
-        found.append(Span(row, kind, item.time - item["seconds"] - origin, item["seconds"], failed))
+        arrived = item.time - item.measurements.get("late", 0.0)  # a result may lie there before somebody asks for it
+        found.append(Span(row, kind, arrived - item["seconds"] - origin, item["seconds"], failed))
     return found
 
 # %% ../../nbs/60_display/1_figures.ipynb #8e45a003
@@ -283,6 +286,31 @@ def _union_seconds(found: Iterable[Span]) -> float:
     return total
 
 # %% ../../nbs/60_display/1_figures.ipynb #e12b6df1
+def working_spans(found: Iterable[Span]) -> list[Span]:
+    "Pieces of the spans that share no second: of those open at one time the one that ends first is at work, the others wait for it."
+    order = sorted(found, key=lambda span: span.start)
+    ends = [span.start + span.seconds for span in order]
+    opened: list[tuple[float, int]] = []  # end and place, the first to end on top
+    pieces: list[Span] = []
+    place, now, last = 0, -math.inf, -1
+    while opened or place < len(order):
+        now = now if opened else max(now, order[place].start)
+        while place < len(order) and order[place].start <= now:
+            heapq.heappush(opened, (ends[place], place))
+            place += 1
+        while opened and opened[0][0] <= now:
+            heapq.heappop(opened)
+        if opened:
+            end, working = opened[0]
+            until = min(end, order[place].start) if place < len(order) else end
+            if working == last and pieces[-1].start + pieces[-1].seconds == now:
+                pieces[-1] = replace(pieces[-1], seconds=until - pieces[-1].start)
+            else:
+                pieces.append(replace(order[working], start=now, seconds=until - now))
+            now, last = until, working
+    return pieces
+
+
 @dataclass(frozen=True)
 class TimeShare:
     "Calls, seconds and share of one stage, of one verb of a port, or of what ran outside ports."
@@ -290,15 +318,17 @@ class TimeShare:
     row: str
     kind: str  # "stage", "port" or "rest"
     calls: int
-    seconds: float
+    seconds: float  # at work: those of all stages, and those of all ports, share none
     share: float  # of the time in which any stage ran
+    waiting: float = 0.0  # seconds in which it was under way, and something else was at work
 
     @property
     def time_note(self) -> str:
         "Duration, share (from 0.5 % on) and number of port calls, as the text beside a timeline row."
         calls = f" in {self.calls:,} calls" if self.kind == "port" and self.calls > 1 else ""
         share = f" · {self.share:.0%}" if self.share >= 0.005 else ""
-        return f"{seconds_text(self.seconds)}{share}{calls}"
+        waiting = f" + {seconds_text(self.waiting)} waiting" if self.waiting > 0.05 * self.seconds else ""
+        return f"{seconds_text(self.seconds)}{share}{calls}{waiting}"
 
 # %% ../../nbs/60_display/1_figures.ipynb #cacb50eb
 def time_shares(found: Sequence[Span]) -> list[TimeShare]:
@@ -308,8 +338,13 @@ def time_shares(found: Sequence[Span]) -> list[TimeShare]:
         rows.setdefault((span.kind, span.row), []).append(span)
     staged = [span for span in found if span.kind == "stage"]
     whole = _union_seconds(staged or found) or math.nan
+    at_work: dict[tuple[str, str], float] = {}
+    for kind in ("stage", "port"):
+        for span in working_spans(one for one in found if one.kind == kind):
+            at_work[span.kind, span.row] = at_work.get((span.kind, span.row), 0.0) + span.seconds
     listed = [
-        TimeShare(row, kind, len(part), seconds := _union_seconds(part), seconds / whole) for (kind, row), part in rows.items()
+        TimeShare(row, kind, len(part), seconds := at_work.get((kind, row), 0.0), seconds / whole, max(_union_seconds(part) - seconds, 0.0))
+        for (kind, row), part in rows.items()
     ]
     ports = sorted((one for one in listed if one.kind == "port"), key=lambda one: -one.seconds)
     rest = _union_seconds(found) - _union_seconds(span for span in found if span.kind == "port")
@@ -324,13 +359,16 @@ def time_shares_text(table: Sequence[TimeShare]) -> str:
         return "nothing has run yet"
     lines = [
         [one.row, one.kind if one.kind != "rest" else "", f"{one.calls:>7,}", f"{seconds_text(one.seconds):>12}"]
-        + [f"{one.share:>6.1%}", "█" * round(20 * one.share) if math.isfinite(one.share) else ""]
+        + [f"{seconds_text(one.waiting) if one.waiting > 0.05 * one.seconds else '':>10}", f"{one.share:>6.1%}"]
+        + ["█" * round(20 * one.share) if math.isfinite(one.share) else ""]
         for one in table
     ]
-    return align_columns([["what", "kind", f"{'calls':>7}", f"{'time':>12}", f"{'share':>6}", ""], *lines])
+    return align_columns([["what", "kind", f"{'calls':>7}", f"{'time':>12}", f"{'waiting':>10}", f"{'share':>6}", ""], *lines])
 
 # %% ../../nbs/60_display/1_figures.ipynb #aca8973d
-_SPAN_KINDS = {"stage": ("stages", PALETTE["training"]), "port": ("port calls", PALETTE["ports"])}
+_SPAN_KINDS = {
+    "stage": ("stages", PALETTE["training"]), "waiting": ("waiting", GRID_COLOR), "port": ("port calls", PALETTE["ports"]),
+}  # fmt: skip
 
 
 def _merge_neighbors(found: Sequence[Span], gap: float) -> list[Span]:
@@ -382,12 +420,16 @@ def timeline(
     table = time_shares(found)
     ports = [one for one in table if one.kind == "port"][:verbs]
     listed = [one for one in table if one.kind == "stage"] + ports
-    bars = _thin_spans(
-        [span for span in found if any((one.kind, one.row) == (span.kind, span.row) for one in listed)]
-    )
+    shown = {(one.kind, one.row) for one in listed}
+    idle = {one.row for one in ports if one.waiting > 0.05 * one.seconds}
+    pieces = [span for kind in ("stage", "port") for span in working_spans(one for one in found if one.kind == kind)]
+    pieces += [replace(span, kind="waiting", failed=False) for span in found if span.kind == "port" and span.row in idle]
+    bars = _thin_spans([span for span in pieces if {(span.kind, span.row), ("port" * (span.kind == "waiting"), span.row)} & shown])
     end, figure = max((bar.start + bar.seconds for bar in bars), default=0.0), go.Figure()
     for kind, (name, color) in _SPAN_KINDS.items():
-        _add_bars(figure, name, color, [bar for bar in bars if bar.kind == kind and not bar.failed], end / 800)
+        drawn = [bar for bar in bars if bar.kind == kind and not bar.failed]
+        if drawn or kind != "waiting":
+            _add_bars(figure, name, color, drawn, end / 800)
     if any(bar.failed for bar in bars):
         _add_bars(figure, "failed", PALETTE["failed"], [bar for bar in bars if bar.failed], end / 800)
     for one in listed:

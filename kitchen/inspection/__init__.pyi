@@ -1,5 +1,6 @@
 # made from the modules' __all__ by `make prepare`
 from . import chat as chat
+from . import dataset_check as dataset_check
 from . import lr_finder as lr_finder
 from . import play as play
 from . import profile as profile
@@ -8,6 +9,9 @@ from . import rollouts as rollouts
 from . import rows as rows
 from .chat import Chat as Chat
 from .chat import Exchange as Exchange
+from .dataset_check import DatasetCheck as DatasetCheck
+from .dataset_check import SplitCheck as SplitCheck
+from .dataset_check import check as check
 from .lr_finder import LRRangeTest as LRRangeTest
 from .lr_finder import TrainStep as TrainStep
 from .lr_finder import find_learning_rate as find_learning_rate

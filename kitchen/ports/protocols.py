@@ -87,8 +87,8 @@ class SamplingClient(Protocol):
         "Completions of one prompt (token ids)."
         ...
 
-    def compute_logprobs(self, prompt: Sequence[int]) -> Future[list[float | None]]:
-        "Log-probability of each token given those before it; the first is None."
+    def compute_logprobs(self, prompt: Sequence[int], temperature: float = 1.0) -> Future[list[float | None]]:
+        "Log-probability of each token given those before it; the first is None. Another temperature only where `capabilities().tempered_logprobs`."
         ...
 
     def compute_topk(self, prompt: Sequence[int], count: int) -> Future[TopK]:
@@ -126,8 +126,13 @@ class TrainingClient(Protocol):
         "Weights, optimizer and random streams: enough to go on as if nothing had happened."
         ...
 
-    def save_weights(self, path: Path) -> Future[SavedState]:
-        "Export for others into a new directory: peft's format for LoRA, transformers' for full weights."
+    def save_weights(
+        self,
+        path: Path,
+        stop: Sequence[int | str] | None = None,  # what ends an answer: what a sampler over the export stops at unless told
+        chat_template: str | None = None,  # in place of the tokenizer's own
+    ) -> Future[SavedState]:
+        "Export for others into a new directory: peft's format for LoRA, transformers' for full weights, each with its tokenizer."
         ...
 
     def create_sampling_client(self) -> SamplingClient:

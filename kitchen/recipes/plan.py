@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config, ExperimentSpec
+from ..diagnostics import Diagnostics
 from ..engine.checkpoints import SnapshotPolicy
 from ..engine.runner import live_settings
 from ..engine.workflow import Composition, Flow, Scope, Stage, WorkflowPart
@@ -25,6 +26,7 @@ from ..losses.token import normalize_weights
 from .registry import Recipe
 from .reproduce import initial_values
 from ..store.run import Run
+from ..telemetry import Event, event
 from ..terminal import terminal_text
 from ..train.preference import Pair, interleave_pairs
 from ..types import AdamParams, Datum, InvalidValue, TopK
@@ -53,16 +55,19 @@ class Plan:
     recipe: str
     stages: tuple[tuple[str, ...], ...]
     facts: Mapping[str, str]
+    warnings: tuple[str, ...] = ()  # what looks wrong before the first step, in sentences
 
     def __repr__(self) -> str:
         width, column = max(map(len, self.facts), default=0), max((len(row[0]) for row in self.stages if row[4]), default=0)
         lines = [f"{name:<{width}}  {value}" for name, value in self.facts.items()]
         stages = [f"  {row[0]:<{column}}  {row[4]}".rstrip() for row in self.stages]
-        return terminal_text("\n".join([f"{self.recipe}: what would run", *stages, "", *lines]))
+        warned = ["", *(f"! {said}" for said in self.warnings)] if self.warnings else []
+        return terminal_text("\n".join([f"{self.recipe}: what would run", *stages, "", *lines, *warned]))
 
     def _repr_html_(self) -> str:
         head = ("stage", "needs", "gives", "adapters", "does")
-        return _html_table(head, self.stages) + _html_table((), tuple(self.facts.items()))
+        warned = "".join(f"<p><b>!</b> {html.escape(said)}</p>" for said in self.warnings)
+        return _html_table(head, self.stages) + _html_table((), tuple(self.facts.items())) + warned
 
 # %% ../../nbs/57_recipes/2_plan.ipynb #b80701c4
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -86,11 +91,21 @@ def plan(
             values["service"] = _PlanPort(values["service"])
             flow = Flow(recipe.workflow, values, run.log)
             seconds = _dry_run(flow, measure)
+            seen = Diagnostics([*run.log.events, *_planned_events(flow.values)]).warning_texts()
         finally:
             run.close()
     rows = tuple(tuple(row) for row in stage_rows(recipe.workflow, adapters))
     live = {"editable while it runs": ", ".join(live_settings(type(config)))}
-    return Plan(recipe.name, rows, _plan_facts(flow.values, snapshot_policy, seconds) | live)
+    return Plan(recipe.name, rows, _plan_facts(flow.values, snapshot_policy, seconds) | live, tuple(seen))
+
+
+def _planned_events(values: Mapping[str, Any]) -> list[Event]:
+    "What the run would say of its size, as far as a dry run knows it: graded answers, and optimizer steps."
+    config, problems = values["config"], values.get("problems")
+    asked = len(values["questions"]) if "questions" in values else len(problems.test) if problems is not None else 0
+    steps = len(values["batches"]) if "batches" in values else values.get("rounds", 0) * getattr(config, "num_substeps", 1)
+    found = [event("evaluate.answers", label="before", split="test", metric=config.metric, count=asked)] if asked else []
+    return [*found, event("train.start", 0, steps=steps)] if steps else found
 
 # %% ../../nbs/57_recipes/2_plan.ipynb #5c1e7a90
 class _ModelNeeded(InvalidValue):  # of this family, because no retry policy tries it again or skips it

@@ -27,7 +27,7 @@ from ..store.log import to_jsonable
 from ..store.objects import ObjectStore
 from ..store.run import Run, runs_root
 from ..store.trust import require_trusted_settings
-from ..telemetry import EVENTS, NONDETERMINISTIC_UNITS, Event, event, loss_unit, unit_of
+from ..telemetry import EVENTS, ITEM_VALUES, NONDETERMINISTIC_UNITS, Event, event, loss_unit, unit_of
 from ..types import InvalidValue, is_list, is_mapping, short_value
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #f8fe7f4d
@@ -77,7 +77,7 @@ def final_metrics(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #bd877a05
 def _metric_name(item: Event, measurement: str) -> str:
     "A measurement with what identifies it, such as train.evaluate.loss[test]."
-    identity = ",".join(str(value) for value in item.metadata.values())
+    identity = ",".join(str(value) for name, value in item.metadata.items() if name not in ITEM_VALUES)
     return f"{item.name}.{measurement}" + (f"[{identity}]" if identity else "")
 
 

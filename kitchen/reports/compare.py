@@ -8,8 +8,8 @@ __all__ = ['RunSummary', 'RunComparison', 'compare']
 # %% ../../nbs/64_reports/3_compare.ipynb #10c1de7c
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,28 +31,27 @@ from kitchen.formatting import (
     table_html,
 )
 from ..palette import CURVE_COLORS, NEUTRAL_GREY
-from ..recipes.reproduce import COUNT_UNITS, final_metrics
-from .scores import Score, scores, scores_table
+from ..recipes.reproduce import COUNT_UNITS, _metric_name, final_metrics
+from ..intervals import ItemValues
+from .scores import Score, scores, scores_table, sure_best
 from ..store.index import RunIndex
 from ..store.run import Run
 from ..telemetry import Event, loss_unit, unit_of
 from ..types import InvalidValue, short_value
 
 # %% ../../nbs/64_reports/3_compare.ipynb #0e5a400d
-_BEST_OF: dict[str, Callable[[Iterable[float]], float]] = {
-    "loss": min,
-    "perplexity": min,
-    "bits_per_byte": min,
-    "accuracy": max,
-    "margin": max,
-    "reward": max,
+_BEST_OF: dict[str, bool] = {  # measurement -> whether less is better
+    "loss": True,
+    "perplexity": True,
+    "bits_per_byte": True,
+    "accuracy": False,
+    "margin": False,
 }
-# settings that decide what number a loss function gives; the margin of a pair is measured in units of its beta
-_LOSS_SETTINGS = (
-    "loss", "preference_loss", "beta", "label_smoothing", "margin", "centre", "distill_loss", "teacher_top_k",
-    "objective", "objective_overrides", "reference",
-)  # fmt: skip
-_LOSS_MEASUREMENTS = ("loss", "margin")
+_ITEMS_OF = {  # event -> what it says of each item, and the weights of these
+    "train.evaluate": ("row_losses", "row_tokens"),
+    "train.pairs": ("row_margins", ""),
+    "evaluate.answers": ("grades", ""),
+}
 
 # %% ../../nbs/64_reports/3_compare.ipynb #411e4dd5
 @dataclass(frozen=True, eq=False)
@@ -71,6 +70,7 @@ class RunSummary:
     fork_step: int = 0  # step
     scores: tuple[Score, ...] = ()  # before and after
     loss_unit: str = "nats/token"  # of its training loss
+    items: Mapping[str, ItemValues] = field(default_factory=dict[str, ItemValues])  # what measurements are means of, by name
 
     @classmethod
     def from_run(cls, run: Run) -> "RunSummary":
@@ -94,6 +94,7 @@ class RunSummary:
             fork_step=int(origin.get("step") or 0),
             scores=tuple(scores(events)),
             loss_unit=unit_of("train.step", "loss", loss_unit(events)),
+            items=_last_items(events),
         )
 
     def metric(self, name: str, unit: str | None = None) -> float:
@@ -116,11 +117,6 @@ class RunSummary:
         later = [(after, step) for key, after, step in self.edits if key == name]
         return value + "".join(f" → {json.dumps(after, ensure_ascii=False)} from step {step + 1}" for after, step in later)
 
-    @property
-    def loss_settings(self) -> tuple[str, ...]:
-        "The loss function and what it was given, edits included: two runs' training losses compare only where these are equal."
-        return tuple(self.setting_text(name) for name in _LOSS_SETTINGS)
-
 # %% ../../nbs/64_reports/3_compare.ipynb #bfb8e97e
 def _steps_before(events: Sequence[Event], wanted: Sequence[Event]) -> list[int]:
     "For each of the wanted events, which must be among `events`: the number of the last optimizer step before it, 0 if none."
@@ -129,6 +125,17 @@ def _steps_before(events: Sequence[Event], wanted: Sequence[Event]) -> list[int]
         done = item.step if item.name == "train.step" and item.step is not None else done
         if id(item) in places:
             found.append(done)
+    return found
+
+
+def _last_items(events: Iterable[Event]) -> dict[str, ItemValues]:
+    "What each last measurement is the mean of, by the names of `final_metrics`; only where the log tells it."
+    found: dict[str, ItemValues] = {}
+    for item in events:
+        values = _ITEMS_OF.get(item.name)
+        items = ItemValues.from_event(item, *values) if values else None
+        if items is not None:
+            found |= {_metric_name(item, measured): items for measured in item.measurements if measured in _BEST_OF}
     return found
 
 # %% ../../nbs/64_reports/3_compare.ipynb #60da60fc
@@ -189,16 +196,19 @@ def _metric_text(value: float, unit: str) -> str:
 
 # %% ../../nbs/64_reports/3_compare.ipynb #cb66b137
 def _best_value(name: str, values: Sequence[float], summaries: Sequence[RunSummary]) -> float | None:
-    "The value to mark among those of one measurement, NaN where a run has none; None where marking one would mislead."
-    best = _BEST_OF.get(_measurement_name(name))
-    finite = [value for value in values if math.isfinite(value)]
-    if best is None or len(set(finite)) < 2:
+    "The value to mark among those of one measurement, NaN where a run has none: the best, if a test tells it from every other; else None."
+    less = _BEST_OF.get(_measurement_name(name))
+    finite = {place: value for place, value in enumerate(values) if math.isfinite(value)}
+    if less is None:
         return None
-    if _measurement_name(name) in _LOSS_MEASUREMENTS and not name.startswith("train.evaluate."):
-        compared = [story for story, value in zip(summaries, values, strict=True) if math.isfinite(value)]
-        if len({story.loss_settings for story in compared}) > 1:
-            return None
-    return best(finite)
+    best = sure_best(finite, {place: summaries[place].items.get(name) for place in finite}, less)
+    return None if best is None else finite[best]
+
+
+def _is_untold(name: str, values: Sequence[float], summaries: Sequence[RunSummary]) -> bool:
+    "Whether the runs differ in a measurement that has a better and a worse, were tested by their items, and cannot be told apart."
+    known = [story.items.get(name) is not None for story, value in zip(summaries, values, strict=True) if math.isfinite(value)]
+    return len(known) > 1 and all(known) and _measurement_name(name) in _BEST_OF and _best_value(name, values, summaries) is None
 
 
 def _column_heads(summaries: Sequence[RunSummary]) -> list[str]:
@@ -216,6 +226,7 @@ def _column_heads(summaries: Sequence[RunSummary]) -> list[str]:
     return cells
 
 # %% ../../nbs/64_reports/3_compare.ipynb #41b7b2ac
+_BEST_LEGEND = "◂ better than every other run (95 %, Holm)"
 _CURVES_CAPTION = "training loss, smoothed (thin: as measured; dotted: held out; ring: where a fork left its parent)"
 
 # %% ../../nbs/64_reports/3_compare.ipynb #6fb04ef7
@@ -249,6 +260,7 @@ class RunComparison:
         for name, unit, values in self.metrics:
             best = _best_value(name, values, self.summaries)
             title = _metric_label(name) if unit in ("1", "s", "share") else f"{_metric_label(name)} ({unit})"
+            title += ", not distinguishable" if _is_untold(name, values, self.summaries) else ""
             cells = [
                 (_metric_text(value, unit) + story.interval_text(name), value == best)
                 for story, value in zip(self.summaries, values, strict=True)
@@ -293,7 +305,7 @@ class RunComparison:
             ]
         ]
         rows += [[escape_html(cell, 300) for cell in row] for row in self.differing_settings]
-        rows += [["<b>final numbers</b>, ◂ best", *empty]]
+        rows += [[f"<b>final numbers</b>, {_BEST_LEGEND}", *empty]]
         rows += [
             [f"<b>◂ {escape_html(text)}</b>" if best else escape_html(text) for text, best in row]
             for row in self._number_rows()
@@ -315,7 +327,7 @@ def _comparison_text(comparison: RunComparison) -> str:
             )
         ]
     rows = [[("◂ " if best else "") + text for text, best in row] for row in comparison._number_rows()]
-    parts.append(align_columns(right_align_columns([["final, ◂ best", *names], *rows], columns)))
+    parts.append(align_columns(right_align_columns([[f"final, {_BEST_LEGEND}", *names], *rows], columns)))
     lines = [
         [one.name, sparkline_text(one.curves["training"][1], 40), f"fork of {one.parent}" if one.parent else ""]
         for one in comparison.summaries

@@ -26,6 +26,7 @@ from kitchen.train.rollouts import (
     Policy,
     RolloutRound,
     collect_rollouts,
+    request_logprobs,
     rollout_events,
     trajectory_to_datums,
 )
@@ -87,8 +88,7 @@ def on_policy_data(
         )
         for one in group.trajectories:
             for datum, seen in zip(_turn_datums(one, group), _teacher_prompts(one, renderer, view), strict=True):
-                answer = datum.targets[datum.weights != 0].tolist()
-                asked.append((datum, teacher.compute_logprobs([*seen, *answer]), len(answer)))
+                asked.append((datum, request_logprobs(teacher, datum, seen), int(np.count_nonzero(datum.weights))))
     return [_add_teacher_advantages(datum, future.result()[-count:], coefficient) for datum, future, count in asked]
 
 # %% ../../nbs/35_train/7_distillation.ipynb #10f08c62

@@ -19,12 +19,13 @@ import numpy as np
 
 from ..data.batches import Batches
 from ..data.formats import Preference
-from ..losses.preference import PairLoss, pair_logprobs, pair_metrics, pairwise_loss
+from ..intervals import values_to_text
+from ..losses.preference import ROUNDING, PairLoss, pair_logprobs, pair_metrics, pairwise_loss
 from ..losses.value import ScalarHead, reward_model_loss
 from ..ports.protocols import CustomLoss, SamplingClient, TrainingClient
 from ..rendering.base import Renderer, to_datum
 from ..telemetry import Event, event
-from .sft import TrainingDiverged, split_micro_batches, step_measurements, train_start_event
+from .sft import TrainingDiverged, data_digest, split_micro_batches, step_measurements, train_start_event
 from ..types import AdamParams, Datum, InvalidValue, Message, RowError
 
 # %% ../../nbs/35_train/2_preference.ipynb #ace3542a
@@ -127,9 +128,11 @@ def _swap_answer(datum: Datum, other: Datum) -> Datum:
     return Datum.from_tokens([*prompt, *answer], [0.0] * len(prompt) + weights, datum.origin)
 
 
-def reward_loss_factory(head: ScalarHead, margin: float = 0.0, centre: float = 0.0) -> PairLossFactory:
+def reward_loss_factory(
+    head: ScalarHead, margin: float = 0.0, centre: float = 0.0, rounding: float = ROUNDING["float32"]
+) -> PairLossFactory:
     "Bradley–Terry on scored pairs."
-    return lambda pairs: reward_model_loss(head, len(pairs), margin, centre)
+    return lambda pairs: reward_model_loss(head, len(pairs), margin, centre, rounding)
 
 # %% ../../nbs/35_train/2_preference.ipynb #42b4a144
 def train_pairs(
@@ -142,12 +145,13 @@ def train_pairs(
     due: Callable[[int], bool] = lambda step: False,
     progress: dict[str, Any] | None = None,  # what is done already: kept up to date, and taken up again
     name: str = "preference",
+    unit: str = "nats/pair",  # of the loss
 ) -> Iterator[Event]:
     "Learn from pairs; yields `train.pairs` and `train.step` after each optimizer step, and held-out evaluations when due."
     began, total, done = time.perf_counter(), len(batches), {} if progress is None else progress
     if not done:
         done.update(step=0, tokens=0, evaluated=-1)
-        yield train_start_event(name, total, batches.epochs, 2 * len(batches.rows))
+        yield train_start_event(name, total, batches.epochs, 2 * len(batches.rows), unit)
     for batch in batches:
         yield from _evaluate_if_due(done, evaluate, due)
         adam = adam_at(done["step"])
@@ -190,7 +194,10 @@ def preference_step(
         raise TrainingDiverged(f"the loss is {value} at step {step}; lower learning_rate or beta")
 
 # %% ../../nbs/35_train/2_preference.ipynb #d3d36ed5
-_SUMMED_METRICS = ("accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob")
+_SUMMED_METRICS = (
+    "accuracy", "ties", "ranking_accuracy", "ranking_accuracy_per_token", "margin", "chosen_reward", "rejected_reward", "chosen_logprob",
+    "rejected_logprob",
+)  # fmt: skip
 
 
 def _mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -202,11 +209,34 @@ def _mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 # %% ../../nbs/35_train/2_preference.ipynb #649260d3
 PairEvaluator = Callable[[Sequence[Datum], Sequence[Any]], tuple[float, dict[str, float]]]  # sums of the loss and of what is read
 
+# %% ../../nbs/35_train/2_preference.ipynb #32226933
+_ITEM_NAMES = {  # what is read of each pair: 0, ½ or 1, and the margin -> where an event tells it
+    "accuracy": "grades",
+    "ranking_accuracy": "ranking_grades",
+    "ranking_accuracy_per_token": "token_ranking_grades",
+    "margin": "row_margins",
+}
+
+
+def _pair_values(evaluator: PairEvaluator, chunks: Sequence[Sequence[Datum]], logprobs: Sequence[Sequence[Any]]) -> dict[str, str]:
+    "What is read of each pair by itself, as events tell it: a change between two looks is then one of the same pairs."
+    each = [
+        evaluator(chunk[place : place + 2], found[place : place + 2])[1]
+        for chunk, found in zip(chunks, logprobs, strict=True)
+        for place in range(0, len(chunk), 2)
+    ]
+    known = {name: told for name, told in _ITEM_NAMES.items() if f"{name}:sum" in each[0]}
+    return {told: values_to_text(one[f"{name}:sum"] for one in each) for name, told in known.items()}
+
 # %% ../../nbs/35_train/2_preference.ipynb #f69093a3
 def held_out_pair_loss(
-    training: TrainingClient, pairs: Sequence[Pair], evaluator: PairEvaluator, step: int, batch_size: int = 64
+    training: TrainingClient,
+    pairs: Sequence[Pair],
+    evaluator: PairEvaluator,
+    step: int,
+    batch_size: int = 64,
 ) -> Event:
-    "Loss, accuracy and margin on pairs that are not trained on."
+    "Loss, accuracies and margin on pairs that are not trained on, with what each pair contributes."
     import torch
 
     if not pairs:
@@ -214,13 +244,13 @@ def held_out_pair_loss(
     started = time.perf_counter()
     chunks = [interleave_pairs(pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
     futures = [training.forward(chunk, "cross_entropy") for chunk in chunks]
-    found = [
-        evaluator(chunk, [torch.as_tensor(np.nan_to_num(one["logprobs"])) for one in future.result().loss_fn_outputs])
-        for chunk, future in zip(chunks, futures, strict=True)
-    ]
+    read = [[torch.as_tensor(np.nan_to_num(one["logprobs"])) for one in future.result().loss_fn_outputs] for future in futures]
+    found = [evaluator(chunk, logprobs) for chunk, logprobs in zip(chunks, read, strict=True)]
     loss = sum(value for value, _ in found) / len(pairs)
     told = _mean_metrics([metrics for _, metrics in found])
-    return event("train.pairs", step, split="test", loss=loss, seconds=time.perf_counter() - started, **told)
+    values = _pair_values(evaluator, chunks, read)
+    items = data_digest([datum for chunk in chunks for datum in chunk])
+    return event("train.pairs", step, split="test", loss=loss, seconds=time.perf_counter() - started, items=items, **values, **told)
 
 # %% ../../nbs/35_train/2_preference.ipynb #0b93f759
 def preference_evaluator(loss: PairLoss) -> PairEvaluator:
@@ -233,11 +263,11 @@ def preference_evaluator(loss: PairLoss) -> PairEvaluator:
     return judge
 
 
-def score_evaluator(head: ScalarHead) -> PairEvaluator:
+def score_evaluator(head: ScalarHead, rounding: float = ROUNDING["float32"]) -> PairEvaluator:
     "Evaluates a reward model: the Bradley–Terry loss and its metrics, each summed over the pairs."
 
     def judge(data: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[float, dict[str, float]]:
-        value, metrics = reward_model_loss(head, 1)(data, logprobs)
+        value, metrics = reward_model_loss(head, 1, rounding=rounding)(data, logprobs)
         return float(value), dict(metrics)
 
     return judge

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['adam_schedule', 'TrainingDiverged', 'split_micro_batches', 'train_start_event', 'train_sft', 'sft_step',
-           'step_measurements', 'held_out_loss']
+           'step_measurements', 'held_out_loss', 'data_digest']
 
 # %% ../../nbs/35_train/1_sft.ipynb #ad313c15
+import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..data.batches import Batches, StreamBatches
-from ..losses.token import bits_per_byte, get_sft_loss, mean_nll, normalize_weights, perplexity
+from ..intervals import values_to_text
+from ..losses.token import bits_per_byte, cross_entropy, get_sft_loss, mean_nll, normalize_weights, perplexity
 from ..ports.protocols import Future, TrainingClient
 from ..telemetry import Event, event
 from .schedules import learning_rate
@@ -59,9 +61,10 @@ def train_start_event(
     steps: int,  # optimizer steps, over all epochs
     epochs: int,
     datums: int,  # that one epoch goes through; of a pair both answers count, of rollouts each problem once
+    unit: str = "nats/token",  # of the loss
 ) -> Event:
     "What every training loop and workflow says before its first step: `train.start`, at step 0."
-    return event("train.start", 0, loss=loss, steps=steps, epochs=epochs, datums=datums)
+    return event("train.start", 0, loss=loss, unit=unit, steps=steps, epochs=epochs, datums=datums)
 
 
 # %% ../../nbs/35_train/1_sft.ipynb #62bbf942
@@ -154,7 +157,8 @@ def held_out_loss(
     chunks = [data[start : start + batch_size] for start in range(0, len(data), batch_size)]
     futures = [training.forward(chunk, "cross_entropy") for chunk in chunks]
     outputs = [output for future in futures for output in future.result().loss_fn_outputs]
-    nll = mean_nll(outputs, data)
+    nll, tokens = mean_nll(outputs, data), [float(datum.weights.sum(dtype=np.float64)) for datum in data]
+    sums = (cross_entropy(output["logprobs"], datum.loss_fn_inputs, {}).value for output, datum in zip(outputs, data, strict=True))
     return event(
         "train.evaluate",
         step,
@@ -164,4 +168,16 @@ def held_out_loss(
         bits_per_byte=None if token_bytes is None else bits_per_byte(outputs, data, token_bytes),
         trained_tokens=sum(int(np.count_nonzero(datum.weights)) for datum in data),
         seconds=time.perf_counter() - started,
+        items=data_digest(data),
+        row_losses=values_to_text(total / count if count else None for total, count in zip(sums, tokens, strict=True)),
+        row_tokens=values_to_text(tokens),
     )
+
+
+def data_digest(data: Sequence[Datum]) -> str:
+    "A name that two measurements share if they were of the same tokens with the same weights, in the same order."
+    read = hashlib.sha256()
+    for datum in data:
+        read.update(datum.tokens.tobytes())
+        read.update(datum.weights.tobytes())
+    return read.hexdigest()[:16]

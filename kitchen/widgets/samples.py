@@ -35,7 +35,7 @@ def sample_answers(value: _ValueLookup, count: int = 4) -> list[Answer]:
     sampler, params = training.create_sampling_client(), rollout_sampling_params(config, renderer, 0.0)
     if questions:
         return ask(
-            sampler, questions[:count], lambda tokens: renderer.parse_response(tokens)[0].content, config.metric, params
+            sampler, questions[:count], lambda tokens: renderer.parse_response(tokens)[0], config.metric, params
         )
     sides = 2 if config.env.partition(":")[0] == "nim" else 1  # a game needs both
     policy, some = Policy(sampler, renderer, params), list(problems.test)[:count]
@@ -47,13 +47,21 @@ def sample_events(answers: Sequence[Answer], step: int) -> list[Event]:
     "A `sample.answer` event for each answer, numbered from 0, with question, reference, grade and how the answer ended."
     return [
         event(
-            "sample.answer", step, number=number, question=one.question.text, reference=one.question.reference,
-            text=one.text, grade=one.grade, stop=one.stop_reason,
+            "sample.answer", step, number=number, question=one.question.text, reference=one.question.shown_reference,
+            text=one.shown_text, grade=one.grade, stop=one.stop_reason,
         )
         for number, one in enumerate(answers)
     ]  # fmt: skip
 
 # %% ../../nbs/62_widgets/2_samples.ipynb #7e0b8bfc
+def _correct(item: Event) -> bool | None:
+    "Whether an answer got the full grade; None if there was nothing to grade it by."
+    return item["grade"] == 1 if "grade" in item.measurements else None
+
+
+_SIGNS = {True: "✓ ", False: "✗ ", None: ""}
+
+
 @dataclass(frozen=True)
 class SampleRound:
     "The answers to all questions asked at one step, as their events; shows itself as a table."
@@ -64,7 +72,7 @@ class SampleRound:
     @property
     def correct_count(self) -> int:
         "How many answers were graded 1."
-        return sum(one["grade"] == 1 for one in self.answers)
+        return sum(_correct(one) is True for one in self.answers)
 
     @property
     def name(self) -> str:
@@ -75,7 +83,7 @@ class SampleRound:
         style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;max-width:26em"
         rows = []
         for one in self.answers:
-            said = answer_html(one["text"], one["reference"], one["grade"] == 1)
+            said = answer_html(one["text"], one["reference"], _correct(one))
             cells = (html.escape(visible_text(one["question"])), html.escape(visible_text(one["reference"])), said)
             rows.append("<tr>" + "".join(f'<td style="{style}">{cell}</td>' for cell in cells) + "</tr>")
         heads = "".join(f'<th style="text-align:left">{head}</th>' for head in ("asked", "right", "said"))
@@ -83,7 +91,7 @@ class SampleRound:
         return f'<div class="tex2jax_ignore mathjax_ignore">{about}<table><tr>{heads}</tr>{"".join(rows)}</table></div>'
 
     def __repr__(self) -> str:
-        signs = ["✓ " if one["grade"] == 1 else "✗ " for one in self.answers]
+        signs = [_SIGNS[_correct(one)] for one in self.answers]
         rows = [
             ["", one["question"], one["reference"], sign + one["text"]]
             for sign, one in zip(signs, self.answers, strict=True)

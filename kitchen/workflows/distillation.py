@@ -6,7 +6,8 @@
 __all__ = ['on_policy_distillation', 'off_policy_distillation', 'TeacherConfig', 'OnPolicyDistillationConfig',
            'OffPolicyDistillationConfig', 'PromptDistillationConfig', 'prepare_teacher', 'open_teacher',
            'open_teachers', 'evaluate_teacher', 'open_student', 'start_distillation', 'distill_round',
-           'DistillationExample', 'sample_teacher', 'make_soft_targets', 'evaluate_teacher_answers', 'train_student']
+           'DistillationExample', 'choose_prompts', 'sample_teacher', 'make_soft_targets', 'evaluate_teacher_answers',
+           'train_student']
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #a10a7e29
 import time
@@ -22,10 +23,11 @@ from ..data.formats import Conversation
 from ..data.synthetic import ANSWER_RULES
 from ..engine.produce import produce
 from ..engine.workflow import chain, stage
-from ..evaluation import Answer, ask, summarize
+from ..evaluation import Answer, ask, evaluation_events, summarize
 from ..losses.distillation import DISTILL_LOSSES, DistillLossName, get_distill_loss
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
-from ..rendering.base import RenderedPart, Renderer, Tools, prompt_tokens, renderer_for
+from ..rendering.base import RenderedPart, Renderer, Tools, prompt_tokens, renderer_for, row_error_at
+from ..rendering.exported_template import exported_chat_template
 from ..rendering.registry import render_conversations
 from ..store.run import Run
 from ..telemetry import Event, event
@@ -40,18 +42,22 @@ from kitchen.train.distillation import (
 )
 from ..train.rollouts import RolloutRound
 from ..train.sft import adam_schedule, held_out_loss, train_sft, train_start_event
-from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, SamplingParams, UnknownName
+from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, RowError, SamplingParams, UnknownName
 from . import rl
 from kitchen.workflows.base import (
     MODEL_PRESETS,
+    UNLIMITED,
     AnswerConfig,
     Splits,
     StageEvents,
+    TokenLimit,
     TrainingConfig,
     adam_params,
+    bad_row_events,
     baseline,
     conversation_to_question,
     evaluate,
+    fit_data,
     name_in_table,
     open_training_client,
     read_split,
@@ -167,7 +173,8 @@ def prepare_teacher(
         return config.teacher
     started = time.perf_counter()
     rows = yield from read_split(datasets, _ReadConfig(config), config.teacher_dataset, "train")
-    data, _ = render_conversations(renderer, rows, "all_assistant_messages", max_length=config.max_length)
+    limit = TokenLimit.of(config.max_length, renderer.tokenizer)
+    data, _, _ = fit_data(render_conversations(renderer, rows, "all_assistant_messages", max_length=UNLIMITED)[0], limit, "stop")
     lora, seed = LoraParams(config.lora_rank, config.lora_alpha), config.seed + 1  # not the student's: adapters begin apart
     training = service.create_training_client(config.model, lora, seed)
     batches = Batches(data, batch_size=config.teacher_batch_size, epochs=config.teacher_epochs, seed=config.seed)
@@ -175,7 +182,10 @@ def prepare_teacher(
     peak = AdamParams(config.teacher_learning_rate, eps=1e-8, grad_clip_norm=1.0)
     told = list(train_sft(training, batches, adam_schedule(peak, len(batches), "cosine", warmup_steps=20)))
     steps = [one["loss"] for one in told if one.name == "train.step"]
-    made = run.save_artifact("teacher", "adapter", lambda path: training.save_weights(path).result())
+    stop, template = tuple(renderer.stop_sequences()), exported_chat_template(renderer)
+    made = run.save_artifact(
+        "teacher", "adapter", lambda path: training.save_weights(path, stop=stop, chat_template=template).result()
+    )
     yield event("teacher.train", steps=len(steps), loss=steps[-1], seconds=time.perf_counter() - started)
     return made.path
 
@@ -328,12 +338,34 @@ class DistillationExample:
     teacher_datum: Datum
 
 
+@stage(gives="prompts", remake=True)
+def choose_prompts(config: OffPolicyDistillationConfig, renderer: Renderer, conversations: Splits) -> StageEvents[list[Conversation]]:
+    "Training rows whose prompt, as the teacher sees it, leaves room for an answer; the others are bad rows, found before anything is trained."
+    if config.answers == "dataset":  # rendered, and held against the limit, with the answers that they have
+        return list(conversations.train)
+    seeing, limit = _TeacherRenderer(renderer, _teacher_context(config)), TokenLimit.of(config.max_length, renderer.tokenizer)
+    kept, problems = list[Conversation](), list[RowError]()
+    for row in conversations.train:
+        prompt = len(seeing.generation_prompt(_prompt_messages(row)))
+        wrong = limit.problem(prompt + config.max_tokens, f" (a prompt of {prompt}, and max_tokens {config.max_tokens})")
+        if not wrong:
+            kept.append(row)
+            continue
+        problems.append(row_error_at(f"{wrong}; lower max_tokens, or leave the row out", row.origin))
+        if config.on_bad_row == "stop":
+            raise problems[0]
+    yield from bad_row_events(problems)
+    if len(kept) < config.batch_size:
+        raise InvalidValue(f"batch_size {config.batch_size} is larger than the {len(kept)} prompts that are left; use at most {len(kept)}")
+    return kept
+
+
 @stage(gives="distillation_examples", remake=True)
 def sample_teacher(
     config: OffPolicyDistillationConfig,
     teacher_sampler: SamplingClient,
     renderer: Renderer,
-    conversations: Splits,
+    prompts: list[Conversation],
     data: Splits,
 ) -> Splits:
     "Texts to learn from: the teacher's answers to the prompts, or the dataset's own."
@@ -341,7 +373,7 @@ def sample_teacher(
         return Splits([DistillationExample(datum, datum) for datum in data.train], data.test)
     params = SamplingParams(config.max_tokens, temperature=1.0, seed=config.seed, stop=tuple(renderer.stop_sequences()))
     return Splits(
-        _sample_answers(teacher_sampler, renderer, conversations.train, params, _teacher_context(config)), data.test
+        _sample_answers(teacher_sampler, renderer, prompts, params, _teacher_context(config)), data.test
     )
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #7a0ce3c6
@@ -404,10 +436,8 @@ def evaluate_teacher_answers(
     asked = [conversation_to_question(seeing, one) for one in conversations.test[: config.graded]]  # pyright: ignore[reportArgumentType]
     questions = [one for one in asked if one is not None]
     params = SamplingParams(config.max_tokens, temperature=0.0, stop=tuple(renderer.stop_sequences()))
-    answers = ask(
-        teacher_sampler, questions, lambda tokens: renderer.parse_response(tokens)[0].content, config.metric, params
-    )
-    yield summarize(answers, "teacher", config.metric, seconds=time.perf_counter() - started)
+    answers = ask(teacher_sampler, questions, lambda tokens: renderer.parse_response(tokens)[0], config.metric, params)
+    yield from evaluation_events(answers, "teacher", config.metric, seconds=time.perf_counter() - started)
     return answers
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #726d3a74
@@ -434,6 +464,6 @@ def train_student(
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #a1524fcd
 off_policy_distillation = chain(
-    "off_policy", load_conversations, render_datums, prepare_teacher, open_teacher, sample_teacher, make_soft_targets, open_student,
+    "off_policy", load_conversations, render_datums, choose_prompts, prepare_teacher, open_teacher, sample_teacher, make_soft_targets, open_student,
     baseline, evaluate_teacher_answers, train_student, evaluate, save, register_model, write_results,
 )  # fmt: skip

@@ -39,7 +39,8 @@ from kitchen.drift import (
     write_interactions,
 )
 from ..engine.workflow import chain, stage, when
-from ..evaluation import Answer, Question, ask, get_metric, summarize, wilson_interval
+from ..evaluation import Answer, Question, ask, evaluation_events, grade_answer
+from ..intervals import mean_interval
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
 from ..rendering.base import Renderer, Tools, prompt_tokens, renderer_for
 from ..seeding import derive_seed
@@ -52,7 +53,9 @@ from kitchen.workflows.base import (
     Splits,
     StageEvents,
     bad_row_events,
+    change_of_answers,
     conversation_to_question,
+    make_question,
     measurements_of,
     open_renderer,
     open_training,
@@ -229,9 +232,7 @@ def _answer_traffic(
     sampler: SamplingClient, renderer: Renderer, asked: Sequence[_TrafficQuestion], config: FeedbackConfig, model: str, period: str
 ) -> tuple[Interaction, ...]:
     "One sampled and graded answer to each question, all requests submitted at once."
-    grade, prompts = get_metric(config.metric), [
-        prompt_tokens(renderer_for(renderer, one.chat_template_kwargs), list(one.messages), one.tools) for one in asked
-    ]
+    questions = [make_question(renderer, one.messages, Message("assistant", one.right), one.tools, one.chat_template_kwargs) for one in asked]
     params = [
         SamplingParams(
             config.max_tokens, config.temperature, seed=derive_seed(config.seed, "serve", period, number) % 2**31,
@@ -239,16 +240,16 @@ def _answer_traffic(
         )
         for number in range(len(asked))
     ]  # fmt: skip
-    futures = [sampler.sample(prompt, 1, one) for prompt, one in zip(prompts, params, strict=True)]
+    futures = [sampler.sample(question.prompt, 1, one) for question, one in zip(questions, params, strict=True)]
     found = []
-    for number, (one, prompt, future) in enumerate(zip(asked, prompts, futures, strict=True)):
+    for number, (one, question, future) in enumerate(zip(asked, questions, futures, strict=True)):
         said = future.result().completions[0]
-        text = renderer.parse_response(said.tokens)[0].content
-        right = grade(text, one.right)
+        message = renderer.parse_response(said.tokens)[0]
+        text, right = message.content, grade_answer(config.metric, message, question)
         mean_logprob = sum(said.logprobs) / max(len(said.logprobs), 1)
-        measures = {"prompt_tokens": len(prompt), "answer_tokens": len(said.tokens), "mean_logprob": mean_logprob}
+        measures = {"prompt_tokens": len(question.prompt), "answer_tokens": len(said.tokens), "mean_logprob": mean_logprob}
         when_asked = (_PERIOD_STARTS[period] + timedelta(seconds=number)).isoformat()
-        correction = None if right == 1 else one.right
+        correction = None if right in (1, None) else one.right
         about = (f"{period}-{number:06}", when_asked, model, one.messages, text)
         found.append(Interaction(*about, right, correction, one.tag, measures))
     return tuple(found)
@@ -405,11 +406,8 @@ def _evaluate_parts(
     sampler, answers = training.create_sampling_client(), []
     for split, questions in parts.items():
         started = time.perf_counter()
-        answers = ask(
-            sampler, questions, lambda tokens: renderer.parse_response(tokens)[0].content, config.metric, params
-        )
-        if answers:
-            yield summarize(answers, label, config.metric, split, time.perf_counter() - started)
+        answers = ask(sampler, questions, lambda tokens: renderer.parse_response(tokens)[0], config.metric, params)
+        yield from evaluation_events(answers, label, config.metric, split, time.perf_counter() - started)
     return answers
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #cdcec406
@@ -461,7 +459,7 @@ def write_baseline(
         Window.from_interactions(found, seed=config.seed), until=traffic.recent[-1].time
     )  # what is newer is new to it
     _save_json(run, "baseline.json", "baseline", asdict(window))
-    low, high = wilson_interval(window.accuracy or 0.0, window.graded)
+    low, high = mean_interval([one.grade for one in found if one.grade is not None] or [0.0]) or (None, None)
     yield event(
         "feedback.baseline", model=model, interactions=window.interactions, accuracy=window.accuracy, low=low, high=high
     )
@@ -496,6 +494,7 @@ def write_loop_results(
         "metric": config.metric,
         **scores["recent"],
         "reference": scores["reference"],
+        "change": change_of_answers(before, after),
         "held_out_loss": {"before": held_out[0]["loss"], "after": held_out[-1]["loss"]},
         "answers": [side_by_side(old, new) for old, new in zip(before, after, strict=True)],
         "set_aside": [dict(item.metadata) for item in run.log.active_events.named("data.set_aside")],

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['preference_optimization', 'reward_modeling', 'PairConfig', 'PreferenceConfig', 'RewardModelConfig', 'load_pairs',
-           'render_pairs', 'make_questions', 'add_reference_logprobs', 'batch_pairs', 'pair_loss_from_config',
-           'train_preference', 'measure_distance', 'ScoredPairs', 'ask_for_scores', 'batch_scored', 'train_scores',
-           'report_scores']
+           'fit_pair', 'render_pairs', 'make_questions', 'add_reference_logprobs', 'batch_pairs',
+           'pair_loss_from_config', 'train_preference', 'measure_distance', 'ScoredPairs', 'ask_for_scores',
+           'batch_scored', 'train_scores', 'report_scores']
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #27e0cdc5
 import json
@@ -23,10 +23,10 @@ from ..data.batches import Batches
 from ..data.formats import Preference
 from ..engine.workflow import chain, stage
 from ..evaluation import Question
-from ..losses.preference import PAIR_LOSSES, PairLoss, PairLossName, get_pair_loss
+from ..losses.preference import PAIR_LOSSES, ROUNDING, PairLoss, PairLossName, get_pair_loss
 from ..losses.value import ScalarHead
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
-from ..rendering.base import Renderer, renderer_for
+from ..rendering.base import Renderer, renderer_for, row_error_at
 from ..seeding import derive_seed
 from ..store.run import Run
 from ..telemetry import Event, event
@@ -50,19 +50,22 @@ from ..train.sft import adam_schedule
 from ..types import AdamParams, InvalidValue, RowError, SamplingParams
 from kitchen.workflows.base import (
     MODEL_PRESETS,
+    UNLIMITED,
     DataConfig,
     Splits,
     StageEvents,
+    TokenLimit,
     adam_params,
     bad_row_events,
     baseline,
     evaluate,
+    fit_questions,
     live_field,
+    make_question,
     measurements_of,
     name_in_table,
     open_renderer,
     open_training,
-    question_prompt,
     read_splits,
     register_model,
     render_event,
@@ -141,20 +144,32 @@ def load_pairs(config: PairConfig, datasets: DatasetStore, run: Run) -> StageEve
 # %% ../../nbs/55_workflows/3_preference.ipynb #733d0c22
 def _render_pairs_split(rows: Sequence[Preference], renderer: Renderer, config: PairConfig, split: str) -> StageEvents[list[Pair]]:
     "Pairs of one split, as datums; broken rows stop the run or are set aside."
-    started, found, problems = time.perf_counter(), [], []
+    started, found, problems = time.perf_counter(), list[Pair](), list[RowError]()
+    limit = TokenLimit.of(config.max_length, renderer.tokenizer)
     for row in rows:
         try:
-            found.append(preference_to_pair(renderer, row, config.max_length))
+            found.append(fit_pair(preference_to_pair(renderer, row, UNLIMITED), limit))
         except RowError as error:
             if config.on_bad_row == "stop":
                 raise
             problems.append(error)
     yield from bad_row_events(problems)
     data = interleave_pairs(found)
-    yield render_event(data, split, config.renderer, "chosen and rejected", started, len(found))
+    yield render_event(data, split, config.renderer, "chosen and rejected", started, len(found), limit.tokens, 0, len(problems))
     if not found:
         raise InvalidValue(f"no pair is left of split {split!r}: every row was set aside")
     return found
+
+
+def fit_pair(pair: Pair, limit: TokenLimit) -> Pair:
+    "The pair, if both of its answers are within the limit; nothing is cut, because an end that is missing would be preferred or not."
+    # a reference, or the head of a reward model, reads the last target, too: one token more than is trained
+    context = None if limit.context is None else limit.context - 1
+    for name, datum in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if problem := TokenLimit(limit.max_length, context).problem(len(datum)):
+            placed = row_error_at(problem, datum.origin)
+            raise RowError(placed.reason, placed.source, placed.row, field=name)
+    return pair
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #5936f888
 @stage(gives="renderer data", remake=True, name="render")
@@ -167,16 +182,19 @@ def render_pairs(config: PairConfig, service: ServiceClient, conversations: Spli
 
 
 @stage(gives="questions", remake=True)
-def make_questions(config: PairConfig, renderer: Renderer, conversations: Splits) -> list[Question]:
-    "Turn held-out prompts into questions."
-    return [_question_from_pair(renderer, row) for row in conversations.test[: config.graded]]
+def make_questions(config: PairConfig, renderer: Renderer, conversations: Splits) -> StageEvents[list[Question]]:
+    "Turn held-out prompts into questions; those that leave no room for an answer are bad rows."
+    asked = [(row.origin, _question_from_pair(renderer, row)) for row in conversations.test[: config.graded]]
+    limit = TokenLimit.of(config.max_length, renderer.tokenizer)
+    questions, problems = fit_questions(asked, limit, config.max_tokens, config.on_bad_row)
+    yield from bad_row_events(problems)
+    return questions
 
 
 def _question_from_pair(renderer: Renderer, row: Preference) -> Question:
     "The prompt, with the chosen answer as the reference."
-    own = renderer_for(renderer, row.chat_template_kwargs)
-    prompt = question_prompt(own, row.prompt, row.chosen[0], row.tools)
-    return Question(row.prompt[-1].content, tuple(prompt), row.chosen[-1].content)
+    before = [*row.prompt, *row.chosen[:-1]]
+    return make_question(renderer, before, row.chosen[-1], row.tools, row.chat_template_kwargs)
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #31f9a960
 @stage(gives="pairs", remake=True)
@@ -196,7 +214,7 @@ def batch_pairs(config: PairConfig, pairs: Splits) -> Batches[Pair]:
 # %% ../../nbs/55_workflows/3_preference.ipynb #f65da2b3
 def _train_on_pairs(
     config: PairConfig, training: TrainingClient, batches: Batches[Pair], minimise: PairLossFactory, judge: Any, test: Sequence[Pair],
-    progress: dict[str, Any], name: str,
+    progress: dict[str, Any], name: str, unit: str = "nats/pair",
 ) -> StageEvents[int]:  # fmt: skip
     "Optimizer steps on pairs, with held-out ones in between; the number of steps."
     total = len(batches)
@@ -211,13 +229,13 @@ def _train_on_pairs(
         return step % (config.evaluate_every or max(total // 10, 1)) == 0
 
     accumulate = config.gradient_accumulation_steps
-    yield from train_pairs(training, batches, minimise, adam_at, accumulate, look, due, progress, name)
+    yield from train_pairs(training, batches, minimise, adam_at, accumulate, look, due, progress, name, unit)
     return total
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #754a0520
 def pair_loss_from_config(config: PreferenceConfig) -> PairLoss:
     "The loss with the settings as they are now."
-    return get_pair_loss(config.preference_loss, **config.loss_settings)
+    return replace(get_pair_loss(config.preference_loss, **config.loss_settings), rounding=ROUNDING[config.dtype])
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #ffebbd7e
 @stage(gives="steps", requires="custom_loss", name="train")
@@ -235,8 +253,11 @@ def train_preference(
         def minimise(batch: Sequence[Pair]) -> Any:
             return preference_loss_factory(pair_loss_from_config(config))(batch)
 
-    judge = preference_evaluator(pair_loss_from_config(config))
-    return (yield from _train_on_pairs(config, training, batches, minimise, judge, pairs.test, progress, config.preference_loss))
+    loss = pair_loss_from_config(config)
+    judge = preference_evaluator(loss)
+    return (
+        yield from _train_on_pairs(config, training, batches, minimise, judge, pairs.test, progress, config.preference_loss, loss.unit)
+    )
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #69fe0cae
 @stage(name="distance", after="steps")
@@ -308,8 +329,8 @@ def train_scores(
 ) -> StageEvents[int]:
     "Optimizer steps of Bradley and Terry's model, with held-out pairs in between."
     minimise, judge = (
-        reward_loss_factory(scored_pairs.head, config.margin, config.centre),
-        score_evaluator(scored_pairs.head),
+        reward_loss_factory(scored_pairs.head, config.margin, config.centre, ROUNDING[config.dtype]),
+        score_evaluator(scored_pairs.head, ROUNDING[config.dtype]),
     )
     return (
         yield from _train_on_pairs(

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from pydantic import Field, model_validator
 
 from ..engine.produce import ProducerLag, produce
 from ..engine.workflow import chain, stage
-from ..envs.base import Problem
+from ..envs.base import Problem, QuestionEnv, first_messages
 from kitchen.envs.judge import (
     Grader,
     LocalCompleter,
@@ -57,11 +58,12 @@ from ..train.rollouts import Policy, RolloutRound, collect_rollouts, play_groups
 from ..train.schedules import ScheduleName
 from ..train.sft import adam_schedule, train_start_event
 from ..train.trajectories import EpisodeLimits, TrajectoryGroup
-from ..types import AdamParams, DamagedData, InvalidValue, SamplingParams
+from ..types import AdamParams, DamagedData, InvalidValue, SamplingParams, short_value
 from kitchen.workflows.base import (
     MODEL_PRESETS,
     Splits,
     StageEvents,
+    TokenLimit,
     TrainingConfig,
     adam_params,
     live_field,
@@ -96,7 +98,7 @@ class RolloutConfig(TrainingConfig):
     epochs: int = Field(1, ge=1, description="passes over the problems")
     schedule: ScheduleName = Field("linear", description="shape of the learning rate: constant, linear, cosine, exponential, polynomial")
     warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up")
-    temperature: float = live_field(1.0, "of the rollouts", gt=0)
+    temperature: float = live_field(1.0, "of the rollouts; what is learnt is the policy at this temperature", gt=0)
     max_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
     turns: int = Field(16, ge=1, description="most actions of an episode")
     tool_calls: int = Field(64, ge=0, description="most tool calls of an episode")
@@ -180,6 +182,8 @@ def make_problems(
     vectors: VectorStore | None = None,
 ) -> tuple[Renderer, Splits, int, int | ProducerLag]:  # fmt: skip
     "Make the problems, held-out ones too; how many rounds they are played in."
+    if config.temperature != 1:
+        service.capabilities().require("tempered_logprobs")
     renderer = open_renderer(config, service)
     rewards = get_rewards(getattr(config, "rewards", {"exact_match": 1.0}))
     others = EnvResources(*_make_judges(config, service, completer), embeddings, vectors)
@@ -187,7 +191,28 @@ def make_problems(
     test = get_problems(config.env, config.graded, config.seed, "test", rewards, others)
     if config.batch_size > len(train):
         raise InvalidValue(f"batch_size {config.batch_size} is larger than the {len(train)} problems; use at most {len(train)}")
+    for split, problems in (("train", train), ("test", test)):
+        _check_prompts(problems, renderer, config, split)
     return renderer, Splits(train, test), _count_rounds(config, len(train)), ProducerLag(config.max_steps_off_policy, config.num_minibatches)
+
+
+def _check_prompts(problems: Sequence[Problem], renderer: Renderer, config: RolloutConfig, split: str) -> None:
+    "InvalidValue for a question after which no answer of max_tokens has room: its episodes would end before they begin."
+    limit = TokenLimit.of(config.max_length, renderer.tokenizer)
+    for number, problem in enumerate(problems, start=1):
+        if not _is_question(problem):  # worlds are not started for it: what they do at the start may cost
+            continue
+        prompt = len(renderer.generation_prompt(first_messages(problem)))
+        wrong = limit.problem(prompt + config.max_tokens, f" (a prompt of {prompt}, and max_tokens {config.max_tokens})")
+        if wrong:
+            place = f"{config.env}, split {split!r}, problem {number} ({short_value(problem.text)})"
+            raise InvalidValue(f"{place}: {wrong}; lower max_tokens, or leave it out")
+
+
+def _is_question(problem: Problem) -> bool:
+    "Whether a problem is one question with one answer, as `question_problems` makes them."
+    make = problem.make
+    return isinstance(make, partial) and any(getattr(one, "func", None) is QuestionEnv for one in make.args)
 
 
 def _count_rounds(config: RolloutConfig, problems: int) -> int:
@@ -245,10 +270,11 @@ def rollout_sampling_params(config: RolloutConfig, renderer: Renderer, temperatu
     return SamplingParams(config.max_tokens, temperature, stop=tuple(renderer.stop_sequences()))
 
 
-def episode_limits(config: RolloutConfig) -> EpisodeLimits:
-    "The settings that bound an episode, and what a failing one does."
+def episode_limits(config: RolloutConfig, renderer: Renderer | None = None) -> EpisodeLimits:
+    "The settings that bound an episode, and what a failing one does; given a renderer, its model's context bounds the tokens, too."
+    tokens = config.max_length if renderer is None else TokenLimit.of(config.max_length, renderer.tokenizer).tokens
     return EpisodeLimits(
-        config.turns, config.max_length, config.tool_calls, config.episode_seconds or math.inf, config.env_timeout,
+        config.turns, tokens, config.tool_calls, config.episode_seconds or math.inf, config.env_timeout,
         config.on_failure, config.retries, config.smallest_group,
     )  # fmt: skip
 
@@ -266,7 +292,7 @@ def play_round(
     "Play the problems of one round."
     policy = Policy(sampler, renderer, rollout_sampling_params(config, renderer, config.temperature))
     chosen = _problems_of_round(problems.train, config, number)
-    return collect_rollouts(policy, chosen, number, config.group_size, config.seed, episode_limits(config))
+    return collect_rollouts(policy, chosen, number, config.group_size, config.seed, episode_limits(config, renderer))
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #ff31dfa5
 def _current_objective(config: RlConfig) -> Objective:
@@ -386,7 +412,7 @@ def answer_problems(
     "The answer to each problem in one greedy episode (temperature 0); of `nim` both sides are played, and the first counts."
     policy = Policy(sampler, renderer, rollout_sampling_params(config, renderer, 0.0))
     sides = 2 if "nim" in config.env.split("+") else 1
-    groups = play_groups(policy, list(problems), sides, derive_seed(config.seed, "contest"), episode_limits(config))
+    groups = play_groups(policy, list(problems), sides, derive_seed(config.seed, "contest"), episode_limits(config, renderer))
     return [group_to_answer(group) for group in groups]
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #69ed7f06
@@ -421,7 +447,8 @@ def play_evaluation(
 @stage()
 def start_rl(config: RlConfig, rounds: int, problems: Splits) -> StageEvents[None]:
     "Log `train.start`: the objective, and how many optimizer steps are planned."
-    yield train_start_event(config.objective, rounds * config.num_substeps, config.epochs, len(problems.train))
+    steps, unit = rounds * config.num_substeps, _current_objective(config).unit if config.baseline == "group" else "σ(reward)"
+    yield train_start_event(config.objective, steps, config.epochs, len(problems.train), unit)
 
 
 play_and_learn = produce(

@@ -19,8 +19,10 @@ from pydantic import Field
 from ..engine.workflow import chain, scope, stage
 from ..envs.base import Problem
 from ..envs.registry import get_problems
-from ..evaluation import Answer, wilson_interval
+from ..evaluation import Answer
+from ..intervals import mean_interval
 from ..losses.policy import ObjectiveName
+from ..losses.preference import ROUNDING
 from ..ports.protocols import ServiceClient
 from ..rendering.base import Renderer
 from ..rendering.registry import RendererName
@@ -264,7 +266,7 @@ def _first_messages(problem: Problem) -> list[Message]:
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #b35a108c
 @stage()
 def count_wins(
-    judge: RewardModel, problems: Splits, before: Sequence[Answer], after: Sequence[Answer]
+    config: TrainingConfig, judge: RewardModel, problems: Splits, before: Sequence[Answer], after: Sequence[Answer]
 ) -> StageEvents[None]:
     "Let the reward model choose between the answers before and after; a tie is half a win."
     started = time.perf_counter()
@@ -272,8 +274,9 @@ def count_wins(
         judge(_first_messages(problem), [old.text, new.text])
         for problem, old, new in zip(problems.test, before, after, strict=True)
     ]
-    wins = sum(float(new > old) + 0.5 * float(new == old) for old, new in both) / len(both)
-    low, high = wilson_interval(wins, len(both))
+    near = 2**0.5 * ROUNDING[config.dtype]  # scores that rounding cannot tell apart are a tie
+    won = [0.5 if abs(new - old) <= near else float(new > old) for old, new in both]  # a tie makes it a grade, not a yes or no
+    wins, (low, high) = sum(won) / len(won), mean_interval(won) or (None, None)
     means = {"score": sum(new for _, new in both) / len(both), "score_against": sum(old for old, _ in both) / len(both)}
     about = {"label": "after", "against": "before", "split": "test", "seconds": time.perf_counter() - started}
     yield event("evaluate.wins", wins=wins, low=low, high=high, count=len(both), **means, **about)

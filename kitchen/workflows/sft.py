@@ -19,22 +19,26 @@ from ..engine.workflow import chain, stage
 from ..evaluation import Question
 from ..losses.token import SFT_LOSSES, SftLossName
 from ..ports.protocols import DatasetStore, ServiceClient, TrainingClient
-from ..rendering.base import Renderer
+from ..rendering.base import Renderer, row_error_at
 from ..rendering.registry import render_conversations
 from ..store.run import Run
 from ..telemetry import Event
 from ..train.sft import adam_schedule, held_out_loss, train_sft
-from ..types import AdamParams, Datum, InvalidValue
+from ..types import AdamParams, Datum, InvalidValue, RowError
 from kitchen.workflows.base import (
     AnswerConfig,
+    UNLIMITED,
     DataConfig,
     Splits,
     StageEvents,
+    TokenLimit,
     adam_params,
     bad_row_events,
     baseline,
     conversation_to_question,
     evaluate,
+    fit_data,
+    fit_questions,
     live_field,
     name_in_table,
     open_renderer,
@@ -95,17 +99,20 @@ def load_conversations(config: DataConfig, datasets: DatasetStore, run: Run) -> 
 # %% ../../nbs/55_workflows/2_sft.ipynb #f26bdfa3
 def _render_split(
     conversations: Sequence[Conversation], renderer: Renderer, config: AnswerConfig, split: str
-) -> StageEvents[list[Datum]]:
-    "Datums of one split, checked; returns them. A generator, like `read_split`."
-    started = time.perf_counter()
-    data, problems = render_conversations(
-        renderer, conversations, config.train_on, max_length=config.max_length, on_bad_row=config.on_bad_row
+) -> StageEvents[tuple[list[Datum], list[RowError]]]:
+    "Datums of one split, checked, and the errors of rows set aside. A generator, like `read_split`."
+    started, limit = time.perf_counter(), TokenLimit.of(config.max_length, renderer.tokenizer)
+    whole, problems = render_conversations(
+        renderer, conversations, config.train_on, max_length=UNLIMITED, on_bad_row=config.on_bad_row
     )
+    data, beyond, cut = fit_data(whole, limit, config.on_bad_row)
+    problems = [*problems, *beyond]
     yield from bad_row_events(problems)
-    yield render_event(data, split, config.renderer, config.train_on, started, len(conversations) - len(problems))
+    rows = len(conversations) - len(problems)
+    yield render_event(data, split, config.renderer, config.train_on, started, rows, limit.tokens, cut, len(problems))
     if not data:
         raise InvalidValue(f"no datum is left of split {split!r}: every row was set aside")
-    return data
+    return data, problems
 
 # %% ../../nbs/55_workflows/2_sft.ipynb #64c29afe
 @stage(gives="renderer data questions", remake=True, name="render")
@@ -114,10 +121,21 @@ def render_datums(
 ) -> StageEvents[tuple[Renderer, Splits, list[Question]]]:
     "Turn conversations into tokens with loss weights, and held-out ones into questions."
     renderer = open_renderer(config, service)
-    train = yield from _render_split(conversations.train, renderer, config, "train")
-    test = yield from _render_split(conversations.test[: config.held_out], renderer, config, "test")
-    questions = [conversation_to_question(renderer, one) for one in conversations.test[: config.graded]]
-    return renderer, Splits(train, test), [one for one in questions if one is not None]
+    train, _ = yield from _render_split(conversations.train, renderer, config, "train")
+    test, aside = yield from _render_split(conversations.test[: config.held_out], renderer, config, "test")
+    left_out = {(one.source, one.row) for one in aside}
+    graded = [(one.origin, conversation_to_question(renderer, one)) for one in conversations.test[: config.graded]]
+    asked = [(origin, one) for origin, one in graded if one is not None and _place(origin) not in left_out]
+    limit = TokenLimit.of(config.max_length, renderer.tokenizer)
+    questions, problems = fit_questions(asked, limit, config.max_tokens, config.on_bad_row)
+    yield from bad_row_events(problems)
+    return renderer, Splits(train, test), questions
+
+
+def _place(origin: str) -> tuple[str | None, int | None]:
+    "File and row of an origin, as an error at that row has them."
+    found = row_error_at("", origin)
+    return found.source, found.row
 
 # %% ../../nbs/55_workflows/2_sft.ipynb #426c85fd
 @stage(gives="batches", remake=True, name="batch")

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from .logprobs import ForwardPass, Traits, split_into_passes, target_logprobs
 from .lora import lora_layers
-from ...losses.token import Loss, check_logprob_grads, loss_mask
+from ...losses.token import Loss, check_logprob_grads, loss_mask, read_temperatures
 from ...ports.protocols import CustomLoss
 from ...seeding import derive_seed
 from ...types import AdamParams, Datum, InvalidValue
@@ -264,7 +264,8 @@ class TorchNetwork:
         "[K] log-probabilities at the positions the objective reads, ready for backward."
         part = [data[index] for index in group]
         reads = [objective.read_mask(datum) for datum in part]
-        work = ForwardPass([datum.tokens for datum in part], reads, [datum.targets for datum in part])
+        temperatures = read_temperatures(part, reads)
+        work = ForwardPass([datum.tokens for datum in part], reads, [datum.targets for datum in part], temperatures)
         logprobs = target_logprobs(self.model, self.traits, work)
         values, start = logprobs.detach().float().cpu().numpy(), 0
         for index, flags in zip(group, reads, strict=True):

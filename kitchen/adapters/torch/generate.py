@@ -117,7 +117,8 @@ class _PartialCompletion:
 
     def completion(self) -> Completion:
         "Tokens, log-probabilities and the reason why it ended."
-        return Completion(tuple(self.tokens), tuple(self.logprobs), "stop" if self.stopped else "length")
+        reason = "stop" if self.stopped else "length"
+        return Completion(tuple(self.tokens), tuple(self.logprobs), reason, self.job.params.logprob_temperature)
 
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #64240508
 def _next_tokens(
@@ -134,6 +135,9 @@ def _next_tokens(
         uniforms = [growing[place].uniforms.random() for place in places]
         part = usable if len(places) == len(growing) else usable[places]
         tokens[places] = _sample_tokens(part, uniforms, growing[places[0]].job.params)
+    told_at = [one.job.params.logprob_temperature for one in growing]
+    if set(told_at) != {1.0}:
+        logits = logits / torch.tensor(told_at, device=logits.device)[:, None]
     logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=1)
     found = logprobs.tolist()
     if not np.isfinite(found).all():

@@ -154,23 +154,26 @@ _LOGITS_PER_BLOCK = 2**23  # float32 logits formed at once where they are not ke
 
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #b37be765
 class _TargetLogprobs(torch.autograd.Function):
-    "Log-probability of each target under softmax(hidden · weightᵀ + bias)."
+    "Log-probability of each target under softmax(hidden · weightᵀ + bias), logits divided by temperatures where there are any."
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, learn: bool
-    ) -> torch.Tensor:
-        "float32 [K] from [K, H], [V, H], [V], [K]"
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, learn: bool,
+        temperatures: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        "float32 [K] from [K, H], [V, H], [V], [K], [K, 1]"
         rows = max(_LOGITS_PER_BLOCK // weight.shape[0], 1)
         ctx.kept = [] if learn and len(targets) * weight.shape[0] <= _MAX_KEPT_LOGITS else None
         parts, totals = [], []
-        for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+        for place, (part, wanted) in enumerate(zip(hidden.split(rows), targets.split(rows), strict=True)):
             logits = functional.linear(part, weight, bias).float()
+            if temperatures is not None:
+                logits /= temperatures[place * rows : (place + 1) * rows]
             totals.append(logits.logsumexp(1, keepdim=True))
             parts.append(logits.gather(1, wanted[:, None]) - totals[-1])
             if ctx.kept is not None:
                 ctx.kept.append(logits)
-        ctx.rows = rows
+        ctx.rows, ctx.temperatures = rows, temperatures
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(totals))
         return torch.cat(parts)[:, 0]
 
@@ -179,12 +182,15 @@ class _TargetLogprobs(torch.autograd.Function):
         "Through each block of logits."
         hidden, weight, bias, targets, totals = ctx.saved_tensors
         slopes, into_hidden = gradients[0][:, None], torch.empty_like(hidden)
+        slopes = slopes if ctx.temperatures is None else slopes / ctx.temperatures  # ∂ℓ/∂z = (1_y − p) / temperature
         into_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         into_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for place, start in enumerate(range(0, len(targets), ctx.rows)):
             span = slice(start, start + ctx.rows)
             part, slope = hidden[span], slopes[span]
             logits = functional.linear(part, weight, bias).float() if ctx.kept is None else ctx.kept[place]
+            if ctx.kept is None and ctx.temperatures is not None:
+                logits /= ctx.temperatures[span]
             outer = logits.sub_(totals[span]).exp_().mul_(-slope).scatter_add_(1, targets[span, None], slope)
             outer = outer.to(weight.dtype)
             torch.mm(outer, weight, out=into_hidden[span])
@@ -193,7 +199,7 @@ class _TargetLogprobs(torch.autograd.Function):
             if into_bias is not None:
                 into_bias += outer.sum(0)
         ctx.kept = None
-        return into_hidden, into_weight, into_bias, None, None
+        return into_hidden, into_weight, into_bias, None, None, None
 
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #99c21465
 @dataclass(frozen=True)
@@ -412,6 +418,7 @@ class ForwardPass:
     sequences: Sequence[np.ndarray]  # int64 [T] each
     read_mask: Sequence[np.ndarray]  # bool [T]: positions whose log-probability is read
     targets: Sequence[np.ndarray]  # int64 [T]: the token expected after each position
+    temperatures: np.ndarray | None = None  # float64 [K]: of the positions read; None: 1 everywhere
 
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #a88018a7
 def _no_condition(length: int) -> tuple[int, ...]:
@@ -464,21 +471,29 @@ def target_logprobs(model: PreTrainedModel, traits: Traits, work: ForwardPass) -
         inputs, items = pad_inputs(work.sequences, device), None
         places = _row_indices(work.read_mask, inputs["input_ids"].shape[1])
     index = torch.from_numpy(places).to(device)
+    temperatures = None if work.temperatures is None else torch.from_numpy(work.temperatures).to(device, torch.float32)[:, None]
     with _use_packing(items) if items else nullcontext():
-        return _logprobs_at(model, traits, inputs, index, goals)
+        return _logprobs_at(model, traits, inputs, index, goals, temperatures)
 
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #c619eef0
 def _logprobs_at(
-    model: PreTrainedModel, traits: Traits, inputs: dict[str, torch.Tensor], index: torch.Tensor, goals: torch.Tensor
-) -> torch.Tensor:
+    model: PreTrainedModel, traits: Traits, inputs: dict[str, torch.Tensor], index: torch.Tensor, goals: torch.Tensor,
+    temperatures: torch.Tensor | None,  # [K, 1]
+) -> torch.Tensor:  # fmt: skip
     "float32 [K]: log-probability of each goal at its row of the joined positions."
     if not traits.plain_head:
         logits = model(**inputs, use_cache=False).logits
-        return logits.flatten(0, 1).index_select(0, index).float().log_softmax(1).gather(1, goals[:, None])[:, 0]
+        return _goal_logprobs(logits.flatten(0, 1).index_select(0, index), goals, temperatures)
     ids = inputs.pop("input_ids")
     hidden = _hidden_states(model, ids, **inputs).flatten(0, 1).index_select(0, index)
     head: Any = model.get_output_embeddings()
     if type(head) is nn.Linear:
-        answer: Any = _TargetLogprobs.apply(hidden, head.weight, head.bias, goals, torch.is_grad_enabled())
+        answer: Any = _TargetLogprobs.apply(hidden, head.weight, head.bias, goals, torch.is_grad_enabled(), temperatures)
         return answer
-    return head(hidden).float().log_softmax(1).gather(1, goals[:, None])[:, 0]
+    return _goal_logprobs(head(hidden), goals, temperatures)
+
+
+def _goal_logprobs(logits: torch.Tensor, goals: torch.Tensor, temperatures: torch.Tensor | None) -> torch.Tensor:
+    "float32 [K] from logits [K, V]: log-probability of each goal, at temperatures [K, 1] where there are any."
+    logits = logits.float() if temperatures is None else logits.float() / temperatures
+    return logits.log_softmax(1).gather(1, goals[:, None])[:, 0]

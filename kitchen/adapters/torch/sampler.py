@@ -17,7 +17,7 @@ from .backward import BatchLoss, LossOutput, TorchNetwork
 from .generate import Job, generate_completions, stop_criteria
 from .loading import OpenModel
 from .queue import Request, RequestQueue
-from ...losses.token import check_topk_count
+from ...losses.token import check_logprob_temperature, check_topk_count
 from ...ports.protocols import SamplingClient
 from ...seeding import derive_seed
 from ...types import Datum, InvalidValue, SamplingParams, TopK
@@ -69,9 +69,15 @@ class _BatchedRequest:
             request.add_done_callback(callback)
 
 # %% ../../../nbs/91_adapters.torch/7_sampler.ipynb #be6686c0
-def _logprobs(network: TorchNetwork, prompts: Sequence[np.ndarray]) -> list[list[float | None]]:
+def _logprob_datum(tokens: np.ndarray, temperature: float) -> Datum:
+    "A datum that asks for every token of a prompt, at this temperature."
+    datum = Datum(tokens[:-1], {"targets": tokens[1:]})
+    return datum if temperature == 1 else datum.replace(temperatures=np.full(len(datum), temperature))
+
+
+def _logprobs(network: TorchNetwork, prompts: Sequence[np.ndarray], temperatures: Sequence[float]) -> list[list[float | None]]:
     "Log-probability of each token of each prompt given those before it; the first is None."
-    data = [Datum(tokens[:-1], {"targets": tokens[1:]}) for tokens in prompts if len(tokens) > 1]
+    data = [_logprob_datum(*one) for one in zip(prompts, temperatures, strict=True) if len(one[0]) > 1]
     every = BatchLoss(lambda data, logprobs: LossOutput(0.0, (), {}), lambda datum: np.ones(len(datum), dtype=bool))
     found = iter(network.run(data, every, None, learn=False)[0] if data else [])
     return [[None, *(next(found).tolist() if len(tokens) > 1 else ())] for tokens in prompts]
@@ -97,7 +103,7 @@ class TorchSamplingClient:
         self.requests = 0  # that brought no seed of their own
         self.queue = RequestQueue("sampling")
         self.jobs: list[tuple[Job, _BatchedRequest]] = []
-        self.prompts: list[tuple[np.ndarray, _BatchedRequest]] = []
+        self.prompts: list[tuple[np.ndarray, float, _BatchedRequest]] = []  # tokens, temperature
         self.default_stops = _default_stops(opened)
         spare = sorted(opened.spare_ids)
         self.spare = torch.tensor(spare, device=network.model.device) if spare else None
@@ -120,10 +126,11 @@ class TorchSamplingClient:
         self.jobs.append((job, _BatchedRequest("sample", self)))
         return self.jobs[-1][1]
 
-    def compute_logprobs(self, prompt: Sequence[int]) -> _BatchedRequest:
-        "Log-probability of each token given those before it; the first is None."
-        self.prompts.append((self._check_prompt(prompt), _BatchedRequest("compute_logprobs", self)))
-        return self.prompts[-1][1]
+    def compute_logprobs(self, prompt: Sequence[int], temperature: float = 1.0) -> _BatchedRequest:
+        "Log-probability of each token given those before it, at this temperature; the first is None."
+        check_logprob_temperature(temperature)
+        self.prompts.append((self._check_prompt(prompt), float(temperature), _BatchedRequest("compute_logprobs", self)))
+        return self.prompts[-1][2]
 
     def compute_topk(self, prompt: Sequence[int], count: int) -> Request:
         "The most likely tokens after each position, and their log-probabilities."
@@ -142,9 +149,9 @@ class TorchSamplingClient:
             for place, (_, collected) in enumerate(jobs):
                 collected.attach_to_batch(request, place)
         if prompts:
-            texts = [tokens for tokens, _ in prompts]
-            request = self.queue.submit("compute_logprobs", lambda: _logprobs(self.network, texts))
-            for place, (_, collected) in enumerate(prompts):
+            texts, temperatures = [tokens for tokens, _, _ in prompts], [temperature for _, temperature, _ in prompts]
+            request = self.queue.submit("compute_logprobs", lambda: _logprobs(self.network, texts, temperatures))
+            for place, (_, _, collected) in enumerate(prompts):
                 collected.attach_to_batch(request, place)
 
     def _check_prompt(self, prompt: Sequence[int]) -> np.ndarray:

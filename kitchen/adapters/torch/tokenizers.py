@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,8 @@ class HuggingFaceTokenizer:
         self.eos_token_id: int = _end_of_turn_id(self.name, self.template_variables, self.full)
         spelled = sorted([*self.control_tokens, *map(_control_placeholder, self.control_ids)], key=len, reverse=True)
         self.spelling = re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
-        self.size = max(self.full.get_vocab(with_added_tokens=True).values()) + 1
+        self.known_ids = frozenset(self.full.get_vocab(with_added_tokens=True).values())
+        self.size = max(self.known_ids) + 1
         self.bytes: np.ndarray | None = None
 
     def encode(self, text: str, control: bool = False) -> list[int]:
@@ -248,13 +250,18 @@ class HuggingFaceTokenizer:
         return ids
 
     def decode(self, tokens: Iterable[int], control: bool = False) -> str:
-        "Text of the ids; control tokens are left out unless asked for."
+        "Text of the ids; control tokens are left out unless asked for, an id that nothing has becomes U+FFFD."
         ids = [int(token) for token in tokens]
-        wrong = [token for token in ids if not 0 <= token < len(self)]
-        if wrong:
-            raise InvalidValue(f"token id {wrong[0]} is not in the vocabulary of {self.name} (0 to {len(self) - 1})")
+        if any(token < 0 for token in ids):
+            raise InvalidValue(f"token id {min(ids)} is not in the vocabulary of {self.name} (0 to {len(self) - 1})")
         kept = ids if control else [token for token in ids if token not in self.control_ids]
-        return self.full.decode(kept, skip_special_tokens=False)
+        if self.known_ids.issuperset(kept):
+            return self.full.decode(kept, skip_special_tokens=False)
+        # one odd token, as a backend may sample from the padding rows of an embedding, must not cost a run
+        runs = groupby(kept, self.known_ids.__contains__)
+        return "".join(
+            self.full.decode([*run], skip_special_tokens=False) if known else "\ufffd" * len([*run]) for known, run in runs
+        )
 
     def token_bytes(self) -> np.ndarray:
         "int64 [V]: UTF-8 bytes each id stands for; 0 for control tokens and ids that nothing has."
@@ -262,9 +269,15 @@ class HuggingFaceTokenizer:
             self.bytes = _bytes_of_ids(self.full, self.description, self.control_ids)
         return self.bytes
 
-    def save(self, folder: Path) -> None:
-        "Write the tokenizer's files, as others read them."
-        for name, text in self.files.items():
+    def save(self, folder: Path, chat_template: str | None = None) -> None:
+        "Write the tokenizer's files, as others read them; with a chat template in place of its own where one is given."
+        files = dict(self.files)
+        if chat_template is not None and chat_template != self.chat_template:
+            config = parse_json_object(files.get("tokenizer_config.json", "{}"), "tokenizer_config.json")
+            config.pop("chat_template", None)  # another reader may look there first
+            files.pop("chat_template.json", None)
+            files |= {"tokenizer_config.json": json.dumps(config, indent=2), "chat_template.jinja": chat_template}
+        for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
 
     def __len__(self) -> int:

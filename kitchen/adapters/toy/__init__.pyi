@@ -35,6 +35,7 @@ from .model import backward_pass as backward_pass
 from .model import forward_pass as forward_pass
 from .model import initial_adapters as initial_adapters
 from .model import initial_weights as initial_weights
+from .model import temper_logprobs as temper_logprobs
 from .optimizer import AdamState as AdamState
 from .optimizer import ToyLearner as ToyLearner
 from .optimizer import adam_step as adam_step

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from .model import ToyNetwork, forward_pass
+from .model import ToyNetwork, forward_pass, temper_logprobs
 from .queue import ToyQueue
 from .tokenizer import PAD_ID, TURN_END_ID, VOCAB_SIZE, ToyTokenizer, check_vocabulary
 from .windows import context_windows, turn_ends
-from ...losses.token import check_topk_count
+from ...losses.token import check_logprob_temperature, check_topk_count
 from ...seeding import derive_seed, random_generator
 from ...types import Completion, InvalidValue, SampleOutput, SamplingParams, TopK, is_list, is_number, short_value
 
@@ -87,10 +87,10 @@ class _CompletionBatch:
         said = self.buffer[row, self.first : self.length].tolist()
         return any(said[-len(stop) :] == stop for stop in stops)
 
-    def completion(self, row: int, reason: Any) -> Completion:
-        "The completion as it is now."
+    def completion(self, row: int, reason: Any, temperature: float) -> Completion:
+        "The completion as it is now; its log-probabilities are those at `temperature`."
         said = self.buffer[row, self.first : self.length].tolist()
-        return Completion(tuple(said), tuple(self.logprobs[row, : len(said)].tolist()), reason)
+        return Completion(tuple(said), tuple(self.logprobs[row, : len(said)].tolist()), reason, temperature)
 
 # %% ../../../nbs/90_adapters.toy/6_sampler.ipynb #9e8114f6
 class ToySamplingClient:
@@ -123,22 +123,25 @@ class ToySamplingClient:
         drawing = _CompletionBatch(self.network, prompt, *uniforms.shape)
         rows = np.arange(len(uniforms))
         found: dict[int, Completion] = {}
+        told_at = params.logprob_temperature
         for place in range(params.max_tokens):
             logprobs = drawing.next_logprobs(rows)
             tokens = _sample_tokens(logprobs, uniforms[rows, place], params)
-            drawing.add(rows, tokens, logprobs[np.arange(len(rows)), tokens])
+            told = logprobs if told_at == 1 else temper_logprobs(logprobs, told_at)
+            drawing.add(rows, tokens, told[np.arange(len(rows)), tokens])
             stopped = [row for row in rows.tolist() if drawing.ends_with(row, stops)]
-            found |= {row: drawing.completion(row, "stop") for row in stopped}
+            found |= {row: drawing.completion(row, "stop", told_at) for row in stopped}
             rows = rows[~np.isin(rows, stopped)]
             if not len(rows):
                 break
-        found |= {row: drawing.completion(row, "length") for row in rows.tolist()}
+        found |= {row: drawing.completion(row, "length", told_at) for row in rows.tolist()}
         return SampleOutput(tuple(found[row] for row in range(len(uniforms))))
 
-    def compute_logprobs(self, prompt: Sequence[int]) -> Any:
-        "Log-probability of each token given those before it; the first is None."
+    def compute_logprobs(self, prompt: Sequence[int], temperature: float = 1.0) -> Any:
+        "Log-probability of each token given those before it, at this temperature; the first is None."
         tokens = self._check_prompt(prompt)
-        return self.queue.submit(lambda: self._logprobs(tokens))
+        check_logprob_temperature(temperature)
+        return self.queue.submit(lambda: self._logprobs(tokens, temperature))
 
     def compute_topk(self, prompt: Sequence[int], count: int) -> Any:
         "The most likely tokens after each position, and their log-probabilities."
@@ -152,12 +155,13 @@ class ToySamplingClient:
         chosen = np.argsort(-table, axis=1, kind="stable")[:, :count]
         return TopK(chosen, np.take_along_axis(table, chosen, 1).astype(np.float32))
 
-    def _logprobs(self, prompt: np.ndarray) -> list[float | None]:
+    def _logprobs(self, prompt: np.ndarray, temperature: float) -> list[float | None]:
         "Log-probability of each token of a prompt that has been checked."
         if len(prompt) == 1:
             return [None]
-        found = forward_pass(self.network, context_windows([prompt[:-1]], self.network.shape))
-        return [None, *found.logprobs[np.arange(len(prompt) - 1), prompt[1:]].tolist()]
+        found = forward_pass(self.network, context_windows([prompt[:-1]], self.network.shape)).logprobs
+        found = found if temperature == 1 else temper_logprobs(found, temperature)
+        return [None, *found[np.arange(len(prompt) - 1), prompt[1:]].tolist()]
 
     @staticmethod
     def _check_prompt(prompt: Sequence[int]) -> np.ndarray:

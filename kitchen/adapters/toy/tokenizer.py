@@ -36,6 +36,10 @@ class ToyTokenizer:
     model_max_length: int | None = None  # the network sees a window of any sequence
     pattern = re.compile("(" + "|".join(map(re.escape, _CONTROL_TOKENS)) + ")")
 
+    def __init__(self, chat_template: str | None = None):  # None: ChatML
+        if chat_template is not None:
+            self.chat_template = chat_template
+
     def encode(self, text: str, control: bool = False) -> list[int]:
         "Bytes of the text; with `control`, the spelling of a control token becomes its id."
         pieces = self.pattern.split(text) if control else [text]
