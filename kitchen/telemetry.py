@@ -92,6 +92,9 @@ declare_event(
     seconds="s",
 )
 declare_event("data.set_aside", "a malformed row was left out on request", "source row field reason")
+declare_event(  # `rendered`: of them those that are written out with a chat template already
+    "data.text", "rows hold texts, no conversations: every token of them is trained", "reference split", rows="rows", rendered="rows"
+)
 
 # %% ../nbs/10_core/3_telemetry.ipynb #dbe4f740
 declare_event(

@@ -5,6 +5,7 @@ from . import jinja as jinja
 from . import model_template as model_template
 from . import parsing as parsing
 from . import registry as registry
+from . import text as text
 from .base import Messages as Messages
 from .base import PieceEncoder as PieceEncoder
 from .base import RenderedPart as RenderedPart
@@ -48,3 +49,4 @@ from .registry import RendererName as RendererName
 from .registry import conversation_datums as conversation_datums
 from .registry import get_renderer as get_renderer
 from .registry import render_conversations as render_conversations
+from .text import text_datum as text_datum

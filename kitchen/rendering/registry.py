@@ -14,6 +14,7 @@ from ..input import checked_arguments
 from ..ports.protocols import Tokenizer
 from .base import Messages, Renderer, row_error_at, to_datums
 from .model_template import TemplateRenderer
+from .text import text_datum
 from .chat_formats import CHATML, LLAMA3, Qwen3Renderer, RoleColonRenderer, TurnRenderer
 from ..types import ON_BAD_ROW, Datum, InvalidValue, RowError, UnknownName
 
@@ -91,6 +92,8 @@ class _Conversation(Protocol):
 
 def conversation_datums(renderer: Renderer, conversation: _Conversation, train_on: str) -> list[Datum]:
     "The datums of a conversation with the tools and template variables that it brings."
+    if text := getattr(conversation, "text", None):  # no conversation: learnt as it stands
+        return [text_datum(renderer.tokenizer, conversation.messages[0].content, text == "rendered", conversation.origin)]
     tools, variables = getattr(conversation, "tools", ()), getattr(conversation, "chat_template_kwargs", {})
     return to_datums(renderer, conversation.messages, train_on, conversation.origin, tools, variables)
 
@@ -111,7 +114,8 @@ def render_conversations(
     for conversation in conversations:
         try:
             made = conversation_datums(renderer, conversation, train_on)
-            data += [_check_datum(datum, train_on, max_length) for datum in made]
+            trained = "all_tokens" if getattr(conversation, "text", None) else train_on
+            data += [_check_datum(datum, trained, max_length) for datum in made]
         except RowError as error:
             if on_bad_row == "stop":
                 raise
