@@ -427,9 +427,8 @@ def parse_row(
         raise RowError(str(error)) from None
     except RecursionError:  # in a reader of somebody's own
         raise RowError("is nested too deeply") from None
-    for name in row.keys() & columns.keys() - set(columns.values()):  # hidden behind a column that was named
-        notes.note(name)
-    unused = tuple(str(_own_field_path(one, columns)) for one in notes.unused)
+    hidden = [name for name in row if name in columns and name not in columns.values()]  # behind a column that was named
+    unused = (*(str(_own_field_path(one, columns)) for one in notes.unused), *hidden)
     return replace(parsed, unused=unused) if unused and isinstance(parsed, (Conversation, Preference, Rating)) else parsed
 
 

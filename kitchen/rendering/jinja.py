@@ -57,9 +57,15 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 # %% ../../nbs/20_rendering/3_jinja.ipynb #2d178991
+def _template_message(message: Message) -> dict[str, Any]:
+    "A message as a dict, with its thinking as the row spelled it, for a template that has no place for thinking."
+    said = message.as_dict()
+    return {**said, "spelled_thinking": message.spelled_thinking} if message.spelled_thinking else said
+
+
 def escape_control_tokens(messages: Messages, control: re.Pattern[str], tools: Tools = ()) -> EscapedConversation:
     "The messages as dicts, and the tools, control tokens in them exchanged for characters that occur in none of them."
-    plain = [message.as_dict() for message in messages]
+    plain = [_template_message(message) for message in messages]
     text = "\0".join(_nested_strings([*plain, *tools]))
     # the last of Unicode's private areas: no writing uses it, and what occurs is passed over
     unused = (chr(code) for code in range(0x100000, 0x10FFFE) if chr(code) not in text)
@@ -276,9 +282,13 @@ class CompiledTemplate:
     ) -> dict[str, Any]:
         "A message in the shape this template reads."
         changed = dict(message)
+        spelled = changed.pop("spelled_thinking", "")
+        if spelled and not self._shows_thinking:
+            changed.pop("reasoning_content", None)
+            changed["content"] = spelled + message["content"]
         if self._wants_parts:
-            changed["content"] = [{"type": "text", "text": message["content"]}]
-        if "reasoning_content" in message:
+            changed["content"] = [{"type": "text", "text": changed["content"]}]
+        if "reasoning_content" in changed:
             changed["thinking"] = message["reasoning_content"]
         if "tool_calls" in message:
             changed["tool_calls"] = [_replace_arguments(call, arguments) for call in message["tool_calls"]]
@@ -296,6 +306,15 @@ class CompiledTemplate:
         "Whether a question with this content appears in the text."
         try:
             return _PROBE_CHARACTER in self._fill_template([{"role": "user", "content": content}])
+        except InvalidValue:
+            return False
+
+    @cached_property
+    def _shows_thinking(self) -> bool:
+        "Whether the template writes the thinking of a last answer, apart from its text."
+        asked = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!", "reasoning_content": _PROBE_CHARACTER}
+        try:
+            return _PROBE_CHARACTER in self._fill_template([self._adapt_message(one, _arguments_as_mapping) for one in asked])
         except InvalidValue:
             return False
 

@@ -84,11 +84,14 @@ def test_alpaca_with_input_a_system_column_and_plain_text():
     row = {"instruction": "Sort.", "input": "b a", "output": "a b", "system": "Be brief."}
     assert [one.content for one in parse_row(row).messages] == ["Be brief.", "Sort.\n\nb a", "a b"]
     both = {"messages": [{"role": "system", "content": "Short."}, USER, GOOD], "system": "Be brief."}
-    assert [one.content for one in parse_row(both).messages] == ["Short.", "2 + 3?", "5"]
-    assert parse_row({"text": "Once."}).messages == (Message("assistant", "Once."),)
+    with pytest.raises(RowError, match="the first message and system are different system prompts"):
+        parse_row(both)
+    assert [one.content for one in parse_row({**both, "system": "Short. "}).messages] == ["Short.", "2 + 3?", "5"]
+    once = parse_row({"text": "Once."})
+    assert once.messages == (Message("assistant", "Once."),) and once.text == "plain"
     observed = [
         {"from": "human", "value": "q"},
-        {"from": "function_call", "value": "{}"},
+        {"from": "function_call", "value": '{"name": "add"}'},
         {"from": "observation", "value": "r"},
     ]
     assert [one.role for one in parse_row({"conversations": observed}).messages] == [
@@ -153,7 +156,7 @@ def test_ratings(label, meant):
             "only parts of type 'text' can be read, not 'image_url'",
         ),
         ({"messages": [{"role": "user", "content": ["a"]}]}, "messages[0].content[0]", "a part must be an object"),
-        ({"messages": [USER, {**GOOD, "tool_calls": ["add"]}]}, "messages[1].tool_calls", "must be a list of"),
+        ({"messages": [USER, {**GOOD, "tool_calls": ["add"]}]}, "messages[1].tool_calls[0]", "must be a list of"),
         ({"messages": [USER, {**GOOD, "trainable": "yes"}]}, "messages[1].trainable", "must be true or false"),
         ({"prompt": "a", "completion": None}, "completion", "must be text or a list of messages, not null"),
         ({"prompt": 5, "completion": "b"}, "prompt", "must be text or a list of messages, not int"),
@@ -268,12 +271,13 @@ def test_any_rows_can_be_parsed():
     assert len(kept) == 1 and str(problems[0]).startswith("shelf 1: no known format")
 
 
-def test_reasoning_is_moved_on_request():
+def test_reasoning_is_moved():
     text = "<think>\nFive.\n</think>\n\n5"
-    plain = parse_row({"question": "2 + 3? <think>", "answer": text})
+    plain = Conversation((Message("user", "2 + 3? <think>"), Message("assistant", text)))
     moved = extract_reasoning(plain)
-    assert plain.messages[1].content == text and moved.messages[0] == plain.messages[0]
-    assert moved.messages[1] == Message("assistant", "5", reasoning_content="Five.")
+    assert moved.messages == parse_row({"question": "2 + 3? <think>", "answer": text}).messages
+    assert moved.messages == (plain.messages[0], Message("assistant", "5", reasoning_content="Five."))
+    assert moved.messages[1].spelled_thinking + moved.messages[1].content == text
     inside = Conversation((Message("assistant", "A tag: <think>x</think>"),))
     assert extract_reasoning(inside) == inside
 
