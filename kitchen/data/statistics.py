@@ -76,10 +76,12 @@ _LARGEST_SHARE = 2  # times the wanted share: a split by prompt that holds out m
 
 
 def _held_by(keys: Sequence[bytes], count: int, seed: int, largest: int) -> set[int] | None:
-    "About `count` indices, whole sets of equal keys; None where even the smallest set has more than `largest`."
+    "About `count` indices, whole sets of equal keys; None where there is one set, or where even the smallest has more than `largest`."
     alike: dict[bytes, list[int]] = {}
     for index, key in enumerate(keys):
         alike.setdefault(key, []).append(index)
+    if len(alike) < 2:  # all rows are one set
+        return None
     held: set[int] = set()
     for index in random_generator(seed, "split").permutation(len(keys)).tolist():
         same = alike[keys[index]]

@@ -127,15 +127,15 @@ def _check_split(
         _note_columns(row, found, kind, config.columns)
         try:
             (parsed,) = parse_each([(origin, row)], "stop", kind, config.columns or None)
+            key = row_keys(parsed, config.group_column)
+            found.counts.add(parsed, key)
+            found.keys.append(key)  # of rows that cannot be rendered, too: in training the split comes before
             data, cut = datums_of(parsed, renderer, config, limit)
             if found.read <= questions and isinstance(parsed, Conversation) and (asked := conversation_to_question(renderer, parsed)):
                 fit_questions([(origin, asked)], limit, config.max_tokens, "stop")
         except RowError as error:
             found.refuse(error)
             continue
-        key = row_keys(parsed, config.group_column)
-        found.counts.add(parsed, key)
-        found.keys.append(key)
         found.cut += cut
         for datum in data:
             found.lengths.add(len(datum), int((datum.weights != 0).sum()))
