@@ -6,16 +6,15 @@
 __all__ = ['RendererName', 'RENDERERS', 'get_renderer', 'conversation_datums', 'render_conversations']
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #81113adc
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 from ..input import checked_arguments
 from ..ports.protocols import Tokenizer
-from .base import Messages, Renderer, row_error_at, to_datums
+from .base import Messages, Renderer, renderer_for, row_error_at, to_datums
 from .model_template import TemplateRenderer
 from .chat_formats import CHATML, LLAMA3, Qwen3Renderer, RoleColonRenderer, TurnRenderer
-from ..types import ON_BAD_ROW, Datum, InvalidValue, RowError, UnknownName
+from ..types import ON_BAD_ROW, Datum, RowError, UnknownName
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #653d0999
 RendererName = Literal[  # the names in RENDERERS, or the one that suits the tokenizer
@@ -26,8 +25,8 @@ RendererName = Literal[  # the names in RENDERERS, or the one that suits the tok
     "llama3",
     "role_colon",
 ]
-# a factory takes the tokenizer; one whose format has variables, such as enable_thinking, takes them as a second argument
-RENDERERS: dict[str, Callable[..., Renderer]] = {
+# a renderer whose format has variables, such as enable_thinking, also has `with_chat_template_kwargs`
+RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
     "template": TemplateRenderer,
     "chatml": lambda tokenizer: TurnRenderer(tokenizer, CHATML),
     "qwen3": lambda tokenizer: Qwen3Renderer(tokenizer, CHATML),
@@ -47,12 +46,7 @@ def get_renderer(
         name = "template" if tokenizer.chat_template else "role_colon"
     if name not in RENDERERS:
         raise UnknownName("renderer", name, ["auto", *RENDERERS])
-    if not chat_template_kwargs:
-        return RENDERERS[name](tokenizer)
-    if len(inspect.signature(RENDERERS[name]).parameters) < 2:
-        names = ", ".join(map(repr, chat_template_kwargs))
-        raise InvalidValue(f"the renderer {name!r} reads no template variables, but chat_template_kwargs gives {names}; use renderer='template'")
-    return RENDERERS[name](tokenizer, chat_template_kwargs)
+    return renderer_for(RENDERERS[name](tokenizer), chat_template_kwargs or {})
 
 # %% ../../nbs/20_rendering/5_registry.ipynb #afd78ffe
 def _check_datum(datum: Datum, train_on: str, max_length: int) -> Datum:
