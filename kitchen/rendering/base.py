@@ -87,13 +87,15 @@ def prompt_tokens(renderer: Renderer, messages: Sequence[Message], tools: Tools 
 
 
 def renderer_for(renderer: Renderer, chat_template_kwargs: Mapping[str, Any]) -> Renderer:
-    "The renderer with a row's own template variables; InvalidValue if there are any and it has none."
+    "The renderer with template variables beside its own; InvalidValue if there are any and its format has none."
     if not chat_template_kwargs:
         return renderer
     if isinstance(renderer, TakesVariables):
         return renderer.with_chat_template_kwargs(chat_template_kwargs)
     names = ", ".join(map(repr, chat_template_kwargs))
-    raise InvalidValue(f"this renderer reads no template variables, but the row gives {names}; use renderer='template'")
+    raise InvalidValue(
+        f"this renderer reads no template variables, but chat_template_kwargs gives {names}; use renderer='template', or leave them out"
+    )
 
 # %% ../../nbs/20_rendering/0_base.ipynb #247c5411
 Messages = Sequence[Message]

@@ -11,7 +11,7 @@ import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from typing import Any
@@ -335,7 +335,27 @@ class TemplateRenderer:
     def parse_response(self, tokens: Sequence[int]) -> tuple[Message, bool]:
         "The message before the end of the turn, its tool calls read as this template writes them; and whether that end was sampled."
         message, ended = parse_sampled_tokens(self.tokenizer, tokens, self.stop_sequences())
-        return read_tool_calls(message, self._call_format), ended
+        head, tail = self._answer_frame
+        content = message.content.removeprefix(head).removesuffix(tail).strip()
+        return read_tool_calls(replace(message, content=content), self._call_format), ended
+
+    @cached_property
+    def _answer_frame(self) -> tuple[str, str]:
+        "What the template writes between generation prompt and text, and between text and end, of every answer."
+        if self._call_format == "harmony":
+            return "", ""
+        *asked, _ = probe_messages("user")
+        try:
+            text, before = self.template.render_text(asked), self.template.render_text(asked[:1], True)
+        except InvalidValue:
+            return "", ""
+        said = self.ends.closed(text, len(before), False, self.encoder.control_pattern) or text
+        if not said.startswith(before) or asked[1]["content"] not in said:
+            return "", ""
+        head, _, tail = said[len(before) :].rpartition(asked[1]["content"])
+        head, token = head.strip(), next((one for one in self.ends.tokens if tail.endswith(one)), "")
+        # thinking is taken out before
+        return "" if any(mark in head for mark in _THINK_MARKS.values()) else head, tail.removesuffix(token).strip()
 
     @cached_property
     def _call_format(self) -> str | None:
