@@ -318,7 +318,7 @@ EVIDENCE = (
     Evidence("nemotron3", _CHATML, ("truncate_history_thinking", "\\n</think>\\n")),
     Evidence("qwen3", _CHATML, ("<args-json-object>", "last_query_index", "enable_thinking is false")),
     Evidence("qwen3_thinking", _CHATML, ("<args-json-object>", "last_query_index", "<think>\\n' }}"), ("enable_thinking",)),
-    Evidence("qwen3_instruct", _CHATML, ("<args-json-object>", "<tool_response>"), ("reasoning_content", "<think>", "You are Qwen")),
+    Evidence("qwen3_instruct", _CHATML, ("<args-json-object>", "<tool_response>"), ("reasoning_content", "<think>", "You are Qwen", "vision")),
     Evidence("deepseek_r1", _DEEPSEEK, ("<｜Assistant｜><think>\\n",), ("thinking",)),
     Evidence("deepseekv3", _DEEPSEEK, ("<｜Assistant｜>", "</think>", "thinking"), ("DSML",)),
     Evidence("deepseekv3_0324", _DEEPSEEK, ("<｜tool▁outputs▁begin｜>",), ("think",)),
