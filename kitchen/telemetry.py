@@ -98,6 +98,7 @@ declare_event(
     "render.data",
     "conversations became datums",
     "split renderer train_on",
+    rows="rows",  # fewer than datums where a format rewrites earlier answers, and a row becomes several sequences
     datums="datums",
     tokens="tokens",
     trained_tokens="tokens",

@@ -129,6 +129,8 @@ class Conversation:
     messages: tuple[Message, ...]
     origin: str = ""
     row: Row = field(default_factory=dict[str, Any], repr=False)
+    tools: tuple[Mapping[str, Any], ...] = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 # %% ../../nbs/22_data/1_formats.ipynb #d01abdb8
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class Preference:
     rejected: tuple[Message, ...]
     origin: str = ""
     row: Row = field(default_factory=dict[str, Any], repr=False)
+    tools: tuple[Mapping[str, Any], ...] = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         for name in ("chosen", "rejected"):
@@ -158,6 +162,8 @@ class Rating:
     label: bool
     origin: str = ""
     row: Row = field(default_factory=dict[str, Any], repr=False)
+    tools: tuple[Mapping[str, Any], ...] = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         if not any(message.role == "assistant" for message in self.completion):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JudgeReward', 'TimeoutWorker', 'Step', 'Env', 'Problem', 'QuestionEnv', 'question_messages', 'question_problems',
-           'independent_envs', 'fresh_envs', 'first_messages', 'Tool', 'tool', 'multiply', 'add', 'ToolEnv',
-           'tool_prompt', 'GuessNumber', 'guess_problems', 'nim_problems']
+           'independent_envs', 'fresh_envs', 'first_messages', 'Tool', 'tool', 'multiply', 'add', 'DeclaresTools',
+           'env_tools', 'ToolEnv', 'tool_prompt', 'GuessNumber', 'guess_problems', 'nim_problems']
 
 # %% ../../nbs/25_envs/3_base.ipynb #2d6b35ae
 import functools
@@ -22,7 +22,7 @@ from ..data.references import Row
 from .rewards import Reward, check_gold_answers, weighted_reward
 from ..input import checked_arguments
 from ..seeding import random_generator
-from ..types import InvalidValue, Message, UnknownName
+from ..types import InvalidValue, Message, UnknownName, is_list, is_mapping
 from ..formatting import docstring
 
 # %% ../../nbs/25_envs/3_base.ipynb #11c9605c
@@ -111,6 +111,12 @@ class QuestionEnv:
 
     def __init__(self, row: Row, rewards: Sequence[Reward], prefix_messages: Sequence[Message] = ()):
         self.row, self.rewards, self.prefix_messages = row, rewards, prefix_messages
+
+    @property
+    def tool_schemas(self) -> Sequence[Mapping[str, Any]]:
+        "The tools that the row declares."
+        declared = self.row.get("tools")
+        return [schema for schema in declared if is_mapping(schema)] if is_list(declared) else []
 
     def start(self) -> Sequence[Message]:
         "The prefix, then the row’s messages up to its answer."
@@ -231,16 +237,29 @@ def add(first: int, second: int) -> int:
     return first + second
 
 # %% ../../nbs/25_envs/3_base.ipynb #1d8335e8
+@runtime_checkable
+class DeclaresTools(Protocol):
+    "An environment whose tools the renderer declares to the policy, in the words of the model's own format."
+
+    tool_schemas: Sequence[Mapping[str, Any]]
+
+
+def env_tools(env: Env) -> Sequence[Mapping[str, Any]]:
+    "Schemas of the tools that an environment declares; none where it declares none."
+    return tuple(env.tool_schemas) if isinstance(env, DeclaresTools) else ()
+
+
 class ToolEnv:
     "A question whose episode goes on while the policy calls tools, for at most `max_calls` calls."
 
     def __init__(self, inner: QuestionEnv, tools: Sequence[Tool], max_calls: int = 4, system: str | None = None):
         self.inner, self.tools, self.calls_left = inner, {one.name: one for one in tools}, max_calls
-        self.system = tool_prompt(tools) if system is None else system
+        # told in words of one's own, or declared as schemas: never both
+        self.system, self.tool_schemas = system or "", [one.schema for one in tools] if system is None else []
         self.call_count = self.failed_count = 0
 
     def start(self) -> Sequence[Message]:
-        "A system message that lists the tools (unless `system` is empty), then the question."
+        "A system message with the words of `system`, if there are any, then the question."
         opening = [Message("system", self.system)] if self.system else []
         return [*opening, *self.inner.start()]
 
@@ -266,7 +285,7 @@ class ToolEnv:
 # %% ../../nbs/25_envs/3_base.ipynb #db7b9e15
 @checked_arguments
 def tool_prompt(tools: Sequence[Tool]) -> str:
-    "What Qwen3's chat template says about tools, for renderers that are given plain messages."
+    "What Qwen3's chat template says about tools, for renderers that cannot declare any."
     listed = "\n".join(json.dumps(one.schema, ensure_ascii=False) for one in tools)
     return (
         "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"

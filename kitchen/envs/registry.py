@@ -29,7 +29,6 @@ from kitchen.envs.base import (
     multiply,
     nim_problems,
     question_problems,
-    tool_prompt,
 )
 from .code import synthetic_code_problems
 from .judge import Grader, PairwiseJudge, add_tournament, rubric_problems
@@ -126,7 +125,7 @@ def tool_rows(count: int, seed: int, split: str = "train", system: str = _TOOLS_
 # %% ../../nbs/25_envs/7_registry.ipynb #8d4f4eb8
 def _tool_problems(count: int, seed: int, split: str, rewards: Sequence[Reward], brief: bool = False) -> list[Problem]:
     "So many sums, with a calculator at hand."
-    system = _TOOLS_SYSTEM_PROMPT if brief else tool_prompt([add, multiply])
+    system = _TOOLS_SYSTEM_PROMPT if brief else None  # declared by the renderer
     rows = [{"question": row["question"], "answer": row["answer"], "task": "tools"} for row in tool_rows(count, seed, split)]
     plain = question_problems(rows, rewards)
     return [
@@ -135,7 +134,7 @@ def _tool_problems(count: int, seed: int, split: str, rewards: Sequence[Reward],
     ]
 
 
-def _tool_env(row: Row, rewards: Sequence[Reward], system: str) -> Env:
+def _tool_env(row: Row, rewards: Sequence[Reward], system: str | None) -> Env:
     "One episode with the calculator."
     return ToolEnv(QuestionEnv(row, rewards), [add, multiply], max_calls=2, system=system)
 

@@ -22,7 +22,6 @@ from kitchen.envs.base import (
     independent_envs,
     question_problems,
     tool,
-    tool_prompt,
 )
 from .retrieval import Passage, PassageIndex
 from .rewards import Reward
@@ -153,7 +152,7 @@ def search_problems(
 ) -> list[Problem]:
     "`count` problems: a question about the atlas with the search tool, 4 calls at most; splits share no town."
     searching = _default_search_tool() if embeddings is None and vectors is None else search_tool(_atlas_index(embeddings, vectors))
-    system = _SEARCH_SYSTEM_PROMPT if brief else tool_prompt([searching])
+    system = _SEARCH_SYSTEM_PROMPT if brief else None  # declared by the renderer
     rows = [
         {**{key: row[key] for key in ("question", "answer", "task")}, "options": _rival_answers(row["answer"])}
         for row in search_rows(count, seed, split)
@@ -163,7 +162,7 @@ def search_problems(
     return [replace(one, make=functools.partial(independent_envs, make)) for one, make in zip(plain, made, strict=True)]
 
 # %% ../../nbs/25_envs/5_search.ipynb #fc1afa0c
-def _search_env(row: Row, rewards: Sequence[Reward], searching: Tool, system: str) -> ToolEnv:
+def _search_env(row: Row, rewards: Sequence[Reward], searching: Tool, system: str | None) -> ToolEnv:
     "One episode of a row with the search tool and at most 4 calls."
     return ToolEnv(QuestionEnv(row, rewards), [searching], max_calls=4, system=system)
 

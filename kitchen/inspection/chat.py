@@ -28,7 +28,7 @@ from kitchen.formatting import (
     visible_text,
 )
 from ..ports.protocols import SamplingClient, Tokenizer
-from ..rendering.base import Renderer
+from ..rendering.base import Renderer, Tools, prompt_tokens
 from ..types import Completion, InvalidValue, Message, MissingCapability, SamplingParams
 
 # %% ../../nbs/65_inspection/3_chat.ipynb #a9ff0260
@@ -116,6 +116,12 @@ def _exchange_html(one: Exchange, tokenizer: Tokenizer) -> str:
     return f'<div style="text-align:right;margin:.6em 0">{asked}</div><div style="margin:.6em 0">{told}{folded}</div>'
 
 # %% ../../nbs/65_inspection/3_chat.ipynb #36f4a5fb
+def _answer_text(answer: Message) -> str:
+    "What a model said, its tool calls written out."
+    calls = [f"calls {json.dumps(dict(call.get('function', call)), ensure_ascii=False)}" for call in answer.tool_calls]
+    return "\n".join([*([answer.content] if answer.content else []), *calls]) or "(nothing)"
+
+
 class Chat:
     "The exchanges of a person with a model so far; each answer is sampled from the model as it is at that moment."
 
@@ -126,7 +132,9 @@ class Chat:
         system: str = "",
         sampling_params: SamplingParams = _DEFAULT_SAMPLING,
         place: Callable[[], str] = str,  # where the model stands
+        tools: Tools = (),  # schemas of functions that it may call
     ):
+        self.tools = tools
         self.open_sampler, self.renderer, self.system, self.position_text = open_sampler, renderer, system, place
         self._opened_sampler: tuple[str, SamplingClient] | None = None
         stop = renderer.stop_sequences() if sampling_params.stop is None else sampling_params.stop
@@ -151,7 +159,7 @@ class Chat:
 
     def talk(self, text: str) -> "Chat":
         "Ask the model, with all that was said before, and keep its answer; the conversation is returned to be shown."
-        prompt = tuple(self.renderer.generation_prompt([*self.messages, Message("user", text)]))
+        prompt = tuple(prompt_tokens(self.renderer, [*self.messages, Message("user", text)], self.tools))
         completion = self.sampler.sample(prompt, 1, self.sampling_params).result().completions[0]
         answer, ended = self.renderer.parse_response(completion.tokens)
         place = self._opened_sampler[0] if self._opened_sampler else ""
@@ -187,7 +195,7 @@ class Chat:
     def __repr__(self) -> str:
         said = [("system", self.system)] if self.system else []
         for one in self.exchanges:
-            said += [("you", one.question), ("model", one.answer.content or "(nothing)"), ("", f"({one.facts})")]
+            said += [("you", one.question), ("model", _answer_text(one.answer)), ("", f"({one.facts})")]
         lines = [f"{who:>8}: {visible_text(text)}" if who else f"{'':10}{text}" for who, text in said]
         return "\n".join(line.replace("\n", "\n" + " " * 10) for line in lines) or _EMPTY_HINT
 
@@ -197,9 +205,10 @@ def chat(
     renderer: Renderer,
     system: str = "",
     sampling_params: SamplingParams = _DEFAULT_SAMPLING,
+    tools: Tools = (),  # schemas of functions that it may call
 ) -> Chat:
     "Talk to a model: `chat(…).talk('hello')`."
-    return Chat(lambda: sampler, renderer, system, sampling_params)
+    return Chat(lambda: sampler, renderer, system, sampling_params, tools=tools)
 
 # %% ../../nbs/65_inspection/3_chat.ipynb #65be896b
 def _chat_widget(talking: Chat) -> Any:

@@ -15,6 +15,7 @@ from ..envs.base import Env, Problem, TimeoutWorker, fresh_envs
 from ..envs.registry import get_problems
 from ..envs.rewards import get_rewards
 from ..formatting import box_html, escape_html, small_html, visible_text
+from ..rendering.base import prompt_tokens
 from ..rendering.parsing import split_tool_calls
 from ..train.rollouts import Policy, episodes_to_act, judge_answers
 from ..train.trajectories import STOP_REASONS, Episode, EpisodeLimits, RolloutFailed
@@ -127,7 +128,7 @@ def _apply_action(episode: Episode, action: Message, completion: Completion, lim
 def _policy_action(policy: Policy | None, episode: Episode) -> tuple[Message, Completion]:
     "One sampled answer of a policy to the episode's messages: the message read from it, and the completion with its tokens."
     assert policy is not None, "asked only of an opponent"
-    prompt = policy.renderer.generation_prompt(episode.messages)
+    prompt = prompt_tokens(policy.renderer, episode.messages, episode.tools)
     completion = policy.sampler.sample(prompt, 1, policy.params).result().completions[0]
     return policy.renderer.parse_response(completion.tokens)[0], completion
 
@@ -141,8 +142,10 @@ def _judged_trajectory(problem: Problem, episode: Episode) -> Trajectory:
 
 # %% ../../nbs/65_inspection/6_play.ipynb #3503577d
 def _transcript(episode: Episode) -> list[tuple[str, str]]:
-    "Speaker and text of each message; tool calls are written out, and a turn that earned something has its reward below."
-    found, turns = [], iter(episode.transitions)
+    "Speaker and text of the tools and of each message; tool calls are written out, a turn that earned something has its reward below."
+    found, turns = list[tuple[str, str]](), iter(episode.transitions)
+    if episode.tools:
+        found.append(("tools", "\n".join(json.dumps(dict(schema), ensure_ascii=False) for schema in episode.tools)))
     for message in episode.messages:
         calls = [
             f"calls {json.dumps(dict(call.get('function', call)), ensure_ascii=False)}" for call in message.tool_calls

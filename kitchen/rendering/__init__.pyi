@@ -34,13 +34,17 @@ from .chat_formats import TurnRenderer as TurnRenderer
 from .jinja import CompiledTemplate as CompiledTemplate
 from .jinja import EscapedConversation as EscapedConversation
 from .jinja import escape_control_tokens as escape_control_tokens
+from .jinja import probe_messages as probe_messages
 from .model_template import TemplateRenderer as TemplateRenderer
 from .parsing import format_tool_call as format_tool_call
 from .parsing import parse_sampled_tokens as parse_sampled_tokens
+from .parsing import read_tool_calls as read_tool_calls
 from .parsing import split_reasoning as split_reasoning
 from .parsing import split_tool_calls as split_tool_calls
 from .parsing import thinking_pieces as thinking_pieces
+from .parsing import tool_call_format as tool_call_format
 from .registry import RENDERERS as RENDERERS
 from .registry import RendererName as RendererName
+from .registry import conversation_datums as conversation_datums
 from .registry import get_renderer as get_renderer
 from .registry import render_conversations as render_conversations

@@ -156,7 +156,7 @@ def row_error_at(reason: str, origin: str) -> RowError:
 
 # %% ../../nbs/20_rendering/0_base.ipynb #9387322b
 class RewrittenMessage(InvalidValue):
-    "A wanted message stands in this conversation otherwise than as a model generates it; where the conversation ends earlier it may not."
+    "A wanted message stands here otherwise than as a model generates it; where the conversation ends earlier it may not."
 
 
 def _whole_datum(
@@ -197,7 +197,7 @@ def to_datums(
     tools: Tools = (),
     chat_template_kwargs: Mapping[str, Any] | None = None,  # the row's own template variables
 ) -> list[Datum]:
-    "A conversation's tokens, each with the next as target, and 1.0 where that target is trained: one datum, or several where the format rewrites what was said earlier. RowError with the origin if it cannot be rendered."
+    "Tokens, each with the next as target, 1.0 where that is trained; several where the format rewrites earlier answers. RowError if it cannot be."
     everything = train_on == "all_tokens"
     chosen = _trained_message_indices(messages, train_on)
     told_apart = set(range(len(messages))) - chosen if everything else chosen

@@ -6,6 +6,9 @@
 __all__ = ['TemplateRenderer']
 
 # %% ../../nbs/20_rendering/4_model_template.ipynb #a431db78
+import contextlib
+import copy
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +17,18 @@ from functools import cached_property
 from typing import Any
 
 from ..ports.protocols import Tokenizer
-from .base import Messages, PieceEncoder, RenderedPart, Segment, concatenate_tokens
-from .jinja import CompiledTemplate, EscapedConversation, escape_control_tokens
-from .parsing import parse_sampled_tokens
+from kitchen.rendering.base import (
+    Messages,
+    PieceEncoder,
+    RenderedPart,
+    RewrittenMessage,
+    Segment,
+    Tools,
+    concatenate_tokens,
+    tool_names,
+)
+from .jinja import CompiledTemplate, EscapedConversation, escape_control_tokens, probe_messages
+from .parsing import parse_sampled_tokens, read_tool_calls, tool_call_format
 from ..types import InvalidValue, Message
 
 # %% ../../nbs/20_rendering/4_model_template.ipynb #56afa4d3
@@ -27,15 +39,105 @@ def _required_texts(message: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*texts, *(("tool call", name) for name in calls)]
 
 # %% ../../nbs/20_rendering/4_model_template.ipynb #3dedd10e
-def _end_of_turn(text: str, start: int, control_pattern: re.Pattern[str], turn_end_token: str | None) -> int:
-    "Where generation from `start` stops: after the stop token, or the last of the control tokens that end the text."
+def _final_tokens(text: str, start: int, control_pattern: re.Pattern[str]) -> dict[str, int]:
+    "Control tokens with which a text from `start` on ends, nothing but white space between them, each with the place after it."
     ends: dict[str, int] = {}
     place = len(text)
     for found in reversed([*control_pattern.finditer(text, start)]):
         if text[found.end() : place].strip():
             break
         ends[found.group()], place = found.end(), found.start()
+    return ends
+
+
+def _end_of_turn(text: str, start: int, control_pattern: re.Pattern[str], turn_end_token: str | None) -> int:
+    "Where generation from `start` stops: after the stop token, or the last of the control tokens that end the text."
+    ends = _final_tokens(text, start, control_pattern)
     return ends.get(turn_end_token or "", max(ends.values(), default=len(text)))
+
+
+def _shared_length(one: str, other: str, control_pattern: re.Pattern[str]) -> int:
+    "Length of the common beginning of two texts, which cuts no control token of either in two."
+    shared = len(os.path.commonprefix([one, other]))
+    for text in (one, other):
+        for found in control_pattern.finditer(text, max(0, shared - 64)):
+            if found.start() < shared < found.end():
+                shared = found.start()
+    return shared
+
+# %% ../../nbs/20_rendering/4_model_template.ipynb #e4101fc6
+# tokens that end an answer of calls, in formats where another ends plain text
+_CALL_ENDS = ("<|call|>", "<|eom_id|>")
+
+
+@dataclass(frozen=True)
+class _LateEnd:
+    "How an answer ends that a template leaves open: `tail` is written after the last one in a conversation; `text` belongs there instead."
+
+    tail: str
+    text: str  # white space, and the token that ends the answer
+    token: str  # that token; empty where none is known
+
+
+@dataclass(frozen=True)
+class _TurnEnds:
+    "What ends answers, by the role that follows them: user, or tool after a call."
+
+    closing: tuple[str, ...]  # control tokens that end an answer wherever they are the last of it
+    late: Mapping[str, _LateEnd]
+
+    def closed(self, until: str, start: int, calls: bool, control_pattern: re.Pattern[str]) -> str | None:
+        "The text until the end of an answer that begins at `start`; None where no end is known."
+        ends = _final_tokens(until, start, control_pattern)
+        if found := [ends[token] for token in self.closing if token in ends]:
+            return until[: found[0]]
+        late = self.late["tool" if calls else "user"]
+        return until.removesuffix(late.tail) + late.text if late.token else None
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        "All tokens that can be the last of an answer."
+        return (*self.closing, *(late.token for late in self.late.values() if late.token))
+
+# %% ../../nbs/20_rendering/4_model_template.ipynb #713db890
+def _late_end(template: CompiledTemplate, follower: str, control_pattern: re.Pattern[str], closing: Sequence[str], eos: str) -> _LateEnd:
+    "What the template writes between an answer and the turn of `follower`, up to its first control token; else the tokenizer's end."
+    *asked, told = probe_messages(follower)
+    try:
+        last, followed = template.render_text(asked), template.render_text([*asked, told])
+    except InvalidValue:
+        return _LateEnd("", eos, eos)
+    if any(token in closing for token in _final_tokens(last, 0, control_pattern)):
+        return _LateEnd("", "", "")  # it has an end; this is never asked for
+    probe = asked[1]["content"]
+    shared = _shared_length(last, followed, control_pattern)
+    shared = last.rfind(probe) + len(probe) if probe and probe in last[:shared] else len(last[:shared].rstrip())
+    found = re.compile(rf"\s*({control_pattern.pattern})").match(followed, shared)
+    early = re.compile(rf"({control_pattern.pattern})\s*\Z").search(last)
+    if not found and early and followed.startswith(last.rstrip()):  # the token that opens a result is written already
+        return _LateEnd(last[early.end(1) :], "", early.group(1))
+    return _LateEnd(last[shared:], found.group(), found.group(1)) if found else _LateEnd(last[shared:], eos, eos)
+
+# %% ../../nbs/20_rendering/4_model_template.ipynb #ef882b08
+class _PromptNotFollowed(RewrittenMessage):
+    "The answer does not stand after its generation prompt, or without its thinking: with another prompt it may."
+
+
+_THINK_MARKS = {"<think>": "</think>", "[THINK]": "[/THINK]", "<|START_THINKING|>": "<|END_THINKING|>", "<thought>": "</thought>"}
+
+
+def _write_thinking(before: str, until: str, thinking: str, control_pattern: re.Pattern[str]) -> str | None:
+    "The text of an answer whose prompt opens its thinking and whose template does not write it; None where that is not how they differ."
+    opened, shared = before.rstrip(), _shared_length(before, until, control_pattern)
+    opening = next((mark for mark in _THINK_MARKS if opened.endswith(mark)), "")
+    if not opening or before[shared:].strip() not in ("", opening):
+        return None
+    closing, rest, line = _THINK_MARKS[opening], until[shared:], before[len(opened) :]
+    if rest.lstrip().startswith(closing):
+        return before + (thinking + line + rest.lstrip() if thinking else rest)
+    if closing in rest:
+        return None
+    return before + thinking + (f"\n{closing}\n\n" if line else closing) + rest.lstrip("\n")
 
 # %% ../../nbs/20_rendering/4_model_template.ipynb #3a34cbdd
 @dataclass(frozen=True)
@@ -44,47 +146,68 @@ class _SpanFinder:
 
     template: CompiledTemplate
     control_pattern: re.Pattern[str]
-    turn_end_token: str | None
+    ends: _TurnEnds
     chat: EscapedConversation
     whole: str  # the template's text of the whole conversation
+    writes_thinking: bool  # where the prompt opens it and the template does not
 
-    def generated_span(self, index: int, done: int) -> tuple[int, int]:
-        "Where the generated text of a message begins and ends in the whole; InvalidValue if it stands before `done`, or not as it is sampled."
+    def generated_text(self, index: int) -> tuple[int, str]:
+        "Where the generated text of a message begins, and everything up to its end; InvalidValue if it cannot be told apart."
         message = self.chat.messages[index]
         last = index + 1 == len(self.chat.messages)
         until = self.whole if last else self._text_until(self.chat.messages[: index + 1], index)
-        answer = message["role"] == "assistant"
-        start = self._answer_start(index, until) if answer else self._content_start(index, until)
-        end = _end_of_turn(until, start, self.control_pattern, self.turn_end_token)
-        if not self.whole.startswith(until[:end]) or start < done:
-            raise InvalidValue(
-                f"the chat template writes message {index} differently once later ones follow it (some drop thinking); "
-                "use train_on='last_assistant_message', or a hand-written renderer"
-            )
-        if lost := [what for what, text in _required_texts(message) if text.strip() not in until[start:end]]:
-            raise InvalidValue(
+        if message["role"] == "assistant":
+            start, said = self._answer(index, until)
+        else:
+            start = self._content_start(index, until)
+            said = until[: _end_of_turn(until, start, self.control_pattern, next(iter(self.ends.closing), None))]
+        if lost := [what for what, text in _required_texts(message) if text.strip() not in said[start:]]:
+            kind = _PromptNotFollowed if lost[0] == "thinking" else InvalidValue
+            raise kind(
                 f"the chat template does not show the {lost[0]} of message {index}; "
                 "take it out of the row, or use a hand-written renderer"
             )
-        return start, end
+        return start, said
 
     def _text_until(self, messages: list[dict[str, Any]], index: int, prompt: bool = False) -> str:
         "The text of the messages up to the one at `index`; InvalidValue names that one where the template refuses them."
         try:
-            return self.template.render_text(messages, prompt)
+            return self.template.render_text(messages, prompt, self.chat.tools)
         except InvalidValue as error:
             raise InvalidValue(f"message {index} cannot be told apart: {error}") from None
 
-    def _answer_start(self, index: int, until: str) -> int:
-        "Where an answer begins: at the end of the generation prompt, which has to be the beginning of the text."
+    def _answer(self, index: int, until: str) -> tuple[int, str]:
+        "Where an answer begins, at the end of the generation prompt, and the text up to its end; InvalidValue if it does not follow that prompt."
+        message = self.chat.messages[index]
         before = self._text_until(self.chat.messages[:index], index, prompt=True)
+        if self.writes_thinking:
+            thinking = (message.get("reasoning_content") or "").strip("\n")
+            until = _write_thinking(before, until, thinking, self.control_pattern) or until
         if not until.startswith(before):
-            raise InvalidValue(
+            until = self._after_other_history(index, before, until) or until
+        if not until.startswith(before):
+            raise _PromptNotFollowed(
                 f"the chat template does not write message {index} the way a model would come to write it: the generation prompt "
                 f"ends with {before[-24:]!r}, and the message does not follow it; give the message thinking "
                 "(reasoning_content) if that is what the prompt begins, or use a hand-written renderer"
             )
-        return len(before)
+        said = self.ends.closed(until, len(before), bool(message.get("tool_calls")), self.control_pattern)
+        if said is None:
+            raise InvalidValue(
+                f"the chat template ends message {index} with no token that a model could learn to stop at, and the tokenizer "
+                "has no end token of its own; use renderer='chatml' or 'role_colon', or give the tokenizer an eos_token"
+            )
+        return len(before), said
+
+    def _after_other_history(self, index: int, before: str, until: str) -> str | None:
+        "The prompt and the answer, where the template writes what came before otherwise as soon as the answer follows; None where that is not it."
+        history = self._text_until(self.chat.messages[:index], index)
+        header = before.removeprefix(history)
+        if not header.strip() or header == before:
+            return None
+        other = [*self.chat.messages[:index], {"role": "assistant", "content": self.chat.probe}]
+        place = until.rfind(header, 0, _shared_length(until, self._text_until(other, index), self.control_pattern))
+        return None if place < 0 else before + until[place + len(header) :]
 
     def _content_start(self, index: int, until: str) -> int:
         "Where another message's content begins: at the place of a character put there instead."
@@ -98,42 +221,104 @@ class _SpanFinder:
         return start
 
 # %% ../../nbs/20_rendering/4_model_template.ipynb #3c355747
+# what templates call the switch that opens thinking in the generation prompt
+_THINKING_SWITCHES = ("enable_thinking", "thinking")
+
+
 class TemplateRenderer:
     "Renders with the tokenizer's own chat template; InvalidValue where there is none, or where a mask could not be exact."
 
     # templates that print a date get this one: the data of a run must be the same on every day
-    def __init__(self, tokenizer: Tokenizer, today: date = date(2025, 1, 1)):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat_template_kwargs: Mapping[str, Any] | None = None,  # variables of the template: {"enable_thinking": False}
+        today: date = date(2025, 1, 1),
+    ):
         self.tokenizer, self.encoder = tokenizer, PieceEncoder(tokenizer)
-        self.template = CompiledTemplate(tokenizer, today)
+        self.template = CompiledTemplate(tokenizer, today).with_variables(chat_template_kwargs or {})
 
-    def render(self, messages: Messages, message_indices: set[int] | None = None) -> list[RenderedPart]:
-        "The template's text, cut at the generated stretches of wanted messages."
-        chat = escape_control_tokens(messages, self.encoder.control_pattern)
-        whole = self.template.render_text(chat.messages)
-        finder = _SpanFinder(self.template, self.encoder.control_pattern, self.turn_end_token, chat, whole)
+    def with_chat_template_kwargs(self, chat_template_kwargs: Mapping[str, Any]) -> "TemplateRenderer":
+        "The same renderer where these variables stand beside those it has, and win over them."
+        made = copy.copy(self)
+        made.template = self.template.with_variables(chat_template_kwargs)
+        return made
+
+    def render(
+        self, messages: Messages, message_indices: set[int] | None = None, tools: Tools = ()
+    ) -> list[RenderedPart]:
+        "The template's text, cut at the generated stretches of wanted messages; InvalidValue where it does not show the tools."
+        chat = escape_control_tokens(messages, self.encoder.control_pattern, tools)
+        try:
+            return self._render(self.template, chat, message_indices, writes_thinking=False)
+        except _PromptNotFollowed as error:
+            for template, writes_thinking in self._other_ways(messages, message_indices):
+                with contextlib.suppress(RewrittenMessage):
+                    return self._render(template, chat, message_indices, writes_thinking)
+            raise error
+
+    def _other_ways(self, messages: Messages, message_indices: set[int] | None) -> list[tuple[CompiledTemplate, bool]]:
+        "The template with its switch for thinking turned to what the wanted answers are, and whether their thinking is written in."
+        thinks = {bool(messages[index].reasoning_content) for index in message_indices or ()}
+        if len(thinks) != 1:
+            return []
+        free = [name for name in _THINKING_SWITCHES if name in self.template.settable and name not in self.template.variables]
+        turned = self.template.with_variables(dict.fromkeys(free, *thinks))
+        return [(turned, False), (turned, True), (self.template, True)] if free else [(self.template, True)]
+
+    def _render(
+        self, template: CompiledTemplate, chat: EscapedConversation, message_indices: set[int] | None, writes_thinking: bool
+    ) -> list[RenderedPart]:
+        "The parts of a conversation in one of the ways that a template can write it."
+        whole = template.render_text(chat.messages, tools=chat.tools)
+        self._check_tools(chat.tools, whole)
+        finder = _SpanFinder(template, self.encoder.control_pattern, self.ends, chat, whole, writes_thinking)
         segments: list[Segment] = []
         done = 0
-        for index in sorted(range(len(messages)) if message_indices is None else message_indices):
+        for index in sorted(range(len(chat.messages)) if message_indices is None else message_indices):
             try:
-                start, end = finder.generated_span(index, done)
+                start, said = finder.generated_text(index)
+                # of the last message the end may be missing, or its thinking: then it is added
+                ends_all = index + 1 == len(chat.messages) and said.startswith(whole[:done])
+                whole = said if ends_all and not whole.startswith(said) else whole
+                if not whole.startswith(said) or start < done:
+                    raise RewrittenMessage(
+                        f"the chat template writes message {index} differently once later ones follow it (some drop thinking); "
+                        "use train_on='last_assistant_message', or a hand-written renderer"
+                    )
             except InvalidValue:
                 if message_indices is None:
                     continue
                 raise
             segments += [(chat.pieces(whole[done:start]), -1, False)]
-            segments += [(chat.pieces(whole[start:end]), index, True)]
-            done = end
+            segments += [(chat.pieces(whole[start : len(said)]), index, True)]
+            done = len(said)
         return self.encoder.encode_segments([*segments, (chat.pieces(whole[done:]), -1, False)])
 
-    def generation_prompt(self, messages: Messages) -> list[int]:
+    def _check_tools(self, tools: Tools, text: str) -> None:
+        "InvalidValue where a tool's name does not appear in the text."
+        if any(str(schema.get("function", schema).get("name", "")) not in text for schema in tools):
+            raise InvalidValue(
+                f"the chat template of {self.template.name!r} does not show {tool_names(tools)}; "
+                "use a renderer that does, such as 'qwen3', or leave the tools out"
+            )
+
+    def generation_prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         "The tokens of the template's text with add_generation_prompt."
-        chat = escape_control_tokens(messages, self.encoder.control_pattern)
-        text = self.template.render_text(chat.messages, generation_prompt=True)
+        chat = escape_control_tokens(messages, self.encoder.control_pattern, tools)
+        text = self.template.render_text(chat.messages, True, chat.tools)
+        self._check_tools(chat.tools, text)
         return concatenate_tokens(self.encoder.encode_segments([(chat.pieces(text), -1, False)]))
 
     def parse_response(self, tokens: Sequence[int]) -> tuple[Message, bool]:
-        "The message before the end of the turn, and whether that end was sampled."
-        return parse_sampled_tokens(self.tokenizer, tokens, self.stop_sequences())
+        "The message before the end of the turn, its tool calls read as this template writes them; and whether that end was sampled."
+        message, ended = parse_sampled_tokens(self.tokenizer, tokens, self.stop_sequences())
+        return read_tool_calls(message, self._call_format), ended
+
+    @cached_property
+    def _call_format(self) -> str | None:
+        "The name of the format in which this template writes tool calls."
+        return tool_call_format(self.template.source)
 
     @cached_property
     def turn_end_token(self) -> str | None:
@@ -143,9 +328,19 @@ class TemplateRenderer:
         )
         return self.encoder.control_pattern.findall(run.group(1))[-1] if run else None
 
+    @cached_property
+    def ends(self) -> _TurnEnds:
+        "What ends answers and tool calls of this template."
+        control, pattern = self.tokenizer.control_tokens, self.encoder.control_pattern
+        eos = next((name for name, token in control.items() if token == self.tokenizer.eos_token_id), "")
+        known = [one for one in _CALL_ENDS if one in control and one in self.template.source]
+        closing = tuple(dict.fromkeys(one for one in (self.turn_end_token, eos, *known) if one))
+        late = {follower: _late_end(self.template, follower, pattern, closing, eos) for follower in ("user", "tool")}
+        return _TurnEnds(closing, late)
+
     def stop_sequences(self) -> tuple[int | str, ...]:
-        "The end of turn (the next turn's first control token, if the template ends none), and the tokenizer's own end."
-        following = self.encoder.control_pattern.search(self.template.text_after_answer(Message("user", "?")))
-        stop = self.turn_end_token or (following.group() if following else None)
-        ends = [self.tokenizer.control_tokens[stop]] if stop else []
-        return tuple(dict.fromkeys([*ends, self.tokenizer.eos_token_id]))
+        "What ends answers of this template, and the tokenizer's own end."
+        ends = [self.tokenizer.control_tokens[token] for token in self.ends.tokens]
+        first = [self.tokenizer.control_tokens[self.turn_end_token]] if self.turn_end_token else []
+        late = [self.tokenizer.control_tokens[one.token] for one in self.ends.late.values() if one.token]
+        return tuple(dict.fromkeys([*first, *late, *ends, self.tokenizer.eos_token_id]))

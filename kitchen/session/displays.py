@@ -7,7 +7,7 @@ __all__ = ['has_batches', 'show_next_batch', 'show_run_rollouts', 'hardest_rows'
            'open_chat', 'play_problems', 'learning_rate_test', 'profile_next_step']
 
 # %% ../../nbs/66_session/3_displays.ipynb #984c2f2d
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..engine.workflow import WorkflowPart, stages
@@ -82,11 +82,16 @@ def ask_now(driver: SessionDriver, count: int) -> SampleRound:
 
 
 def open_chat(
-    state: SessionState, position_text: Callable[[], str], system: str, max_tokens: int, temperature: float
+    state: SessionState,
+    position_text: Callable[[], str],
+    system: str,
+    max_tokens: int,
+    temperature: float,
+    tools: Sequence[Mapping[str, Any]] = (),  # schemas of functions that the model may call
 ) -> Chat:
     "A conversation with the model as it is whenever it is asked."
     training, params = state["training"], SamplingParams(max_tokens, temperature)
-    return Chat(lambda: training.create_sampling_client(), state["renderer"], system, params, position_text)
+    return Chat(lambda: training.create_sampling_client(), state["renderer"], system, params, position_text, tools)
 
 # %% ../../nbs/66_session/3_displays.ipynb #71ddcfad
 def play_problems(state: SessionState, what: Any, **options: Any) -> PlaySession:

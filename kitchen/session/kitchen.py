@@ -470,13 +470,15 @@ class Kitchen:
 
         return ask_now(self.driver, count)
 
-    def chat(self, system: str = "", max_tokens: int = 128, temperature: float = 0.7) -> "Chat":
-        """Talk to the model as it is now: type in a notebook, or use `talk`.
+    def chat(
+        self, system: str = "", max_tokens: int = 128, temperature: float = 0.7, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> "Chat":
+        """Talk to the model as it is now: type in a notebook, or use `talk`. `tools` are schemas of functions that it may call.
 
         Example: `k.chat().talk("hello")`"""
         from kitchen.session.displays import open_chat
 
-        return open_chat(self.state, lambda: self.driver.position_text, system, max_tokens, temperature)
+        return open_chat(self.state, lambda: self.driver.position_text, system, max_tokens, temperature, tools)
 
     def play(self, what: "str | Problem | Env | Sequence[Problem] | None" = None, **options: Any) -> "PlaySession":
         """Take the policy's place in this run's held-out problems, in a world by name, a problem, or an environment.

@@ -19,7 +19,7 @@ from ..envs.base import Problem
 from ..losses.distillation import DistillLoss, distillation_loss, ranked_datums, renormalize_ranks
 from ..losses.policy import OBJECTIVES
 from ..ports.protocols import Future, SamplingClient, TrainingClient
-from ..rendering.base import Messages, Renderer
+from ..rendering.base import Messages, Renderer, prompt_tokens
 from ..telemetry import Event, event
 from .rl import PolicyUpdateSettings, take_steps
 from kitchen.train.rollouts import (
@@ -110,9 +110,10 @@ def _turn_datums(trajectory: Trajectory, group: TrajectoryGroup) -> list[Datum]:
 def _teacher_prompts(trajectory: Trajectory, renderer: Renderer, teacher_view: TeacherView) -> Iterator[list[int]]:
     "Tokens of the teacher's prompt for each assistant message: what came before it, through the view."
     messages = [Message(**said) for said in trajectory.metadata["messages"]]
+    tools = trajectory.metadata.get("tools", ())
     for place, message in enumerate(messages):
         if message.role == "assistant":
-            yield renderer.generation_prompt(list(teacher_view(messages[:place])))
+            yield prompt_tokens(renderer, list(teacher_view(messages[:place])), tools)
 
 
 def _add_teacher_advantages(datum: Datum, teacher: Sequence[float | None], coefficient: float) -> Datum:

@@ -47,13 +47,26 @@ def preference_to_pair(renderer: Renderer, row: Preference, max_length: int) -> 
     for name, continuation in (("chosen", row.chosen), ("rejected", row.rejected)):
         messages = [replace(message, trainable=False) for message in row.prompt]
         messages += [replace(message, trainable=message.role == "assistant") for message in continuation]
-        datum = to_datum(renderer, messages, "customized", row.origin)
+        datum = to_datum(renderer, messages, "customized", row.origin, row.tools, row.chat_template_kwargs)
         if len(datum) > max_length:
             raise RowError(f"{len(datum)} tokens, but max_length is {max_length}", row.origin, field=name)
         both.append(datum)
     if np.array_equal(both[0].targets, both[1].targets):
         raise RowError("chosen and rejected answers are the same; nothing can be learnt", row.origin, field="rejected")
+    if row.chosen[0].role == row.rejected[0].role == "assistant" and not _same_prompt(*both):
+        raise RowError(
+            "chosen and rejected follow different generation prompts, because only one of them thinks; "
+            "say chat_template_kwargs={'enable_thinking': True} so that both follow the one that opens thinking",
+            row.origin,
+            field="rejected",
+        )
     return Pair(*both)
+
+
+def _same_prompt(chosen: Datum, rejected: Datum) -> bool:
+    "Whether both have the same tokens before the first that is trained."
+    places = [int(np.flatnonzero(datum.weights)[0]) + 1 for datum in (chosen, rejected)]
+    return places[0] == places[1] and np.array_equal(chosen.tokens[: places[0]], rejected.tokens[: places[1]])
 
 
 def pair_to_score_query(pair: Pair, head: ScalarHead) -> Pair:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..envs.base import Problem, TimeoutWorker
 from ..ports.protocols import SamplingClient
-from ..rendering.base import Renderer
+from ..rendering.base import Renderer, prompt_tokens
 from ..seeding import derive_seed
 from ..telemetry import Event, event
 from kitchen.train.trajectories import (
@@ -94,7 +94,7 @@ def _sample_actions(
     "Episode, prompt, future, and the place of its answer there; equal prompts share a request."
     together: dict[tuple[int, ...], list[Episode]] = {}
     for episode in active:
-        prompt = tuple(policy.renderer.generation_prompt(episode.messages))
+        prompt = tuple(prompt_tokens(policy.renderer, episode.messages, episode.tools))
         episode.stop = episode.reached_limit(limits, len(prompt), policy.params.max_tokens)
         if not episode.stop:
             together.setdefault(prompt, []).append(episode)

@@ -16,8 +16,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from ..envs.base import Env, Problem, Step, TimeoutWorker
+from ..envs.base import Env, Problem, Step, TimeoutWorker, env_tools
 from ..input import USER_ERRORS, error_words
+from ..rendering.base import Tools
 from kitchen.types import (
     Completion,
     InvalidValue,
@@ -121,6 +122,7 @@ class Episode:
     problem: Problem
     member: int
     messages: list[Message] = field(default_factory=list[Message])
+    tools: Tools = ()  # schemas of what the environment lets the policy call
     transitions: list[Transition] = field(default_factory=list[Transition])
     parts: dict[str, float] = field(default_factory=dict[str, float])
     timeout_worker: TimeoutWorker = field(default_factory=lambda: TimeoutWorker(math.inf))
@@ -134,7 +136,8 @@ class Episode:
 
     def start(self) -> None:
         "Ask the environment for its first messages; if there are none, the episode waits for another player."
-        self.messages.extend(call_for_episode(self, lambda: _check_messages(self.env.start(), "start")))
+        first, self.tools = call_for_episode(self, lambda: (_check_messages(self.env.start(), "start"), env_tools(self.env)))
+        self.messages.extend(first)
         self.waiting = not self.messages
 
     def act(self, prompt: tuple[int, ...], completion: Completion, action: Message, limits: EpisodeLimits) -> None:
@@ -174,6 +177,7 @@ class Episode:
         "The episode as data, with what a judge of the whole group gave it."
         said = [message.as_dict() for message in self.messages]
         about = {"stop": self.stop, "parts": {**self.parts, **(parts or {})}, "messages": said, "error": self.error}
+        about |= {"tools": [dict(schema) for schema in self.tools]} if self.tools else {}
         return Trajectory(tuple(self.transitions), self.final_reward + group_reward, about)
 
 # %% ../../nbs/35_train/3_trajectories.ipynb #8c2359de

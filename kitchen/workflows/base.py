@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODEL_PRESETS', 'StageEvents', 'save', 'live_field', 'check_known_name', 'name_in_table', 'TrainingConfig',
            'DataConfig', 'AnswerConfig', 'Splits', 'ReadSettings', 'GradeSettings', 'read_split', 'bad_row_events',
-           'render_event', 'read_splits', 'open_training', 'open_training_client', 'adam_params',
-           'conversation_to_question', 'ask_questions', 'baseline', 'evaluate', 'save_as', 'register_model',
-           'measurements_of', 'write_results', 'side_by_side']
+           'render_event', 'read_splits', 'open_training', 'open_training_client', 'adam_params', 'open_renderer',
+           'question_prompt', 'conversation_to_question', 'ask_questions', 'baseline', 'evaluate', 'save_as',
+           'register_model', 'measurements_of', 'write_results', 'side_by_side']
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f1b95254
 import json
@@ -25,12 +25,21 @@ from ..engine.workflow import Stage, stage
 from ..evaluation import METRICS, Answer, MetricName, Question, ask, summarize
 from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, TrainingClient
 from ..ports.registry import adapter_names
-from ..rendering.base import TRAIN_ON, Renderer, TrainOn
-from ..rendering.registry import RENDERERS, RendererName
+from kitchen.rendering.base import (
+    TRAIN_ON,
+    Renderer,
+    Tools,
+    TrainOn,
+    concatenate_tokens,
+    prompt_tokens,
+    render_parts,
+    renderer_for,
+)
+from ..rendering.registry import RENDERERS, RendererName, get_renderer
 from ..store.run import Artifact, Run
 from ..telemetry import Event, event, event_content
 from ..train.schedules import SCHEDULES, ScheduleName
-from ..types import AdamParams, Datum, InvalidValue, LoraParams, RowError, SamplingParams, UnknownName
+from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, RowError, SamplingParams, UnknownName
 
 # %% ../../nbs/55_workflows/0_base.ipynb #015fcc03
 _EMBEDDED_MODELS = {"torch": "builtin:tiny-chat", "toy": "toy"}  # backend -> what it starts from unless told
@@ -72,6 +81,9 @@ class TrainingConfig(Config):
 
     renderer: RendererName = Field(
         "auto", description="how messages become tokens: auto, template, chatml, qwen3, llama3, role_colon"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="variables of the chat template: {enable_thinking: false}, {reasoning_effort: high}; a row's own win"
     )
     max_length: int = Field(1024, ge=8, description="longest datum, in tokens")
 
@@ -242,13 +254,16 @@ def bad_row_events(problems: Sequence[RowError]) -> StageEvents[None]:
         )
 
 
-def render_event(data: Sequence[Datum], split: str, renderer: str, train_on: str, started: float) -> Event:
-    "What came of rendering one split: datums, tokens, and those that are trained; `started` is on the clock of `time.perf_counter`."
+def render_event(
+    data: Sequence[Datum], split: str, renderer: str, train_on: str, started: float, rows: int | None = None
+) -> Event:
+    "What came of rendering one split: rows, datums, tokens, and those that are trained; `started` is on the clock of `time.perf_counter`."
     return event(
         "render.data",
         split=split,
         renderer=renderer,
         train_on=train_on,
+        rows=len(data) if rows is None else rows,
         datums=len(data),
         tokens=sum(map(len, data)),
         trained_tokens=sum(int((datum.weights != 0).sum()) for datum in data),
@@ -304,6 +319,21 @@ def adam_params(config: TrainingConfig) -> AdamParams:
     )
 
 # %% ../../nbs/55_workflows/0_base.ipynb #b18d4a97
+def open_renderer(config: TrainingConfig, service: ServiceClient, model: str = "") -> Renderer:
+    "The renderer of the settings, for the tokenizer of the model or of another one."
+    return get_renderer(config.renderer, service.get_tokenizer(model or config.model), config.chat_template_kwargs)
+
+
+def question_prompt(renderer: Renderer, before: Sequence[Message], answer: Message, tools: Tools = ()) -> list[int]:
+    "The tokens after which this answer would be trained, so that a model is asked as it was taught; else the generation prompt."
+    try:
+        parts = render_parts(renderer, [*before, answer], {len(before)}, tools)
+    except InvalidValue:
+        return prompt_tokens(renderer, before, tools)
+    place = next((place for place, part in enumerate(parts) if part.generated and part.message_index == len(before)), None)
+    return prompt_tokens(renderer, before, tools) if place is None else concatenate_tokens(parts[:place])
+
+
 def conversation_to_question(renderer: Renderer, conversation: Conversation) -> Question | None:
     "The conversation up to its last assistant message, with that message as the reference; None if there is none."
     messages = list(conversation.messages)
@@ -312,7 +342,8 @@ def conversation_to_question(renderer: Renderer, conversation: Conversation) -> 
     if len(messages) < 2:
         return None
     reference, before = messages[-1].content, messages[:-1]
-    return Question(before[-1].content, tuple(renderer.generation_prompt(before)), reference)
+    own = renderer_for(renderer, conversation.chat_template_kwargs)
+    return Question(before[-1].content, tuple(question_prompt(own, before, messages[-1], conversation.tools)), reference)
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f3680357
 def ask_questions(

@@ -10,7 +10,7 @@ __all__ = ['on_policy_distillation', 'off_policy_distillation', 'TeacherConfig',
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #a10a7e29
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from ..engine.workflow import chain, stage
 from ..evaluation import Answer, ask, summarize
 from ..losses.distillation import DISTILL_LOSSES, DistillLossName, get_distill_loss
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
-from ..rendering.base import Renderer
+from ..rendering.base import RenderedPart, Renderer, Tools, prompt_tokens, renderer_for
 from ..rendering.registry import render_conversations
 from ..store.run import Run
 from ..telemetry import Event, event
@@ -207,9 +207,17 @@ class _TeacherRenderer:
     inner: Renderer
     teacher_view: TeacherView
 
-    def generation_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def generation_prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         "Tokens of the prompt for `teacher_view(messages)`."
-        return self.inner.generation_prompt(list(self.teacher_view(list(messages))))
+        return prompt_tokens(self.inner, list(self.teacher_view(list(messages))), tools)
+
+    def render(self, messages: Sequence[Message], message_indices: set[int] | None = None, tools: Tools = ()) -> list[RenderedPart]:
+        "Always InvalidValue: a teacher answers, and is not trained on its view."
+        raise InvalidValue("a teacher's view of a conversation is a prompt, not something to train on")
+
+    def with_chat_template_kwargs(self, chat_template_kwargs: Mapping[str, Any]) -> "_TeacherRenderer":
+        "The same view by a renderer with these variables."
+        return _TeacherRenderer(renderer_for(self.inner, chat_template_kwargs), self.teacher_view)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -345,10 +353,7 @@ def _sample_answers(
     teacher_view: TeacherView = student_view,
 ) -> list[DistillationExample]:
     "Prompts with the teacher's answers, those answers trained."
-    seeing = _TeacherRenderer(renderer, teacher_view)
-    prompts = [
-        (renderer.generation_prompt(before), seeing.generation_prompt(before)) for before in map(_prompt_messages, rows)
-    ]
+    prompts = [_both_prompts(renderer_for(renderer, row.chat_template_kwargs), row, teacher_view) for row in rows]
     futures = [teacher_sampler.sample(seen, 1, params) for _, seen in prompts]
     said = [future.result().completions[0].tokens for future in futures]
     return [
@@ -362,6 +367,12 @@ def _answer_datum(prompt: Sequence[int], answer: Sequence[int], origin: str) -> 
     return Datum.from_tokens([*prompt, *answer], [0.0] * len(prompt) + [1.0] * len(answer), origin)
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #13223b29
+def _both_prompts(renderer: Renderer, row: Conversation, teacher_view: TeacherView) -> tuple[list[int], list[int]]:
+    "The prompt of a row as the student sees it, and as the teacher does."
+    before = _prompt_messages(row)
+    return prompt_tokens(renderer, before, row.tools), _TeacherRenderer(renderer, teacher_view).generation_prompt(before, row.tools)
+
+
 def _prompt_messages(row: Conversation) -> list[Message]:
     "The messages up to the last answer."
     messages = list(row.messages)

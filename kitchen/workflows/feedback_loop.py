@@ -10,8 +10,8 @@ __all__ = ['feedback_loop', 'FeedbackConfig', 'Traffic', 'collect_traffic', 'run
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #0192dfa6
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,7 @@ from kitchen.drift import (
 from ..engine.workflow import chain, stage, when
 from ..evaluation import Answer, Question, ask, get_metric, summarize, wilson_interval
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
-from ..rendering.base import Renderer
-from ..rendering.registry import get_renderer
+from ..rendering.base import Renderer, Tools, prompt_tokens, renderer_for
 from ..seeding import derive_seed
 from ..store.files import file_hash
 from ..store.run import Run
@@ -55,6 +54,7 @@ from kitchen.workflows.base import (
     bad_row_events,
     conversation_to_question,
     measurements_of,
+    open_renderer,
     open_training,
     read_split,
     register_model,
@@ -144,6 +144,8 @@ class _TrafficQuestion:
     messages: tuple[Message, ...]
     right: str
     tag: str
+    tools: Tools = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #4e39f6a8
 @stage(gives="traffic")
@@ -197,7 +199,7 @@ def _simulate_traffic(config: FeedbackConfig, service: ServiceClient, datasets: 
         parts[reference] = [one for row in rows if (one := _traffic_question(row, reference)) is not None]
     loaded = list(run.log.active_events.named("data.load"))
     run.update_spec(datasets={f"{item['reference']}#{item['split']}": item["fingerprint"] for item in loaded})
-    renderer = get_renderer(config.renderer, service.get_tokenizer(config.model))
+    renderer = open_renderer(config, service)
     sampler, found = service.create_sampling_client(config.model), []
     for period in ("reference", "recent"):
         started, weights = time.perf_counter(), getattr(config, f"{period}_traffic")
@@ -217,7 +219,7 @@ def _traffic_question(row: Conversation, reference: str) -> _TrafficQuestion | N
     while messages and messages[-1].role == "assistant":
         messages.pop()
     tag = row.row.get("tag") or row.row.get("task") or reference
-    return _TrafficQuestion(tuple(messages), right, str(tag)) if messages else None
+    return _TrafficQuestion(tuple(messages), right, str(tag), row.tools, row.chat_template_kwargs) if messages else None
 
 
 _PERIOD_STARTS = {"reference": datetime(2000, 1, 1), "recent": datetime(2000, 2, 1), "renewed": datetime(2000, 3, 1)}
@@ -227,7 +229,9 @@ def _answer_traffic(
     sampler: SamplingClient, renderer: Renderer, asked: Sequence[_TrafficQuestion], config: FeedbackConfig, model: str, period: str
 ) -> tuple[Interaction, ...]:
     "One sampled and graded answer to each question, all requests submitted at once."
-    grade, prompts = get_metric(config.metric), [renderer.generation_prompt(list(one.messages)) for one in asked]
+    grade, prompts = get_metric(config.metric), [
+        prompt_tokens(renderer_for(renderer, one.chat_template_kwargs), list(one.messages), one.tools) for one in asked
+    ]
     params = [
         SamplingParams(
             config.max_tokens, config.temperature, seed=derive_seed(config.seed, "serve", period, number) % 2**31,

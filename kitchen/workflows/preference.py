@@ -26,8 +26,7 @@ from ..evaluation import Question
 from ..losses.preference import PAIR_LOSSES, PairLoss, PairLossName, get_pair_loss
 from ..losses.value import ScalarHead
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
-from ..rendering.base import Renderer
-from ..rendering.registry import get_renderer
+from ..rendering.base import Renderer, renderer_for
 from ..seeding import derive_seed
 from ..store.run import Run
 from ..telemetry import Event, event
@@ -61,7 +60,9 @@ from kitchen.workflows.base import (
     live_field,
     measurements_of,
     name_in_table,
+    open_renderer,
     open_training,
+    question_prompt,
     read_splits,
     register_model,
     render_event,
@@ -150,7 +151,7 @@ def _render_pairs_split(rows: Sequence[Preference], renderer: Renderer, config: 
             problems.append(error)
     yield from bad_row_events(problems)
     data = interleave_pairs(found)
-    yield render_event(data, split, config.renderer, "chosen and rejected", started)
+    yield render_event(data, split, config.renderer, "chosen and rejected", started, len(found))
     if not found:
         raise InvalidValue(f"no pair is left of split {split!r}: every row was set aside")
     return found
@@ -159,7 +160,7 @@ def _render_pairs_split(rows: Sequence[Preference], renderer: Renderer, config: 
 @stage(gives="renderer data", remake=True, name="render")
 def render_pairs(config: PairConfig, service: ServiceClient, conversations: Splits) -> StageEvents[tuple[Renderer, Splits]]:
     "Turn each pair into two datums, chosen and rejected, with the answers trained."
-    renderer = get_renderer(config.renderer, service.get_tokenizer(config.model))
+    renderer = open_renderer(config, service)
     train = yield from _render_pairs_split(conversations.train, renderer, config, "train")
     test = yield from _render_pairs_split(conversations.test[: config.held_out], renderer, config, "test")
     return renderer, Splits(train, test)
@@ -173,7 +174,9 @@ def make_questions(config: PairConfig, renderer: Renderer, conversations: Splits
 
 def _question_from_pair(renderer: Renderer, row: Preference) -> Question:
     "The prompt, with the chosen answer as the reference."
-    return Question(row.prompt[-1].content, tuple(renderer.generation_prompt(list(row.prompt))), row.chosen[-1].content)
+    own = renderer_for(renderer, row.chat_template_kwargs)
+    prompt = question_prompt(own, row.prompt, row.chosen[0], row.tools)
+    return Question(row.prompt[-1].content, tuple(prompt), row.chosen[-1].content)
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #31f9a960
 @stage(gives="pairs", remake=True)

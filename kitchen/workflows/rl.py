@@ -66,6 +66,7 @@ from kitchen.workflows.base import (
     adam_params,
     live_field,
     name_in_table,
+    open_renderer,
     open_training,
     open_training_client,
     register_model,
@@ -179,7 +180,7 @@ def make_problems(
     vectors: VectorStore | None = None,
 ) -> tuple[Renderer, Splits, int, int | ProducerLag]:  # fmt: skip
     "Make the problems, held-out ones too; how many rounds they are played in."
-    renderer = get_renderer(config.renderer, service.get_tokenizer(config.model))
+    renderer = open_renderer(config, service)
     rewards = get_rewards(getattr(config, "rewards", {"exact_match": 1.0}))
     others = EnvResources(*_make_judges(config, service, completer), embeddings, vectors)
     train = get_problems(config.env, config.problems, config.seed, "train", rewards, others)
@@ -234,7 +235,8 @@ def load_reward_model(folder: Path, service: ServiceClient) -> RewardModel:
     head = read_json(results).get("head") if results else None
     if weights is None or head is None:
         raise InvalidValue(f"{folder} (recipe {run.spec.recipe!r}) holds no reward model; name an ended run of reward_model")
-    renderer = get_renderer(run.spec.config["renderer"], service.get_tokenizer(str(weights)))
+    variables = run.spec.config.get("chat_template_kwargs", {})  # runs of before had none
+    renderer = get_renderer(run.spec.config["renderer"], service.get_tokenizer(str(weights)), variables)
     return RewardModel(service.create_sampling_client(str(weights)), renderer, ScalarHead(head["token"], head["offset"]))
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #f274d531

@@ -23,7 +23,7 @@ from ..evaluation import Answer, wilson_interval
 from ..losses.policy import ObjectiveName
 from ..ports.protocols import ServiceClient
 from ..rendering.base import Renderer
-from ..rendering.registry import RendererName, get_renderer
+from ..rendering.registry import RendererName
 from ..store.run import Artifact
 from ..telemetry import event
 from ..train.preference import RewardModel
@@ -35,6 +35,7 @@ from kitchen.workflows.base import (
     TrainingConfig,
     baseline,
     evaluate,
+    open_renderer,
     open_training,
     register_model,
     save,
@@ -124,7 +125,7 @@ class RlhfConfig(SftThenRlConfig):
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #c7b71456
 # what the run sets holds in each of its trainings; all else is that recipe's own default
 _SHARED_SETTINGS = frozenset(
-    "model backend renderer max_length method lora_rank lora_alpha lora_dropout grad_clip_norm snapshot_every "
+    "model backend renderer chat_template_kwargs max_length method lora_rank lora_alpha lora_dropout grad_clip_norm snapshot_every "
     "snapshots_kept keep_best seed device dtype graded max_tokens".split()
 )
 
@@ -225,7 +226,7 @@ def open_reward_model(
     config: TrainingConfig, service: ServiceClient, reward_artifact: Artifact, scored_pairs: ScoredPairs
 ) -> RewardModel:
     "Open a sampling client of the reward model just trained, with the head that reads its score."
-    renderer = get_renderer(config.renderer, service.get_tokenizer(config.model))
+    renderer = open_renderer(config, service)
     return RewardModel(service.create_sampling_client(str(reward_artifact.path)), renderer, scored_pairs.head)
 
 

@@ -20,7 +20,7 @@ from ..evaluation import Question
 from ..losses.token import SFT_LOSSES, SftLossName
 from ..ports.protocols import DatasetStore, ServiceClient, TrainingClient
 from ..rendering.base import Renderer
-from ..rendering.registry import get_renderer, render_conversations
+from ..rendering.registry import render_conversations
 from ..store.run import Run
 from ..telemetry import Event
 from ..train.sft import adam_schedule, held_out_loss, train_sft
@@ -37,6 +37,7 @@ from kitchen.workflows.base import (
     evaluate,
     live_field,
     name_in_table,
+    open_renderer,
     open_training,
     read_splits,
     register_model,
@@ -101,7 +102,7 @@ def _render_split(
         renderer, conversations, config.train_on, max_length=config.max_length, on_bad_row=config.on_bad_row
     )
     yield from bad_row_events(problems)
-    yield render_event(data, split, config.renderer, config.train_on, started)
+    yield render_event(data, split, config.renderer, config.train_on, started, len(conversations) - len(problems))
     if not data:
         raise InvalidValue(f"no datum is left of split {split!r}: every row was set aside")
     return data
@@ -112,7 +113,7 @@ def render_datums(
     config: AnswerConfig, service: ServiceClient, conversations: Splits
 ) -> StageEvents[tuple[Renderer, Splits, list[Question]]]:
     "Turn conversations into tokens with loss weights, and held-out ones into questions."
-    renderer = get_renderer(config.renderer, service.get_tokenizer(config.model))
+    renderer = open_renderer(config, service)
     train = yield from _render_split(conversations.train, renderer, config, "train")
     test = yield from _render_split(conversations.test[: config.held_out], renderer, config, "test")
     questions = [conversation_to_question(renderer, one) for one in conversations.test[: config.graded]]
