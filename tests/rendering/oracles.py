@@ -16,8 +16,11 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import warnings
+from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -217,13 +220,41 @@ def compare(family, mode, case):
     return found
 
 
+def shortened(answers):
+    "The answers of a case with each text once, and prompts that begin a text as their length."
+    texts = []
+    for answer in answers.values():
+        for made in answer.get("ways", ()):
+            texts += [text for text in made if text not in texts]
+    found = {}
+    for oracle, answer in answers.items():
+        if "ways" in answer:
+            ways = [[texts.index(text) for text in made] for made in answer["ways"]]
+            whole = re.sub(f"[{MARKS}]", "", texts[ways[0][-1]])
+            prompt = answer["prompt"]
+            answer = {"ways": ways, "prompt": len(prompt) if whole.startswith(prompt) else prompt}
+        found[oracle] = answer
+    return {"texts": texts, "oracles": found}
+
+
+def with_line_table(modes):
+    "The same with long lines, which declarations of tools repeat, in a table of their own: ⟪7⟫ is line 7 of it."
+    cases = [case for mode in modes.values() for case in mode.values()]
+    counted = Counter(line for case in cases for text in case["texts"] for line in text.split("\n") if len(line) > 40)
+    table = [line for line, count in counted.most_common() if count > 2]
+    place = {line: f"⟪{number}⟫" for number, line in enumerate(table)}
+    for case in cases:
+        case["texts"] = ["\n".join(place.get(line, line) for line in text.split("\n")) for text in case["texts"]]
+        for answer in case["oracles"].values():
+            if isinstance(answer.get("prompt"), str):
+                answer["prompt"] = "\n".join(place.get(line, line) for line in answer["prompt"].split("\n"))
+    return {"versions": VERSIONS, "lines": table, "modes": modes}
+
+
+VERSIONS = {name: version(name) for name in ("tinker-cookbook", "tml-renderers", "renderers", "trl", "transformers")}
+
 if __name__ == "__main__":
-    wanted = [name for name in sys.argv[1:] if not name.startswith("-")]
-    path = HERE / "families.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    for name, mode in MODES.items():
-        if wanted and not any(word in name for word in wanted):
-            continue
-        found[name] = {case: compare(mode["family"], mode, CASES[case]) for case in CASES}
-        print(name, {case: [o + ("" if "ways" in a else "!") for o, a in answer.items()] for case, answer in found[name].items()})
-    path.write_text(json.dumps({name: found[name] for name in MODES if name in found}, indent=1, ensure_ascii=False) + "\n")
+    found = {name: {case: shortened(compare(mode["family"], mode, CASES[case])) for case in CASES} for name, mode in MODES.items()}
+    text = json.dumps(with_line_table(found), ensure_ascii=False, indent=0)
+    text = re.sub(r"\n(?=[\[\]{}\d]|\"(by|ways|prompt|refused)\")", "", text)
+    (HERE / "families.json").write_text(text + "\n", encoding="utf-8")
