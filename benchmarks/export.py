@@ -1,8 +1,9 @@
-"""Open a run's exported adapter in peft, and compare its logits with kitchen's log-probabilities on the same tokens.
+"""Open a run's exported adapter in peft: log-probabilities of the same tokens, and the answer to the same question.
 
     python benchmarks/export.py RUN [TEXT]
 
-RUN is a run directory whose artifact `adapter` was trained by the torch backend. Prints the largest difference.
+RUN is a run directory whose artifact `adapter` was trained by the torch backend. Prints the largest difference, and whether transformers,
+asked with the export's own chat template and generation settings, answers as kitchen's sampler does.
 """
 
 import sys
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from transformers import AutoTokenizer, GenerationConfig
 
 from kitchen.adapters.torch.client import TorchService
 from kitchen.adapters.torch.loading import find_model, load_model
 from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer
 from kitchen.store.run import Run
+from kitchen.types import SamplingParams
 
 
 def difference(run: Run, text: str) -> tuple[float, int]:
@@ -33,9 +36,27 @@ def difference(run: Run, text: str) -> tuple[float, int]:
     return float((torch.tensor(ours) - theirs).abs().max()), len(tokens)
 
 
+def answers(run: Run, question: str) -> tuple[str, str]:
+    """Kitchen's answer and that of transformers, both greedy, from the exported folder alone."""
+    adapter = run.path / "artifacts" / "adapter"
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    asked = [{"role": "user", "content": question}]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt = ids["input_ids"][0].tolist()
+    sampler = TorchService(device="cpu").create_sampling_client(str(adapter))
+    ours = sampler.sample(prompt, 1, SamplingParams(max_tokens=64, temperature=0.0)).result().completions[0].tokens
+    service, source = TorchService(device="cpu"), find_model(run.spec.config["model"])
+    model = PeftModel.from_pretrained(service.open(source.name).copy_sharing_weights(), adapter).eval()
+    model.generation_config = GenerationConfig.from_pretrained(adapter)
+    theirs = model.generate(**ids, max_new_tokens=64, do_sample=False, tokenizer=tokenizer)[0, len(prompt) :]
+    return tokenizer.decode(ours), tokenizer.decode(theirs)
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     text = sys.argv[2] if len(sys.argv) > 2 else "What is the capital of France? The capital of France is Paris."
     largest, count = difference(Run(Path(sys.argv[1])), text)
     print(f"peft and kitchen agree on {count} tokens: largest difference {largest:.1e} nats")
+    ours, theirs = answers(Run(Path(sys.argv[1])), text)
+    print(f"transformers answers {'the same' if ours == theirs else f'{theirs!r} instead'}: {ours!r}")

@@ -22,6 +22,7 @@ from transformers import (
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
+    Trainer,
 )
 from waiting import LONGEST
 
@@ -161,7 +162,12 @@ def test_full_loss_gradient_and_step_equal_transformers(name, folders, service):
     assert gradients.keys() == theirs.keys()
     for key, gradient in gradients.items():
         assert close(gradient, theirs[key].grad), key
-    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    names = set(Trainer.get_decay_parameter_names(None, reference))
+    groups = [
+        {"params": [weight for key, weight in theirs.items() if (key in names) == decayed], "weight_decay": 0.1 * decayed}
+        for decayed in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
     norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
     optimizer.step()
     assert client.optim_step(ADAM).result(LONGEST).metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-4)

@@ -158,7 +158,12 @@ def test_a_whole_step_equals_torch(lora):
     trained = {name: torch.tensor(values, requires_grad=True) for name, values in client._network().adapters.items()}
     if lora is None:
         base = trained = {name: values.requires_grad_() for name, values in base.items()}
-    optimizer = torch.optim.AdamW(list(trained.values()), lr=1e-2, betas=(0.9, 0.95), eps=1e-12, weight_decay=0.01)
+    decays = {True: 0.01, False: 0.0}  # biases are left alone
+    groups = [
+        {"params": [values for values in trained.values() if (values.ndim > 1) == matrices], "weight_decay": decay}
+        for matrices, decay in decays.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-12)
     seen = context_windows([datum.tokens for datum in data], SHAPE)
     targets = torch.tensor(np.concatenate([datum.targets for datum in data]))
     weights = torch.tensor(np.concatenate([datum.weights for datum in data]), dtype=torch.float64)

@@ -18,6 +18,7 @@ from .backward import is_decayed as is_decayed
 from .backward import table_batch_loss as table_batch_loss
 from .client import TorchService as TorchService
 from .client import TorchTrainingClient as TorchTrainingClient
+from .client import export_merged as export_merged
 from .client import resolve_device as resolve_device
 from .from_scratch import convert_to_bfloat16 as convert_to_bfloat16
 from .from_scratch import new_model as new_model
