@@ -146,7 +146,8 @@ declare_event("train.stop", "a training loop ended", "", steps="steps", tokens="
 # %% ../nbs/10_core/3_telemetry.ipynb #e75b6ee5
 declare_event(
     "train.pairs",
-    "how far a preference step tells chosen from rejected answers",
+    "how far a preference step tells chosen from rejected answers: `accuracy` by rewards (of a policy, those its reference implies; a tie is "
+    "half), `ranking_accuracy` by what the policy itself finds likelier; gained and lost since the first look",
     "split",
     loss="nats/pair",
     accuracy="share",
