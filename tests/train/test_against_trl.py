@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from kitchen.losses.distillation import get_distill_loss
-from kitchen.losses.policy import ADVANTAGES, AGGREGATIONS, OBJECTIVES, get_objective, submit_objective
+from kitchen.losses.policy import (
+    ADVANTAGES,
+    AGGREGATIONS,
+    OBJECTIVES,
+    clip_fraction,
+    estimate_kl,
+    get_objective,
+    submit_objective,
+)
 from kitchen.losses.preference import PAIR_LOSSES, PairLogprobs, get_pair_loss, pairwise_loss
 from kitchen.losses.token import as_custom_loss, dft, normalize_weights
 from kitchen.losses.value import bradley_terry
@@ -420,9 +428,11 @@ def as_rollouts(batch):
     return data
 
 
-def optimised(client, batch, objective, losses=frozenset(), parts=(slice(None),)):
+def optimised(client, batch, objective, losses=frozenset(), parts=(slice(None),), temperature=1.0):
     """Kitchen's loss and gradients of an optimizer step."""
     data = as_rollouts(batch)
+    if temperature != 1:
+        data = [datum.replace(temperatures=np.full(len(datum), temperature)) for datum in data]
     shares = AGGREGATIONS[objective.aggregation]([datum.weights for datum in data], LONGEST)
     data = [datum.replace(weights=share) for datum, share in zip(data, shares, strict=True)]
     return ours_of(client, *(submit_objective(client, data[part], objective, losses) for part in parts))
@@ -465,6 +475,45 @@ def test_grpo_and_its_variants(home, client, service, rollouts, name):
     agree(optimised(client, rollouts, objective), theirs)
     agree(optimised(client, rollouts, objective, parts=(slice(0, 1), slice(1, 4), slice(4, None))), theirs)
     agree(optimised(client, rollouts, objective, service.capabilities().losses), theirs)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.7, 1.3])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "cispo with KL", "gspo", "dual clip"])
+def test_temperature(home, client, service, rollouts, name, temperature):
+    "TRL divides logits by the temperature wherever it computes log-probabilities; so does a datum that says it was drawn at one."
+    mine, changes, settings = GRPO_CASES[name]
+    objective = get_objective(mine, **changes)
+    theirs = theirs_of(grpo_trainer(home, settings | {"temperature": temperature}), rollouts)
+    agree(optimised(client, rollouts, objective, temperature=temperature), theirs)
+    agree(optimised(client, rollouts, objective, service.capabilities().losses, temperature=temperature), theirs)
+    differ(optimised(client, rollouts, objective), theirs)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "cispo with KL", "gspo with KL"])
+def test_what_is_logged_about_a_policy(home, client, service, rollouts, name):
+    "The share of clipped tokens and the mean k3 to the reference, on both paths, over the same tokens as TRL's."
+    mine, changes, settings = GRPO_CASES[name]
+    objective, trainer = get_objective(mine, **changes), grpo_trainer(home, settings)
+    theirs_of(trainer, rollouts)
+    logged = trainer._metrics["train"]
+    data = as_rollouts(rollouts)
+    for losses in (frozenset(), service.capabilities().losses):
+        output = submit_objective(client, data, objective, losses).result(60)
+        client.optim_step(AdamParams(learning_rate=0.0)).result(60)
+        found = [one["logprobs"] for one in output.loss_fn_outputs]
+        clipped = logged.get("cispo_clip_ratio") or logged["clip_ratio/region_mean"]
+        weights = np.concatenate([np.full(int(one.weights.sum()), 1.0) for one in data])
+        if objective.ratio == "sequence":  # one ratio for an answer: TRL counts answers, we their tokens
+            continue
+        assert clip_fraction(objective, data, found) == pytest.approx(clipped[0], abs=1e-6)
+        if "kl" in logged:
+            each = np.concatenate(
+                [
+                    estimate_kl("k3", one, datum.loss_fn_inputs["reference_logprobs"])[0][datum.weights != 0]
+                    for one, datum in zip(found, data, strict=True)
+                ]
+            )
+            assert each.mean() == pytest.approx(logged["kl"][0], rel=1e-4) and len(each) == len(weights)
 
 
 def halves_of(batch):

@@ -12,7 +12,14 @@ from kitchen.data.formats import Preference, parse_row
 from kitchen.data.synthetic import preference_pairs
 from kitchen.display.figures import loss_figure
 from kitchen.losses.policy import OBJECTIVES
-from kitchen.losses.preference import PAIR_LOSSES, ROUNDING, PairLogprobs, count_wins, get_pair_loss, pair_metrics
+from kitchen.losses.preference import (
+    PAIR_LOSSES,
+    ROUNDING,
+    PairLogprobs,
+    count_wins,
+    get_pair_loss,
+    pair_metrics,
+)
 from kitchen.losses.value import ScalarHead
 from kitchen.recipes.reproduce import final_metrics
 from kitchen.rendering.registry import get_renderer
@@ -153,7 +160,7 @@ def test_answers_that_are_scored_alike_are_half_a_win():
     from types import SimpleNamespace as Bag
 
     told = {"a": 1.0, "b": 1.0 + 1e-6, "c": 2.0}
-    problem = Bag(make=lambda count: [Bag(start=lambda: [])])
+    problem = Bag(make=lambda count: [Bag(start=list)])
     answers = [[Bag(text=text) for text in texts] for texts in (("a", "a", "a", "c"), ("a", "b", "c", "a"))]
     (found,) = count_wins_of_answers.function(
         Bag(dtype="float32"), lambda messages, texts: [told[text] for text in texts], Bag(test=[problem] * 4), *answers
