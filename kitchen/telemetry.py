@@ -103,6 +103,9 @@ declare_event(  # `found`: the names of the splits that the dataset has
     "data.split", "which rows are held out; how many of them stand on the training side, too", "source reference found",
     train="rows", held_out="rows", conversations="rows", prompts="rows", groups="rows",
 )  # fmt: skip
+declare_event(  # `rendered`: of them those that are written out with a chat template already
+    "data.text", "rows hold texts, no conversations: every token of them is trained", "reference split", rows="rows", rendered="rows"
+)
 
 # %% ../nbs/10_core/3_telemetry.ipynb #dbe4f740
 declare_event(
@@ -164,7 +167,8 @@ declare_event("train.stop", "a training loop ended", "", steps="steps", tokens="
 # %% ../nbs/10_core/3_telemetry.ipynb #e75b6ee5
 declare_event(
     "train.pairs",
-    "how far a preference step tells chosen from rejected answers",
+    "how far a preference step tells chosen from rejected answers: `accuracy` by rewards (of a policy, those its reference implies; a tie is "
+    "half), `ranking_accuracy` by what the policy itself finds likelier",
     "split items grades ranking_grades token_ranking_grades row_margins",
     loss="nats/pair",
     accuracy="share",

@@ -14,7 +14,7 @@ __all__ = ['CHECKS', 'CheckFinding', 'expect_close', 'expect_different', 'expect
            'exports_keep_their_stops', 'state_resumes_exactly', 'state_without_optimizer_forgets',
            'dropout_follows_the_seed', 'futures_resolve', 'requests_run_in_order', 'mistakes_are_refused',
            'failures_leave_no_trace', 'capabilities_are_honest', 'seed_determines_training', 'tokenizer_is_faithful',
-           'conformance']
+           'context_is_honest', 'conformance']
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #b175c241
 import importlib.util
@@ -936,6 +936,24 @@ def tokenizer_is_faithful(bench: Bench) -> Iterator[CheckFinding]:
         yield expect_true(f"{name} with control", tokenizer.encode(name, control=True) == [token])
         yield expect_true(f"{name} has no bytes", int(lengths[token]) == 0)
     yield expect_true("eos is a control token", tokenizer.eos_token_id in tokenizer.control_tokens.values())
+
+# %% ../nbs/40_evaluation/3_testing.ipynb #0c2cabe4
+@conformance_check()
+def context_is_honest(bench: Bench) -> Iterator[CheckFinding]:
+    "A sequence as long as the tokenizer says is taken; one that is longer is refused, and the length named."
+    limit = getattr(bench.tokenizer, "model_max_length", None)  # a tokenizer made before the port had it sets none
+    yield expect_true("a whole number of tokens, or None", limit is None or isinstance(limit, int) and limit > 0, repr(limit))
+    if limit is None:
+        return
+    sampler, token = bench.service.create_sampling_client(bench.model), bench.tokenizer.eos_token_id
+    too_long = [token] * (limit + 1)
+    yield expect_error("one token more", lambda: sampler.compute_logprobs(too_long).result(bench.timeout), mentions=str(limit))
+    if limit <= _LONGEST_TRIED:
+        told = sampler.compute_logprobs(too_long[1:]).result(bench.timeout)
+        yield expect_close("as many log-probabilities as tokens", limit, len(told), 0.0)
+
+
+_LONGEST_TRIED = 2048  # tokens: a sequence of 128k would cost more than all other checks
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #c94e6494
 def conformance(

@@ -26,6 +26,10 @@ _STAGE_REMARKS: dict[str, Callable[[Event], str]] = {
         f"{item['split']} {item['rows']:,.0f} rows"
         + (f", {item['set_aside']:,.0f} set aside" if item["set_aside"] else "")
     ),
+    "data.split": lambda item: (
+        f"held out: {item['source']}"
+        + (f"; {item['prompts']:,.0f} of its {item['held_out']:,.0f} prompts are trained on, too" if item["prompts"] else "")
+    ),
     "render.data": lambda item: (
         f"{item['split']} {item['datums']:,.0f} datums, {item['trained_tokens']:,.0f} of {item['tokens']:,.0f} tokens count"
     ),

@@ -9,7 +9,7 @@ __all__ = ['stage_rows', 'Plan', 'plan']
 import html
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,13 +90,13 @@ def plan(
             values = initial_values(recipe, adapters, config, run)
             values["service"] = _PlanPort(values["service"])
             flow = Flow(recipe.workflow, values, run.log)
-            seconds = _dry_run(flow, measure)
+            seconds, told = _dry_run(flow, measure), _data_facts(run.log.active_events)
             seen = Diagnostics([*run.log.events, *_planned_events(flow.values)]).warning_texts()
         finally:
             run.close()
     rows = tuple(tuple(row) for row in stage_rows(recipe.workflow, adapters))
     live = {"editable while it runs": ", ".join(live_settings(type(config)))}
-    return Plan(recipe.name, rows, _plan_facts(flow.values, snapshot_policy, seconds) | live, tuple(seen))
+    return Plan(recipe.name, rows, _plan_facts(flow.values, snapshot_policy, seconds) | told | live, tuple(seen))
 
 
 def _planned_events(values: Mapping[str, Any]) -> list[Event]:
@@ -212,6 +212,24 @@ def _plan_facts(
         whole = seconds["step"] * steps + seconds["held-out pass"] * passes
         found["time"] = (
             f"about {_duration_text(whole)}, and the sampled answers ({seconds['step'] * 1000:,.3g} ms a step, measured here)"
+        )
+    return found
+
+# %% ../../nbs/57_recipes/2_plan.ipynb #53c64983
+def _data_facts(events: Iterable[Event]) -> dict[str, str]:
+    "What reading and rendering said of the data to train on, as texts, by name; nothing where no dataset is read."
+    told = {(item.name, item.metadata.get("split", "")): item for item in events if item.name in ("data.statistics", "data.split", "render.data")}
+    rows, split, lengths = (told.get(key) for key in (("data.statistics", "train"), ("data.split", ""), ("render.data", "train")))
+    found = {}
+    if split:
+        found["held out"] = f"{split['source']}; {split['prompts']:,} of its {split['held_out']:,} prompts are trained on, too"
+    if rows:
+        found["repeated"] = f"{rows['duplicates']:,} rows to train on, {rows['repeated_prompts']:,} prompts"
+    if lengths:
+        share = lengths["trained_tokens"] / max(lengths["tokens"], 1)
+        found["lengths"] = (
+            f"median {lengths['median']:,}, 95 % up to {lengths['p95']:,}, longest {lengths['longest']:,} of {lengths['limit']:,} tokens; "
+            f"{share:.0%} trained, {lengths['cut']:,} cut, {lengths['set_aside']:,} set aside"
         )
     return found
 

@@ -6,13 +6,12 @@
 __all__ = ['RendererName', 'FAMILIES', 'RENDERERS', 'get_renderer', 'fit_datum', 'conversation_datums', 'render_conversations']
 
 # %% ../../nbs/20_rendering/10_registry.ipynb #81113adc
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 from ..input import checked_arguments
 from ..ports.protocols import Tokenizer
-from .base import Messages, Renderer, row_error_at, to_datums
+from .base import Messages, Renderer, renderer_for, row_error_at, to_datums
 from .model_template import TemplateRenderer
 from .chat_formats import CHATML, LLAMA3, RoleColonRenderer, TurnRenderer
 from .families import FamilyRenderer
@@ -20,6 +19,7 @@ from .deepseek import DEEPSEEK_RENDERERS
 from .harmony import HARMONY_RENDERERS
 from .kimi import KIMI_RENDERERS
 from .qwen import QWEN_RENDERERS
+from .text import text_datum
 from ..types import ON_BAD_ROW, Datum, InvalidValue, RowError, UnknownName
 
 # %% ../../nbs/20_rendering/10_registry.ipynb #653d0999
@@ -27,13 +27,37 @@ RendererName = Literal[  # the names in RENDERERS, or the one that suits the tok
     "auto",
     "template",
     "chatml",
-    "qwen3",
     "llama3",
     "role_colon",
+    "qwen3",
+    "qwen3_instruct",
+    "qwen3_thinking",
+    "qwen3_5",
+    "qwen3_6",
+    "qwen3_8",
+    "nemotron3",
+    "nemotron3_ultra",
+    "deepseekv3_0324",
+    "deepseek_r1",
+    "deepseekv3",
+    "deepseekv4",
+    "deepseekv4_1",
+    "kimi_k2",
+    "kimi_k2_instruct",
+    "kimi_k25",
+    "kimi_k26",
+    "glm4_5",
+    "glm5",
+    "glm5_1",
+    "glm5_2",
+    "glm5_3",
+    "gpt_oss",
+    "llama3_1",
+    "gemma3",
 ]
 FAMILIES: tuple[type[FamilyRenderer], ...] = (*QWEN_RENDERERS, *DEEPSEEK_RENDERERS, *KIMI_RENDERERS, *HARMONY_RENDERERS)
-# a factory takes the tokenizer; one whose format has variables, such as enable_thinking, takes them as a second argument
-RENDERERS: dict[str, Callable[..., Renderer]] = {
+# a renderer whose format has variables, such as enable_thinking, also has `with_chat_template_kwargs`
+RENDERERS: dict[str, Callable[[Tokenizer], Renderer]] = {
     "template": TemplateRenderer,
     "chatml": lambda tokenizer: TurnRenderer(tokenizer, CHATML),
     "llama3": lambda tokenizer: TurnRenderer(tokenizer, LLAMA3),
@@ -53,12 +77,7 @@ def get_renderer(
         name = "template" if tokenizer.chat_template else "role_colon"
     if name not in RENDERERS:
         raise UnknownName("renderer", name, ["auto", *RENDERERS])
-    if not chat_template_kwargs:
-        return RENDERERS[name](tokenizer)
-    if len(inspect.signature(RENDERERS[name]).parameters) < 2:
-        names = ", ".join(map(repr, chat_template_kwargs))
-        raise InvalidValue(f"the renderer {name!r} reads no template variables, but chat_template_kwargs gives {names}; use renderer='template'")
-    return RENDERERS[name](tokenizer, chat_template_kwargs)
+    return renderer_for(RENDERERS[name](tokenizer), chat_template_kwargs or {})
 
 # %% ../../nbs/20_rendering/10_registry.ipynb #afd78ffe
 def _check_datum(datum: Datum, train_on: str, max_length: int) -> Datum:
@@ -103,6 +122,8 @@ class _Conversation(Protocol):
 
 def conversation_datums(renderer: Renderer, conversation: _Conversation, train_on: str) -> list[Datum]:
     "The datums of a conversation with the tools and template variables that it brings."
+    if text := getattr(conversation, "text", None):  # no conversation: learnt as it stands
+        return [text_datum(renderer.tokenizer, conversation.messages[0].content, text == "rendered", conversation.origin)]
     tools, variables = getattr(conversation, "tools", ()), getattr(conversation, "chat_template_kwargs", {})
     return to_datums(renderer, conversation.messages, train_on, conversation.origin, tools, variables)
 
@@ -123,7 +144,8 @@ def render_conversations(
     for conversation in conversations:
         try:
             made = conversation_datums(renderer, conversation, train_on)
-            data += [_check_datum(datum, train_on, max_length) for datum in made]
+            trained = "all_tokens" if getattr(conversation, "text", None) else train_on
+            data += [_check_datum(datum, trained, max_length) for datum in made]
         except RowError as error:
             if on_bad_row == "stop":
                 raise

@@ -35,6 +35,7 @@ from kitchen.formatting import (
     View,
     align_columns,
     escape_markdown,
+    number_text,
     text_table_html,
 )
 from ..input import checked_arguments
@@ -81,14 +82,47 @@ def show_answers(run: Run, count: int = 12) -> View:
 # %% ../../nbs/64_reports/2_build.ipynb #ea5d6a40
 @checked_arguments
 def show_data(run: Run) -> View:
-    "The datasets with their fingerprints, and each row that was set aside."
-    loaded = list(run.log.active_events.named("data.load"))
-    rows = [
+    "The datasets with their fingerprints, what their rows are, how long, which are held out, and each row that was set aside."
+    loaded = [
         [one["reference"], one["split"], f"{one['rows']:,}", f"{one['set_aside']:,}", one["fingerprint"][:16]]
-        for one in loaded
+        for one in _events_named(run, "data.load")
     ]
-    head, aside = ["dataset", "split", "rows", "set aside", "fingerprint"], _show_set_aside(run)
-    return View(text_table_html(head, rows, (2, 3)) + aside.html, f"{align_columns([head, *rows])}\n\n{aside.text}")
+    held = [
+        [one["source"], *(_measured(one, name) for name in ("train", "held_out", "conversations", "prompts", "groups"))]
+        for one in _events_named(run, "data.split")
+    ]
+    tables = (
+        (["dataset", "split", "rows", "set aside", "fingerprint"], loaded, (2, 3)),
+        (_ROW_HEAD, [_row_counts(one) for one in _events_named(run, "data.statistics")], (1, 2, 3, 4, 5, 6)),
+        (_LENGTH_HEAD, [_length_counts(one) for one in _events_named(run, "render.data")], (1, 2, 3, 4, 5, 6, 7, 8)),
+        (["held out", "trained on", "held out", "rows on both sides", "prompts", "groups"], held, (1, 2, 3, 4, 5)),
+    )
+    shown, aside = [(head, rows, numbers) for head, rows, numbers in tables if rows], _show_set_aside(run)
+    text = "\n\n".join(align_columns([head, *rows]) for head, rows, _ in shown)
+    return View("".join(text_table_html(*one) for one in shown) + aside.html, f"{text}\n\n{aside.text}")
+
+
+_ROW_HEAD = ["split", "rows", "messages", "answers", "repeated rows", "repeated prompts", "files", "columns that nobody reads"]
+_LENGTH_HEAD = ["split", "datums", "mean tokens", "median", "95 %", "longest", "limit", "trained", "cut"]
+
+
+def _measured(item: Event, name: str) -> str:
+    "A measurement as text; a dash for one that this run did not make."
+    value = item.measurements.get(name)
+    return "—" if value is None else number_text(value)
+
+
+def _row_counts(item: Event) -> list[str]:
+    "What one split holds, as a row of the report's table."
+    names = ("rows", "messages", "answers", "duplicates", "repeated_prompts", "sources")
+    return [item["split"], *(_measured(item, name) for name in names), _counts_text(item.metadata.get("unused") or {})]
+
+
+def _length_counts(item: Event) -> list[str]:
+    "How long the datums of one split are, as a row of the report's table."
+    trained = item["trained_tokens"] / max(item["tokens"], 1)
+    lengths = (_measured(item, name) for name in ("datums", "mean", "median", "p95", "longest", "limit"))
+    return [item["split"], *lengths, f"{trained:.1%}", _measured(item, "cut")]
 
 # %% ../../nbs/64_reports/2_build.ipynb #f2ce28cb
 def _show_set_aside(run: Run, count: int = 100) -> View:
@@ -247,7 +281,7 @@ REPORT_SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     ("Rewards", "Every component of the reward, for each kind of problem.", show_rewards, "rollout.reward"),
     ("Learning rate and gradient norm", "The optimizer, step by step.", show_rates, "train.step"),
     ("Answers", "The same held-out questions, answered before and after.", show_answers, "results.json"),
-    ("Data", "What was read, and what was set aside.", show_data, "data.load"),
+    ("Data", "What was read, how long it is, what is held out, and what was set aside.", show_data, "data.load"),
     ("Where the time went", "Stages, and calls of ports, over time.", show_timeline, "stage.stop"),
     ("Settings", "Every setting of this run.", show_settings, "run.start"),
     (

@@ -47,7 +47,7 @@ def preference_to_pair(renderer: Renderer, row: Preference, max_length: int) -> 
     both: list[Datum] = []
     for name, continuation in (("chosen", row.chosen), ("rejected", row.rejected)):
         messages = [replace(message, trainable=False) for message in row.prompt]
-        messages += [replace(message, trainable=message.role == "assistant") for message in continuation]
+        messages += [replace(message, trainable=message.role == "assistant" and message.trainable is not False) for message in continuation]
         datum = to_datum(renderer, messages, "customized", row.origin, row.tools, row.chat_template_kwargs)
         if len(datum) > max_length:
             raise RowError(f"{len(datum)} tokens, but max_length is {max_length}", row.origin, field=name)

@@ -174,6 +174,9 @@ class DataConfig(TrainingConfig):
         "", description="column that says which rows belong together: they stand on one side of the split; empty: by prompt"
     )
     on_bad_row: Literal["stop", "set_aside"] = Field("stop", description="what a malformed row does")
+    on_unused: Literal["stop", "count"] = Field(
+        "stop", description="what a key or column does that holds part of a conversation and is not read: make its row malformed, or count"
+    )
 
     columns: dict[str, str] = Field(
         {}, description="a format's column to the data's, where names differ: {question: q, answer: a}"
@@ -217,6 +220,9 @@ class ReadSettings(Protocol):
 
     @property
     def on_bad_row(self) -> str: ...
+
+    @property
+    def on_unused(self) -> str: ...
 
     @property
     def columns(self) -> Mapping[str, str] | None: ...
@@ -312,7 +318,7 @@ def read_split(
     "Load and parse one split; returns its conversations, or Preferences. A generator: the events are the account of it."
     started = time.perf_counter()
     rows: Rows = datasets.load(reference, split)
-    conversations, problems = parse_rows(rows, config.on_bad_row, kind=kind, columns=config.columns or None)
+    conversations, problems = parse_rows(rows, config.on_bad_row, kind, config.columns or None, config.on_unused)
     yield from bad_row_events(problems)
     yield event(
         "data.load",
@@ -325,6 +331,9 @@ def read_split(
     )
     if not conversations:
         raise InvalidValue(f"{reference} has no usable row in split {split!r}")
+    texts = [one.text for one in conversations if kind is Conversation and one.text]
+    if texts:
+        yield event("data.text", reference=reference, split=split, rows=len(texts), rendered=texts.count("rendered"))
     return conversations
 
 # %% ../../nbs/55_workflows/0_base.ipynb #165ab718

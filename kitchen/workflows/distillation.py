@@ -193,7 +193,7 @@ def prepare_teacher(
 class _ReadConfig:
     "`ReadSettings` of the teacher's dataset: a broken row stops the run, columns have their usual names."
 
-    on_bad_row, columns = "stop", None
+    on_bad_row, on_unused, columns = "stop", "stop", None
 
     def __init__(self, config: TeacherConfig):
         self.config = config

@@ -162,7 +162,7 @@ class _CachedTexts:
 
     def keep(self, index: torch.Tensor) -> None:
         "Keep these rows."
-        self.cache.batch_select_indices(index)
+        self.cache.reorder_cache(index)
         self.mask = self.mask[index]
 
     def next_logits(self, growing: Sequence[_PartialCompletion], tokens: torch.Tensor) -> torch.Tensor:

@@ -390,16 +390,21 @@ def _can_cache(model: PreTrainedModel) -> bool:
     ids, mask = left_pad([text[:-2].tolist() for text in texts], model.device)
     try:
         whole = torch.stack([model(input_ids=text[None], use_cache=False).logits[0, -3:] for text in texts]).float()
-        cache = DynamicCache(config=model.config)
-        found = [last_logits(model, cache, ids, mask)]
+        cache, order = DynamicCache(config=model.config), [1, 0, 1]  # rows are repeated and taken out while sampling
+        found = [last_logits(model, cache, ids, mask)[order]]
+        cache.reorder_cache(torch.tensor(order, device=model.device))
+        mask = mask[order]
         for place in (-2, -1):
-            mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
-            found.append(last_logits(model, cache, torch.stack([text[place] for text in texts])[:, None], mask))
-        cache.batch_select_indices(torch.tensor([1], device=model.device))
+            mask = torch.cat([mask, mask.new_ones(3, 1)], dim=1)
+            tokens = torch.stack([texts[row][place] for row in order])[:, None]
+            found.append(last_logits(model, cache, tokens, mask))
     except (AttributeError, TypeError, RuntimeError, ValueError, IndexError, NotImplementedError):
         return False
-    tried = torch.stack(found, dim=1).to(model.dtype)
-    return _alike(tried, whole.to(model.dtype))
+    tried, right = torch.stack(found, dim=1), whole[order]
+    # tighter than for one pass: what a recurrence step by step loses to rounding adds up over an answer.
+    # In float32, 2e-7 for attention, 1e-6 for Mamba 2 and Jamba; 1e-4 for Zamba 2, whose answers came out 2e-3 nats off.
+    tolerance = 2e-5 if model.dtype == torch.float32 else 5e-2
+    return bool((tried - right).abs().max() <= tolerance * right.abs().max())
 
 # %% ../../../nbs/91_adapters.torch/3_logprobs.ipynb #d7876b7c
 @torch.no_grad()
