@@ -27,9 +27,10 @@ made = lru_cache(lambda name, template: get_renderer(name, tokenizer(template)))
 WORDS = st.text(st.characters(exclude_categories=("Cs",)), max_size=30).map(str.strip)
 PLAIN = WORDS.filter(lambda text: "<think>" not in text and "</think>" not in text and "tool_call" not in text)
 THINKS_AND_CALLS = STRIPS_THINKING.replace(
-    "{{- message.content + '<|im_end|>\\n' }}",
-    "{{- message.content }}{% for call in message.tool_calls or [] %}{{ '\\n<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}{% endfor %}"
-    "{{ '<|im_end|>\\n' }}",
+    "{{- message.content + '<|im_end|>\n' }}",
+    "{{- message.content }}{% for call in message.tool_calls or [] %}"
+    "{{ '\n<tool_call>\n' + (call.function | tojson) + '\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}",
 )
 
 
