@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitchen.adapters.torch.client import TorchService
-from kitchen.evaluation import METRICS, Question, call_text, contains, exact_match, grade_answer, same_calls, token_f1
+from kitchen.evaluation import (
+    METRICS,
+    Question,
+    call_text,
+    contains,
+    exact_match,
+    grade_answer,
+    same_calls,
+    token_f1,
+)
 from kitchen.rendering.registry import get_renderer
 from kitchen.session.kitchen import Kitchen
 from kitchen.types import Message
@@ -37,7 +46,8 @@ def accuracies(path, **more):
 @pytest.mark.parametrize("metric", ["contains", "exact_match", "token_f1"])
 def test_an_untrained_model_never_gets_everything_right(tmp_path, monkeypatch, metric):
     monkeypatch.setenv("KITCHEN_RUNS", str(tmp_path / "runs"))
-    empty = jsonl(tmp_path / "e.jsonl", [{"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": " "}]} for i in range(20)])
+    nothing = {"role": "assistant", "content": " "}
+    empty = jsonl(tmp_path / "e.jsonl", [{"messages": [{"role": "user", "content": f"q {i}"}, nothing]} for i in range(20)])
     asks = [{"role": "assistant", "content": "", "tool_calls": call(i)} for i in range(20)]
     calls = jsonl(tmp_path / "t.jsonl", [{"messages": [{"role": "user", "content": f"q {i}"}, one]} for i, one in enumerate(asks)])
     try:
