@@ -149,7 +149,7 @@ declare_event("train.stop", "a training loop ended", "", steps="steps", tokens="
 declare_event(
     "train.pairs",
     "how far a preference step tells chosen from rejected answers",
-    "split items grades row_margins",
+    "split",
     loss="nats/pair",
     accuracy="share",
     margin="nats",
