@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import show_config
+from ..display.progress import edit_text
 from ..display.svg import sparkline_html, sparkline_text
 from ..engine.workflow import stages
 from kitchen.formatting import (
@@ -63,7 +64,8 @@ def session_card(
     facts = [status]
     facts += [f"step {steps[-1].step:,}{_total_steps_text(log)}", f"loss {number_text(losses[-1])}"] if steps else []
     named = [str(getattr(config, name, "") or "") for name in MAIN_SETTINGS]
-    about = " · ".join(filter(None, [*named, folder]))
+    edits = [edit_text(item) for item in log if item.name == "config.edit"][-3:]
+    about = " · ".join(filter(None, [*named, *edits, folder]))
     seconds = {item["stage"]: item["seconds"] for item in log if item.name == "stage.stop"}
     meanings = {part.name: part.description for part in stages(recipe.workflow)}
     head = f"<b>{escape_html(recipe.name)}</b> · {escape_html(' · '.join(facts))} {sparkline_html(losses)}"

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..display.progress import edit_text
 from ..display.svg import Picture
 from ..formatting import visible_text
 from ..palette import GREEN, MAIN_SETTINGS, STATUS_SIGNS, VERMILION
@@ -184,15 +185,22 @@ def _alarm_texts(seat: _SessionView) -> list[str]:
     return [*failed, *seat.monitor.diagnostics.warning_texts()]
 
 
+# ipywidgets marks each widget so when the kernel has gone, and the page keeps what it showed last
+_GONE = "The kernel has gone: this is what it showed last, and the buttons do nothing. Kitchen.open goes on with the run in a new one."
+_GONE_STYLE = f"""<style>.kitchen-dashboard.jupyter-widgets-disconnected::before {{content: "{_GONE}"; display: block; color: #fff; \
+background: {VERMILION}; padding: 4px 10px; border-radius: 4px; font: 13px system-ui, sans-serif}}</style>"""
+
+
 def _head_html(seat: _SessionView) -> str:
     "Recipe and run, how it stands, and the settings that matter most."
     chip = f"background:{STATUS_SIGNS[seat.state].color};color:#fff;border-radius:9px;padding:1px 9px;font-size:12px"
     about = [getattr(seat.session.config, name, None) for name in MAIN_SETTINGS]
-    words = html.escape(visible_text(" · ".join(str(one) for one in about if one), 200))
+    changed = map(edit_text, seat.monitor.edits[-3:])  # settings in force that the run did not begin with
+    words = html.escape(visible_text(" · ".join([*(str(one) for one in about if one), *changed]), 300))
     recipe, name = visible_text(seat.session.driver.recipe.name, 60), visible_text(seat.name, 80)
     title = f"<b>{html.escape(recipe)}</b> <span>{html.escape(name)}</span>"
     state = f'<span style="{chip}">{seat.state}</span> <small style="opacity:.7">{words}</small>'
-    return f'<div style="line-height:1.6">{title} {state}</div>'
+    return f'{_GONE_STYLE}<div style="line-height:1.6">{title} {state}</div>'
 
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #ad588086
 class _AnswersTab:
@@ -411,7 +419,7 @@ def _dashboard_box(
         widgets.HBox([curves.frame, words.tree], layout=widgets.Layout(width="100%", align_items="flex-start")),
         tabs,
     ]
-    return widgets.VBox(rows, layout=widgets.Layout(width="100%", max_width="1500px"))
+    return widgets.VBox(rows, layout=widgets.Layout(width="100%", max_width="1500px")).add_class("kitchen-dashboard")
 
 # %% ../../nbs/62_widgets/6_dashboard.ipynb #f62b54e4
 _TABS = ("answers", "settings", "events")

@@ -44,6 +44,7 @@ class RunMonitor:
         self.curves, self.diagnostics, self.run_progress = TrainingCurves(), Diagnostics(), RunProgress()
         self.stage_status: dict[str, str] = {}  # stage -> running, done, failed
         self.answers: list[Event] = []
+        self.edits: list[Event] = []  # of settings
         for item in events:
             self.add_event(item)
 
@@ -58,6 +59,8 @@ class RunMonitor:
             self.stage_status[item["stage"]] = _STAGE_STATUS[item.name]
         elif item.name == "sample.answer":
             self.answers.append(item)
+        elif item.name == "config.edit":
+            self.edits.append(item)
 
     @property
     def rounds(self) -> list[SampleRound]:

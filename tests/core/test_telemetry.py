@@ -13,6 +13,7 @@ from small_settings import SMALL_SETTINGS
 from kitchen.config import ExperimentSpec
 from kitchen.engine.produce import produce
 from kitchen.engine.workflow import Flow, Stage, stages
+from kitchen.evaluation import Answer, Question, evaluation_events
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.log import EventLog
 from kitchen.store.run import Run
@@ -121,6 +122,7 @@ def test_declared_is_emitted_is_documented(logs):
         + with_something_in_the_way()
         + with_failures()
         + of_every_method()
+        + [*evaluation_events([Answer(Question("say nothing", (), ""), "so", None, "stop")], "before", "exact_match")]
     )
     emitted = {item.name for item in events}
     assert emitted == EVENTS.keys(), (

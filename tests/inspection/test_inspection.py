@@ -388,7 +388,8 @@ def test_shares_of_time_agree_with_counting_milliseconds():
         covered[span.row][int(span.start) : int(span.start + span.seconds)] = True
     table = {one.row: one for one in time_shares(found)}
     for row, marks in covered.items():
-        assert table[row].seconds == marks.sum() and table[row].share == pytest.approx(marks.sum() / 800)
+        assert table[row].seconds + table[row].waiting == marks.sum(), "at work or waiting, while it was open"
+        assert table[row].share == pytest.approx(table[row].seconds / 800)
     calls = covered["p.0"] | covered["p.1"] | covered["p.2"]
     anything = calls | covered["a"] | covered["b"]
     assert table["outside ports"].seconds == (anything & ~calls).sum()

@@ -1,10 +1,10 @@
-"""What a comparison marks as best is better: numbers of different loss functions are not held against each other."""
+"""What a comparison marks as best is better: a test over the items says so, and numbers without one have no mark."""
 
-from itertools import pairwise
-
+import numpy as np
 import pytest
 
 from kitchen.config import ExperimentSpec
+from kitchen.intervals import values_to_text
 from kitchen.reports.compare import compare
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import Run
@@ -13,12 +13,14 @@ from kitchen.telemetry import event
 SMALL = {"backend": "toy", "dataset": "builtin:sort[:64]", "epochs": 1, "batch_size": 16, "graded": 1}
 
 
-def a_run(path, value, **config):
-    """A run of one step that ended at this loss."""
-    run = Run.create(ExperimentSpec(recipe="preference", config=config), path)
-    run.log.append(event("train.step", 1, loss=value))
-    run.log.append(event("train.pairs", 1, split="test", loss=value, margin=10 * value, accuracy=1 - value / 2))
-    run.log.append(event("train.evaluate", 1, split="test", loss=value))
+def a_run(path, grades, losses, items="q", told=True, **config):
+    """A run that ended with these grades and held-out losses; whether its log tells those of each item."""
+    run = Run.create(ExperimentSpec(recipe="sft", config=config), path)
+    each = {"items": items, "grades": values_to_text(grades)} if told else {}
+    rows = {"items": items, "row_losses": values_to_text(losses), "row_tokens": values_to_text([3.0] * len(losses))} if told else {}
+    run.log.append(event("train.step", 1, loss=float(losses[0])))
+    run.log.append(event("train.evaluate", 1, split="test", loss=float(np.mean(losses)), perplexity=1.0, **rows))
+    run.log.append(event("evaluate.answers", label="after", split="test", metric="exact_match", accuracy=float(np.mean(grades)), **each))
     run.close()
     return run
 
@@ -28,44 +30,51 @@ def marked(both):
     return {row[0][0]: [best for _, best in row[1:]] for row in both._number_rows() if any(best for _, best in row)}
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ({"preference_loss": "dpo"}, {"preference_loss": "ipo_mean"}),
-        ({"preference_loss": "dpo", "beta": 0.1}, {"preference_loss": "dpo", "beta": 0.3}),
-        ({"loss": "cross_entropy"}, {"loss": "dft"}),
-        ({"objective": "grpo"}, {"loss": "cross_entropy"}),
-    ],
-)
-def test_losses_of_different_functions_have_no_best(tmp_path, first, second):
-    both = compare(a_run(tmp_path / "a", 0.4, **first), a_run(tmp_path / "b", 0.7, **second))
-    assert set(marked(both)) == {"accuracy, test · train.pairs", "loss, test · train.evaluate (nats/token)"}
-    assert not any("◂ 0.4" in line for line in repr(both).splitlines() if "train.step" in line)
+ACCURACY, LOSS = "accuracy, after, test, exact match · evaluate.answers", "loss, test · train.evaluate (nats/token)"
 
 
-def test_losses_of_one_function_have_a_best(tmp_path):
-    settings = {"preference_loss": "dpo", "beta": 0.1}
-    both = compare(a_run(tmp_path / "a", 0.4, **settings), a_run(tmp_path / "b", 0.7, **settings, learning_rate=1e-3))
-    found = marked(both)
-    assert found["loss · train.step (nats/token)"] == [True, False] and "margin, test · train.pairs (nats)" in found
+def generated(seed, right, count=60, shift=0.0):
+    """Grades of questions that are equally hard for every run, and losses of rows that are."""
+    noise = np.random.default_rng(seed)
+    grades = (np.linspace(0, 1, count) + 0.2 * noise.normal(size=count) < right).astype(float)
+    return grades, np.linspace(1, 3, count) + shift + 0.05 * noise.normal(size=count)
 
 
-def test_an_edit_of_the_loss_makes_another_loss(tmp_path):
-    runs = [a_run(tmp_path / name, loss, beta=0.1) for name, loss in (("a", 0.4), ("b", 0.7))]
-    edited = Run(tmp_path / "b")
-    edited.log.append(event("config.edit", 1, setting="beta", before=0.1, after=0.3, position=[]))
-    edited.close()
-    assert "loss · train.step (nats/token)" not in marked(compare(runs[0], edited))
+def test_what_is_surely_better_is_marked(tmp_path):
+    both = compare(a_run(tmp_path / "a", *generated(0, 0.9)), a_run(tmp_path / "b", *generated(1, 0.3, shift=0.4)))
+    found = {name.replace("_", " "): marks for name, marks in marked(both).items()}
+    assert found[ACCURACY] == [True, False] and found[LOSS] == [True, False]
+    assert not any(name.startswith("loss · train.step") for name in found), "a training loss has no test behind it"
+    assert "◂ better than every other run" in repr(both)
 
 
-def test_sessions_that_minimise_cross_entropy_and_dft(tmp_path):
-    losses = ("cross_entropy", "dft", "cross_entropy")
+def test_what_may_be_luck_is_not(tmp_path):
+    both = compare(a_run(tmp_path / "a", *generated(0, 0.52)), a_run(tmp_path / "b", *generated(1, 0.5, shift=0.002)))
+    assert marked(both) == {} and repr(both).count(", not distinguishable") >= 2
+
+
+def test_the_best_of_three_is_told_from_each(tmp_path):
+    runs = [a_run(tmp_path / name, *generated(0, right, shift=shift)) for name, right, shift in (("a", 0.9, 0), ("b", 0.9, 0), ("c", 0.1, 1))]
+    assert marked(compare(*runs)) == {}, "two of them are alike: neither is the best"
+
+
+def test_other_questions_are_compared_as_two_samples(tmp_path):
+    both = compare(a_run(tmp_path / "a", *generated(0, 0.95)), a_run(tmp_path / "b", *generated(1, 0.05), items="others"))
+    found = {name.replace("_", " "): marks for name, marks in marked(both).items()}
+    assert found == {ACCURACY: [True, False]}, "losses of other rows are not compared at all"
+
+
+def test_a_log_that_tells_no_items_has_no_best(tmp_path):
+    both = compare(*(a_run(tmp_path / name, *generated(0, right), told=False) for name, right in (("a", 0.9), ("b", 0.1))))
+    assert marked(both) == {} and "not distinguishable" not in repr(both)
+
+
+def test_sessions_are_compared_by_the_rows_that_both_held_out(tmp_path):
     sessions = [
-        Kitchen("sft", **SMALL, loss=loss, learning_rate=rate, run_dir=tmp_path / str(rate)).run()
-        for loss, rate in zip(losses, (1e-3, 2e-3, 3e-3), strict=True)
+        Kitchen("sft", **SMALL, learning_rate=rate, warmup_steps=0, run_dir=tmp_path / str(rate)).run() for rate in (1e-6, 3e-2)
     ]
-    found = [any(name.startswith("loss · train.step") for name in marked(compare(*two))) for two in pairwise(sessions)]
-    assert found == [False, False]
-    assert any(name.startswith("loss · train.step") for name in marked(compare(sessions[0], sessions[2])))
+    found = marked(compare(*sessions))
+    assert found[LOSS] == [False, True] and not any(name.startswith("loss · train.step") for name in found)
+    assert compare(*sessions).summaries[0].metric("evaluate.answers.accuracy[after,test,exact_match]") == pytest.approx(0.0)
     for session in sessions:
         session.close()

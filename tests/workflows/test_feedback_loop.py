@@ -23,7 +23,6 @@ from kitchen.drift import (
     Window,
     _accuracy_drop_bound,
     _even_shares,
-    _holm,
     _pool_rare_kinds,
     compare_counts,
     compare_values,
@@ -38,6 +37,7 @@ from kitchen.drift import (
 )
 from kitchen.engine.validation import check_workflow
 from kitchen.engine.workflow import Flow
+from kitchen.intervals import holm
 from kitchen.recipes.registry import get_recipe
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import Run
@@ -130,7 +130,7 @@ def test_pooling_keeps_totals_and_expects_five_or_leaves_two(pairs):
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_is_the_largest_of_the_steps_before(values):
-    adjusted = _holm(values)
+    adjusted = holm(values)
     order = sorted(range(len(values)), key=lambda place: values[place])
     for rank, place in enumerate(order):
         steps = [min(1, (len(values) - before) * values[order[before]]) for before in range(rank + 1)]
