@@ -7,4 +7,5 @@ from . import lab as lab
 from . import main as main
 from . import parameters as parameters
 from . import recipes as recipes
+from . import render as render
 from . import runs as runs

@@ -15,6 +15,7 @@ from .doctor import doctor_command
 from .errors import KitchenGroup
 from .lab import lab_command
 from .recipes import describe_command, list_command, plan_group, validate_group
+from .render import render_command
 from .runs import report_command, reproduce_command, runs_command, sign_command, verify_command
 
 # %% ../../nbs/68_cli/8_main.ipynb #7a595989
@@ -25,6 +26,7 @@ _COMMANDS = (
     describe_command,
     validate_group,
     plan_group,
+    render_command,
     report_command,
     runs_command,
     verify_command,

@@ -24,6 +24,7 @@ from .attacks import Attack as Attack
 from .attacks import AttackResult as AttackResult
 from .attacks import best_attack as best_attack
 from .attacks import play_attack as play_attack
+from .base import DeclaresTools as DeclaresTools
 from .base import Env as Env
 from .base import GuessNumber as GuessNumber
 from .base import JudgeReward as JudgeReward
@@ -34,6 +35,7 @@ from .base import TimeoutWorker as TimeoutWorker
 from .base import Tool as Tool
 from .base import ToolEnv as ToolEnv
 from .base import add as add
+from .base import env_tools as env_tools
 from .base import first_messages as first_messages
 from .base import fresh_envs as fresh_envs
 from .base import guess_problems as guess_problems

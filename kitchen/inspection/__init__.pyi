@@ -25,6 +25,7 @@ from .rollouts import show_rollouts as show_rollouts
 from .rows import RowLoss as RowLoss
 from .rows import TopLosses as TopLosses
 from .rows import ask_current_model as ask_current_model
+from .rows import batch_reasons as batch_reasons
 from .rows import row_datums as row_datums
 from .rows import show_batch as show_batch
 from .rows import show_results as show_results

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Tools', 'Messages', 'TrainOn', 'TRAIN_ON', 'TextPiece', 'Segment', 'RenderedPart', 'concatenate_tokens', 'Renderer',
-           'TakesVariables', 'tool_names', 'render_parts', 'prompt_tokens', 'renderer_for', 'row_error_at',
-           'RewrittenMessage', 'to_datums', 'to_datum', 'PieceEncoder']
+           'TakesVariables', 'tool_names', 'render_parts', 'prompt_tokens', 'renderer_for', 'trained_messages',
+           'row_error_at', 'RewrittenMessage', 'to_datums', 'to_datum', 'PieceEncoder']
 
 # %% ../../nbs/20_rendering/0_base.ipynb #e641ec18
 import re
@@ -87,13 +87,15 @@ def prompt_tokens(renderer: Renderer, messages: Sequence[Message], tools: Tools 
 
 
 def renderer_for(renderer: Renderer, chat_template_kwargs: Mapping[str, Any]) -> Renderer:
-    "The renderer with a row's own template variables; InvalidValue if there are any and it has none."
+    "The renderer with template variables beside its own; InvalidValue if there are any and its format has none."
     if not chat_template_kwargs:
         return renderer
     if isinstance(renderer, TakesVariables):
         return renderer.with_chat_template_kwargs(chat_template_kwargs)
     names = ", ".join(map(repr, chat_template_kwargs))
-    raise InvalidValue(f"this renderer reads no template variables, but the row gives {names}; use renderer='template'")
+    raise InvalidValue(
+        f"this renderer reads no template variables, but chat_template_kwargs gives {names}; use renderer='template', or leave them out"
+    )
 
 # %% ../../nbs/20_rendering/0_base.ipynb #247c5411
 Messages = Sequence[Message]
@@ -137,7 +139,7 @@ TRAIN_ON: dict[str, Callable[[Messages], Iterable[int]]] = {
 }
 
 # %% ../../nbs/20_rendering/0_base.ipynb #53e5da47
-def _trained_message_indices(messages: Messages, train_on: str) -> set[int]:
+def trained_messages(messages: Messages, train_on: str) -> set[int]:
     "Indices of the messages to train: those the mode chooses, corrected by each message's own `trainable`. UnknownName for another mode."
     if train_on not in TRAIN_ON:
         raise UnknownName("train_on", train_on, TRAIN_ON)
@@ -199,7 +201,7 @@ def to_datums(
 ) -> list[Datum]:
     "Tokens, each with the next as target, 1.0 where that is trained; several where the format rewrites earlier answers. RowError if it cannot be."
     everything = train_on == "all_tokens"
-    chosen = _trained_message_indices(messages, train_on)
+    chosen = trained_messages(messages, train_on)
     told_apart = set(range(len(messages))) - chosen if everything else chosen
     try:
         renderer = renderer_for(renderer, chat_template_kwargs or {})

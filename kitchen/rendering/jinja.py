@@ -194,10 +194,18 @@ def _settable_variables(environment: Any, source: str, special: Iterable[str]) -
 
     tree = environment.parse(source)
     read = meta.find_undeclared_variables(tree) - {*_NO_SETTINGS, *special}
-    written = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
-    asked = {one.node.name for one in tree.find_all((nodes.Test, nodes.Filter))
-             if isinstance(one.node, nodes.Name) and one.name in ("defined", "undefined", "default")}  # fmt: skip
-    return frozenset((read - written) | (read & asked) | ({"strftime_now"} if "strftime_now" in source else set()))
+    names = [*tree.find_all(nodes.Name)]
+    written, parameters = ({name.name for name in names if name.ctx == ctx} for ctx in ("store", "param"))
+
+    def asked(where: Any, kind: Any, *words: str) -> set[str]:
+        "Names to which a test or filter is applied."
+        return {one.node.name for one in where.find_all(kind) if isinstance(one.node, nodes.Name) and one.name in words}
+
+    # {% set x = x | default(1) %} leaves x to the caller; {% set y = x | default(1) %} says nothing of an x that was set before
+    own = {one.target.name for one in tree.find_all(nodes.Assign)
+           if isinstance(one.target, nodes.Name) and one.target.name in asked(one, nodes.Filter, "default", "d")}  # fmt: skip
+    left = (asked(tree, nodes.Test, "defined", "undefined") - parameters) | own
+    return frozenset((read - written) | (read & left) | ({"strftime_now"} if "strftime_now" in source else set()))
 
 
 def _date_function(value: Any) -> Callable[[str], str]:

@@ -11,7 +11,7 @@ import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from typing import Any
@@ -248,14 +248,36 @@ class TemplateRenderer:
         self, messages: Messages, message_indices: set[int] | None = None, tools: Tools = ()
     ) -> list[RenderedPart]:
         "The template's text, cut at the generated stretches of wanted messages; InvalidValue where it does not show the tools."
+        return self._parts_and_way(messages, message_indices, tools)[0]
+
+    def _parts_and_way(
+        self, messages: Messages, message_indices: set[int] | None, tools: Tools
+    ) -> tuple[list[RenderedPart], str]:
+        "The parts, and what was done beside following the template; empty where nothing was."
         chat = escape_control_tokens(messages, self.encoder.control_pattern, tools)
         try:
-            return self._render(self.template, chat, message_indices, writes_thinking=False)
+            return self._render(self.template, chat, message_indices, writes_thinking=False), ""
         except _PromptNotFollowed as error:
             for template, writes_thinking in self._other_ways(messages, message_indices):
+                turned = {name: value for name, value in template.variables.items() if name not in self.template.variables}
+                words = [f"rendered with {name}={value}" for name, value in turned.items()]
+                words += ["the thinking that the prompt opens is written and closed"] if writes_thinking else []
                 with contextlib.suppress(RewrittenMessage):
-                    return self._render(template, chat, message_indices, writes_thinking)
+                    return self._render(template, chat, message_indices, writes_thinking), ", and ".join(words)
             raise error
+
+    def reasons(self, messages: Messages, index: int, tools: Tools = ()) -> list[str]:
+        "In words: after which prompt the answer at `index` stands, and which token ends it, as the template has it or for want of that."
+        part, way = self._parts_and_way(messages[: index + 1], {index}, tools)
+        thinks = "with" if messages[index].reasoning_content else "without"
+        found = [f"the generation prompt does not lead to an answer {thinks} thinking: {way}"] if way else []
+        last = next(one.tokens[-1] for one in reversed(part) if one.generated and one.tokens)
+        token = self.tokenizer.decode([last], control=True)
+        if token in self.ends.closing and not (token not in self.template.source and self.turn_end_token is None):
+            return [*found, f"the answer ends with {token}, as the template writes it"]
+        if token not in self.template.source:
+            return [*found, f"the template ends no answer: the tokenizer's end, {token}, is appended"]
+        return [*found, f"the answer ends with {token}, which the template writes where the next turn begins"]
 
     def _other_ways(self, messages: Messages, message_indices: set[int] | None) -> list[tuple[CompiledTemplate, bool]]:
         "The template with its switch for thinking turned to what the wanted answers are, and whether their thinking is written in."
@@ -313,7 +335,27 @@ class TemplateRenderer:
     def parse_response(self, tokens: Sequence[int]) -> tuple[Message, bool]:
         "The message before the end of the turn, its tool calls read as this template writes them; and whether that end was sampled."
         message, ended = parse_sampled_tokens(self.tokenizer, tokens, self.stop_sequences())
-        return read_tool_calls(message, self._call_format), ended
+        head, tail = self._answer_frame
+        content = message.content.removeprefix(head).removesuffix(tail).strip()
+        return read_tool_calls(replace(message, content=content), self._call_format), ended
+
+    @cached_property
+    def _answer_frame(self) -> tuple[str, str]:
+        "What the template writes between generation prompt and text, and between text and end, of every answer."
+        if self._call_format == "harmony":
+            return "", ""
+        *asked, _ = probe_messages("user")
+        try:
+            text, before = self.template.render_text(asked), self.template.render_text(asked[:1], True)
+        except InvalidValue:
+            return "", ""
+        said = self.ends.closed(text, len(before), False, self.encoder.control_pattern) or text
+        if not said.startswith(before) or asked[1]["content"] not in said:
+            return "", ""
+        head, _, tail = said[len(before) :].rpartition(asked[1]["content"])
+        head, token = head.strip(), next((one for one in self.ends.tokens if tail.endswith(one)), "")
+        # thinking is taken out before
+        return "" if any(mark in head for mark in _THINK_MARKS.values()) else head, tail.removesuffix(token).strip()
 
     @cached_property
     def _call_format(self) -> str | None:

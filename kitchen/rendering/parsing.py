@@ -72,7 +72,7 @@ def split_tool_calls(text: str) -> tuple[str, tuple[dict[str, Any], ...]]:
     return _TOOL_CALL_PATTERN.sub("", text).strip(), found
 
 # %% ../../nbs/20_rendering/1_parsing.ipynb #7c12be1a
-_Function = tuple[str, Any, str]  # name, arguments, id
+_Function = tuple[Any, Any, Any]  # name, arguments, id: as they were read
 
 
 def _value_of_text(text: str) -> Any:
@@ -104,8 +104,9 @@ def _json_arguments(found: re.Match[str]) -> Iterator[_Function]:
 
 def _json_calls(found: re.Match[str]) -> Iterator[_Function]:
     "Reads JSON of one call, or of a list of them."
-    read = json.loads(found["calls"])
-    for call in read if isinstance(read, list) else [read]:
+    read: Any = json.loads(found["calls"])
+    calls = cast("list[Any]", read) if isinstance(read, list) else [read]
+    for call in calls:
         yield call["name"], call["arguments"] if "arguments" in call else call.get("parameters", {}), call.get("id", "")
 
 # %% ../../nbs/20_rendering/1_parsing.ipynb #06aff061
@@ -200,7 +201,7 @@ def read_tool_calls(message: Message, format_name: str | None) -> Message:
             for name, arguments, identity in one.read(found):
                 if not isinstance(name, str) or not isinstance(arguments, Mapping):
                     return message
-                call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+                call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
                 calls.append(call | ({"id": identity} if identity else {}))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return message

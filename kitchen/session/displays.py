@@ -22,6 +22,7 @@ from ..inspection.rollouts import show_rollouts
 from kitchen.inspection.rows import (
     TopLosses,
     ask_current_model,
+    batch_reasons,
     row_datums,
     show_batch,
     show_results,
@@ -40,9 +41,12 @@ def has_batches(workflow: WorkflowPart) -> bool:
 
 
 def show_next_batch(state: SessionState, count: int = 2, by: str = "") -> View:
-    "Rows of the batch that comes next, tokens coloured; the place in the data stays."
-    (batch,), tokenizer = next_batches(state["batches"], 1), state["renderer"].tokenizer
-    return show_batch(batch, tokenizer, state.find("training"), by, count)
+    "Rows of the batch that comes next, tokens coloured, and why they are rendered so; the place in the data stays."
+    (batch,), renderer, config = next_batches(state["batches"], 1), state["renderer"], state["config"]
+    rows = getattr(state.find("conversations"), "train", ())
+    train_on = getattr(config, "train_on", "all_assistant_messages")
+    reasons = batch_reasons(batch[:count], rows, renderer, getattr(config, "renderer", "auto"), train_on)
+    return show_batch(batch, renderer.tokenizer, state.find("training"), by, count, reasons)
 
 
 def show_run_rollouts(state: SessionState, run: Run, count: int, full: int, **filters: Any) -> View:

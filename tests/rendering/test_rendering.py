@@ -11,7 +11,7 @@ import pytest
 from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer
 from kitchen.adapters.toy.tokenizer import ToyTokenizer
 from kitchen.display.tokens import show_tokens, show_white_space
-from kitchen.rendering.base import TRAIN_ON, _trained_message_indices, concatenate_tokens, to_datum
+from kitchen.rendering.base import TRAIN_ON, concatenate_tokens, to_datum, to_datums, trained_messages
 from kitchen.rendering.model_template import TemplateRenderer
 from kitchen.rendering.parsing import split_reasoning
 from kitchen.rendering.registry import RENDERERS, _check_datum, get_renderer, render_conversations
@@ -83,6 +83,10 @@ def trained_text(renderer, chat, train_on="all_assistant_messages"):
     return renderer.tokenizer.decode(datum.targets[datum.weights > 0], control=True)
 
 
+def text_of_trained(renderer, datum):
+    return renderer.tokenizer.decode(datum.targets[datum.weights > 0], control=True)
+
+
 def text_of(renderer, chat):
     return renderer.tokenizer.decode(concatenate_tokens(renderer.render(chat, set())), control=True)
 
@@ -149,7 +153,7 @@ def test_pieces_get_no_space_of_their_own(tmp_path, scheme, swallows):
 @pytest.mark.parametrize("template", [CHATML, TRIMMING, MARKED, PARTS, NO_END, THEN_EOS])
 def test_the_mask_is_what_a_model_would_write(template):
     renderer = TemplateRenderer(tokenizer(template))
-    end = "" if template == NO_END else "<|im_end|>"
+    end = "<|im_start|>" if template == NO_END else "<|im_end|>"  # the next turn's token, where nothing else ends one
     assert trained_text(renderer, CHAT) == f"5{end}No.{end}"
     assert trained_text(renderer, CHAT, "last_assistant_message") == f"No.{end}"
     datum = to_datum(renderer, CHAT, "last_assistant_message")
@@ -170,9 +174,11 @@ def test_a_template_that_drops_earlier_thinking():
     last = trained_text(renderer, THINKING, "last_assistant_message")
     assert last == "<think>\none and one\n</think>\n\n2<|im_end|>"
     assert trained_text(renderer, THINKING, "last_assistant_turn") == last
-    with pytest.raises(
-        RowError, match=r"chats.jsonl, row 7: .*message 1 differently.*last_assistant_message"
-    ):
+    first, second = to_datums(renderer, THINKING, origin="chats.jsonl, row 7")
+    assert first.origin == second.origin == "chats.jsonl, row 7"
+    assert to_datums(renderer, THINKING[:2])[0].tokens.tolist() == first.tokens.tolist()
+    assert text_of_trained(renderer, second) == last and "two and three" in text_of_trained(renderer, first)
+    with pytest.raises(RowError, match=r"chats.jsonl, row 7: .*these 2 sequences cannot be one"):
         to_datum(renderer, THINKING, origin="chats.jsonl, row 7")
     kept = to_datum(renderer, [THINKING[0], replace(THINKING[1], trainable=False), *THINKING[2:]])
     assert kept.weights.sum() > 0, "what is not trained may be dropped"
@@ -201,9 +207,15 @@ def test_arguments_of_tool_calls_come_in_the_shape_a_template_reads(arguments, a
     assert trained_text(TemplateRenderer(tokenizer(template)), chat) == wanted
 
 
-def test_a_template_that_starts_to_think_in_its_prompt_is_refused():
-    with pytest.raises(InvalidValue, match="the way a model would come to write it"):
-        to_datum(TemplateRenderer(tokenizer(STARTS_TO_THINK)), CHAT)
+def test_a_template_that_starts_to_think_in_its_prompt_trains_what_follows_it():
+    renderer = TemplateRenderer(tokenizer(STARTS_TO_THINK))
+    answers = [text_of_trained(renderer, one) for one in to_datums(renderer, CHAT)]
+    assert answers == ["</think>5<|im_end|>", "</think>No.<|im_end|>"]
+    for datum, asked in zip(to_datums(renderer, CHAT), (CHAT[:2], CHAT[:4]), strict=True):
+        start = int((datum.weights > 0).argmax())
+        assert datum.tokens[: start + 1].tolist() == renderer.generation_prompt(asked)
+    thought = text_of_trained(renderer, to_datum(renderer, THINKING[:2]))
+    assert thought == "two and three</think>5<|im_end|>"
 
 
 def test_what_a_template_refuses_is_said():
@@ -256,7 +268,7 @@ def test_real_templates_give_the_ids_of_transformers():
 def test_every_mode_trains_its_messages(name, train_on):
     renderer = get_renderer(name, tokenizer(CHATML))
     chat = [*CHAT[:2], Message("assistant", "5", trainable=True), *CHAT[3:]]
-    wanted = _trained_message_indices(chat, train_on)
+    wanted = trained_messages(chat, train_on)
     text = trained_text(renderer, chat, train_on)
     for index, message in enumerate(chat):
         assert (message.content.strip() in text) == (index in wanted), (index, text)
@@ -279,9 +291,9 @@ def test_trainable_overrules_every_mode(name):
 
 def test_the_last_turn_is_a_whole_tool_loop():
     chat = [*CHAT[1:3], *TOOLS]
-    assert _trained_message_indices(chat, "last_assistant_turn") == {3, 5}
-    assert _trained_message_indices(chat, "last_assistant_message") == {5}
-    assert _trained_message_indices(chat, "all_assistant_messages") == {1, 3, 5}
+    assert trained_messages(chat, "last_assistant_turn") == {3, 5}
+    assert trained_messages(chat, "last_assistant_message") == {5}
+    assert trained_messages(chat, "all_assistant_messages") == {1, 3, 5}
 
 
 # -- nobody types a control token ----------------------------------------------------------------
@@ -381,8 +393,10 @@ def test_qwen3_by_hand_is_qwen3_by_template():
     for chat in (CHAT, THINKING, THINKING[:2], CHAT[1:2], [*CHAT, *THINKING]):
         assert text_of(by_hand, chat) + "\n" == text_of(by_template, chat)
         assert by_hand.generation_prompt(chat) == by_template.generation_prompt(chat)
+    theirs, ours = to_datums(by_template, THINKING), to_datums(by_hand, THINKING)
+    assert [text_of_trained(by_hand, one) for one in ours] == [text_of_trained(by_template, one) for one in theirs]
     with pytest.raises(InvalidValue, match="thinking of message 1 once a later question follows"):
-        to_datum(by_hand, THINKING)
+        by_hand.render(THINKING, {1})
     assert trained_text(get_renderer("chatml", tokenizer(CHATML)), THINKING).count("<think>") == 2
 
 
