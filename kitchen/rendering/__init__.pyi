@@ -57,6 +57,7 @@ from .families import join_pieces as join_pieces
 from .families import read_argument as read_argument
 from .families import read_call as read_call
 from .families import read_variables as read_variables
+from .families import schema_properties as schema_properties
 from .families import to_json as to_json
 from .harmony import EVIDENCE as EVIDENCE
 from .harmony import Evidence as Evidence

@@ -73,7 +73,8 @@ def read_call(call: Mapping[str, Any], place: str) -> ToolCall:
     "A call as a row has it; InvalidValue where it has no name, or arguments that are no object."
     function = call.get("function", call)
     values: Mapping[str, Any] = cast("Mapping[str, Any]", function) if isinstance(function, Mapping) else {}
-    name, arguments = values.get("name"), values.get("arguments") or {}
+    name = values.get("name")
+    arguments: Any = values.get("arguments") or {}
     if not isinstance(name, str) or not name:
         raise InvalidValue(f"{place} calls a tool without a name: {{'function': {{'name', 'arguments'}}}} is wanted, not {call!r}")
     if isinstance(arguments, str):
