@@ -302,20 +302,21 @@ class FamilyRenderer:
         if (alone.header[1:], alone.body) != (written.header[1:], written.body):
             raise RewrittenMessage(f"{self.name} writes {talk.name(index)} otherwise once later turns follow")
 
-    def _segments(self, talk: Talk, wanted: set[int] | None) -> Iterator[Segment]:
+    def _segments(self, talk: Talk, wanted: set[int] | None, closed: bool = False) -> Iterator[Segment]:
         "What is encoded together: wanted messages in two parts with what follows, others as one."
         yield self.start(talk), -1, False
         for index in range(len(talk.messages)):
             place = index - talk.added  # the message's index for whoever asked; -1: a message that the format adds
             written, told_apart = self._written(talk, index), place >= 0 and (wanted is None or place in wanted)
+            after = written.after if closed or index < talk.last else ""  # nothing stands after the last, unless a prompt follows
             if told_apart and wanted is not None:
                 self._check_wanted(talk, index, written)
             if told_apart:
                 yield written.header, place, False
                 yield written.body, place, True
-                yield [(written.after, True)], place, False
+                yield [(after, True)], place, False
             else:
-                yield [*written.header, *written.body, (written.after, True)], max(place, -1), False
+                yield [*written.header, *written.body, (after, True)], max(place, -1), False
 
     def _encode(self, segments: Iterator[Segment]) -> list[RenderedPart]:
         "The parts of segments that have any text."
@@ -334,9 +335,10 @@ class FamilyRenderer:
 
     def generation_prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         "The tokens of all messages, of the header of the assistant's next, and of its opening."
-        talk = self.prepare([*messages, Message("assistant")], tools)
-        *before, _ = self._segments(talk, set())  # the last is the answer that is not there yet
-        opening = self.header(talk, talk.last) + self.opening(talk)
+        talk = self.prepare(messages, tools)
+        asked = Talk([*talk.messages, Message("assistant")], talk.tools, talk.added)
+        opening = self.header(asked, asked.last) + self.opening(asked)
+        before = self._segments(talk, set(), closed=True)
         return concatenate_tokens(self._encode(iter([*before, ([(opening, True)], -1, False)])))
 
     def parse_response(self, tokens: Sequence[int]) -> tuple[Message, bool]:

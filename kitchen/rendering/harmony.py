@@ -293,7 +293,7 @@ class Gemma3Renderer(FamilyRenderer):
 
     def after(self, talk: Talk, index: int) -> str:
         "A line break between turns."
-        return "\n" if index < talk.last and self.end(talk, index) else ""
+        return "\n" if self.end(talk, index) else ""
 
     def stop_sequences(self) -> tuple[int | str, ...]:
         "The end of a turn."

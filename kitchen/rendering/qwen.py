@@ -62,8 +62,8 @@ class Qwen3Renderer(FamilyRenderer):
         return "" if talk.role(index) == talk.role(index + 1) == "tool" else _END
 
     def after(self, talk: Talk, index: int) -> str:
-        "A line break, which no model generates; transformers writes it after the last answer too, where it would be cut off."
-        return "" if index == talk.last or not self.end(talk, index) else "\n"
+        "A line break, which no model generates."
+        return "\n" if self.end(talk, index) else ""
 
     def body(self, talk: Talk, index: int) -> list[TextPiece]:
         "What each role writes."
