@@ -177,9 +177,11 @@ def refuse_unused_columns(
         word = name.casefold()
         if word in _MEDIA_COLUMNS:
             row.notes.refuse(name, "no backend takes images, audio or video yet, and the text without them would teach to make them up")
-        elif word not in CONTEXT_COLUMNS and word not in turns:
-            row.notes.note(name)
-        elif _retells(row.row[name], messages) or says_nothing_new(row.row[name], _all_said(messages, (calls, tools))):
+        elif (  # no part of a conversation, or one that stands in the messages already
+            (word not in CONTEXT_COLUMNS and word not in turns)
+            or _retells(row.row[name], messages)
+            or says_nothing_new(row.row[name], _all_said(messages, (calls, tools)))
+        ):
             row.notes.note(name)
         else:
             row.notes.refuse(name, f"is part of what was said, it seems, and is not used: the row was read as {used_as}; say in columns what it is")
