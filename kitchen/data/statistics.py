@@ -10,7 +10,7 @@ __all__ = ['RowKeys', 'row_keys', 'split_by_keys', 'Overlap', 'count_overlap', '
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
