@@ -33,6 +33,7 @@ from .figures import timeline as timeline
 from .figures import working_spans as working_spans
 from .progress import ProgressDisplay as ProgressDisplay
 from .progress import RunProgress as RunProgress
+from .progress import edit_text as edit_text
 from .progress import follow_log as follow_log
 from .progress import progress_display as progress_display
 from .svg import Picture as Picture

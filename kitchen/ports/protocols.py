@@ -55,7 +55,11 @@ class Tokenizer(Protocol):
     control_tokens: Mapping[str, int]  # every token with a meaning of its own, such as "<|im_end|>" -> 2
     eos_token_id: int  # ends an assistant's turn
     template_variables: Mapping[str, str]  # what the template may ask for: "bos_token" -> "<s>", …
-    model_max_length: int | None  # tokens that a sequence of its model may have; None: no limit
+
+    @property
+    def model_max_length(self) -> int | None:
+        "Tokens that a sequence of its model may have; None: no limit."
+        ...
 
     def encode(self, text: str, control: bool = False) -> list[int]:
         "Ids of the text, without any added begin or end token."

@@ -3,6 +3,7 @@ from . import base as base
 from . import chat_formats as chat_formats
 from . import deepseek as deepseek
 from . import explain as explain
+from . import exported_template as exported_template
 from . import families as families
 from . import harmony as harmony
 from . import jinja as jinja
@@ -11,6 +12,7 @@ from . import model_template as model_template
 from . import parsing as parsing
 from . import qwen as qwen
 from . import registry as registry
+from . import text as text
 from .base import Messages as Messages
 from .base import PieceEncoder as PieceEncoder
 from .base import RenderedPart as RenderedPart
@@ -47,6 +49,9 @@ from .explain import RenderedRow as RenderedRow
 from .explain import TellsReasons as TellsReasons
 from .explain import explain_row as explain_row
 from .explain import renderer_reason as renderer_reason
+from .exported_template import KNOWN_TEMPLATES as KNOWN_TEMPLATES
+from .exported_template import NO_TEMPLATE as NO_TEMPLATE
+from .exported_template import exported_chat_template as exported_chat_template
 from .families import FamilyRenderer as FamilyRenderer
 from .families import Talk as Talk
 from .families import ToolCall as ToolCall
@@ -101,5 +106,7 @@ from .registry import FAMILIES as FAMILIES
 from .registry import RENDERERS as RENDERERS
 from .registry import RendererName as RendererName
 from .registry import conversation_datums as conversation_datums
+from .registry import fit_datum as fit_datum
 from .registry import get_renderer as get_renderer
 from .registry import render_conversations as render_conversations
+from .text import text_datum as text_datum

@@ -28,6 +28,7 @@ from kitchen.display.figures import (
     time_shares_text,
     timeline,
 )
+from ..display.progress import edit_text
 from ..display.svg import Picture
 from kitchen.formatting import (
     PLOTLY_MIME,
@@ -140,9 +141,14 @@ def _show_set_aside(run: Run, count: int = 100) -> View:
 
 @checked_arguments
 def show_settings(run: Run) -> View:
-    "Every setting of the run, as it is in force."
-    rows = [[name, json.dumps(value, ensure_ascii=False)] for name, value in run.settings.items()]
-    return View(text_table_html(["setting", "value"], rows), align_columns([["setting", "value"], *rows]))
+    "Every setting of the run, as it is in force, and how it was edited."
+    edits: dict[str, list[str]] = {}
+    for item in run.log.active_events.named("config.edit"):
+        edits.setdefault(item["setting"], []).append(edit_text(item).removeprefix(f"{item['setting']} "))
+    rows = [[name, json.dumps(value, ensure_ascii=False), ", ".join(edits.get(name, ()))] for name, value in run.settings.items()]
+    head = ["setting", "value", "edited"] if edits else ["setting", "value"]
+    rows = [row[: len(head)] for row in rows]
+    return View(text_table_html(head, rows), align_columns([head, *rows]))
 
 # %% ../../nbs/64_reports/2_build.ipynb #65937394
 def paper_table(*runs: Run, caption: str = "") -> TextTable:

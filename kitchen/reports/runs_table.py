@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..display.progress import edit_text
 from ..display.svg import sparkline_html, sparkline_text
 from kitchen.formatting import (
     JUPYTER_HTML_CLASS,
@@ -34,6 +35,7 @@ from ..input import Count, checked_arguments
 from ..palette import MAIN_SETTINGS, RUN_STATUSES, STATUS_SIGNS, UNKNOWN_STATUS
 from .compare import compare
 from ..store.index import RunIndex
+from ..store.log import event_from_text
 from ..store.run import Run, runs_root
 from ..telemetry import unit_of
 from ..types import UnknownName
@@ -56,7 +58,7 @@ class RunRow:
     seconds: float  # from its first event to its last
     steps: int
     losses: np.ndarray  # some of them, evenly spread, and the last
-    about: str  # its main settings, those now in force
+    about: str  # its main settings, those now in force, and what was edited
     path: Path
     loss_unit: str = "nats/token"
 
@@ -100,9 +102,10 @@ def _read_run_row(
     losses = [float(json.loads(steps[place])["measurements"]["loss"]) for place in chosen]
     times = [json.loads(line)["time"] for line in (lines[0], lines[-1])] if lines else [0.0, 0.0]
     # as its log says: the index is refreshed when a run begins, forks or ends, and edits come between
-    edits = [json.loads(line)["metadata"] for line in _standing_lines(lines, b"config.edit")]
+    edits = [event_from_text(line) for line in _standing_lines(lines, b"config.edit")]
     config = {**json.loads(row["config"]), **{item["setting"]: item["after"] for item in edits}}
-    about = ", ".join(str(config[name]) for name in _SHOWN_SETTINGS if config.get(name) not in (None, ""))
+    words = [str(config[name]) for name in _SHOWN_SETTINGS if config.get(name) not in (None, "")]
+    about = ", ".join([*words, *map(edit_text, edits)])
     count = int(json.loads(steps[-1])["step"]) if steps else 0
     told = (row["run_id"], row["recipe"], row["status"], row["created"])
     return RunRow(*told, times[1] - times[0], count, np.array(losses), about, path, unit_of("train.step", "loss", unit))

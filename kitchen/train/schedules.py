@@ -67,7 +67,7 @@ def learning_rate(
             f"need peak ≥ 0, 0 ≤ floor ≤ 1, power > 0, step ≥ 0; got {peak}, {floor}, {power}, {step}"
         )
     if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
+        return peak * (step + 1) / warmup_steps
     span = max(total_steps - warmup_steps, 1)
     progress = min((step - warmup_steps) / span, 1.0)
     return max(peak * SCHEDULES[schedule](progress, floor, power), 0.0)

@@ -7,6 +7,7 @@ __all__ = ['Canvas', 'static_board']
 
 # %% ../../nbs/62_widgets/3_live_figure.ipynb #526a1801
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -147,6 +148,14 @@ def _figure_widget_class() -> Any:
             ids = {"trace_edit_id": self._last_trace_edit_id, "layout_edit_id": self._last_layout_edit_id}
             message = {"style_data": columns, "layout_data": {}, "style_traces": list(new), "source_view_id": None, **ids}
             self._send({"method": "update", "state": {"_py2js_update": message}, "buffer_paths": paths}, buffers)
+
+        def get_state(self: Any, key: Any = None, drop_defaults: bool = False) -> Any:
+            "What a page asks for when it is loaded: the figure as it is now, for plotly would give it the one that was there when it was made."
+            wanted = {key} if isinstance(key, str) else set(key or ("_widget_data", "_widget_layout"))
+            now = {"_widget_data": self._data, "_widget_layout": self._layout_obj._props} if hasattr(self, "_layout_obj") else {}
+            for name in wanted & now.keys():
+                self._trait_values[name] = deepcopy(now[name])  # a plain assignment would send it, too
+            return super().get_state(key, drop_defaults)
 
     return BoardFigure
 
