@@ -92,7 +92,7 @@ declare_event(
     seconds="s",
 )
 declare_event("data.set_aside", "a malformed row was left out on request", "source row field reason")
-declare_event(  # `unused`: a column that holds something and is not read -> rows that have it
+declare_event(  # `unused`: columns that hold something and are not read, each with the number of rows that have it
     "data.statistics", "the parsed rows of one split, counted", "split unused",
     rows="rows", messages="messages", answers="messages", several_turns="rows", duplicates="rows", repeated_prompts="rows",
     sources="files",

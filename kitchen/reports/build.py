@@ -129,7 +129,7 @@ def _measured(item: Event, name: str) -> str:
 def _row_counts(item: Event) -> list[str]:
     "What one split holds, as a row of the report's table."
     names = ("rows", "messages", "answers", "duplicates", "repeated_prompts", "sources")
-    return [item["split"], *(_measured(item, name) for name in names), _counts_text(item.metadata.get("unused") or {})]
+    return [item["split"], *(_measured(item, name) for name in names), item.metadata.get("unused") or "—"]
 
 
 def _length_counts(item: Event) -> list[str]:
