@@ -383,6 +383,13 @@ class TrustsWhatPeopleType(BrokenService):
         return ReadsControlTokens()
 
 
+class NamesALimit(BrokenService):
+    def get_tokenizer(self, model):
+        tokenizer = super().get_tokenizer(model)
+        tokenizer.model_max_length = 64  # a longer sequence is taken all the same
+        return tokenizer
+
+
 def opening(client: type[ToyTrainingClient]) -> BrokenService:
     service = BrokenService()
     service.broken = client
@@ -430,6 +437,7 @@ BREAKAGES = [
     ("capabilities_are_honest", ClaimsMoreLosses),
     ("seed_determines_training", lambda: opening(HasNoSeed)),
     ("tokenizer_is_faithful", TrustsWhatPeopleType),
+    ("context_is_honest", NamesALimit),
 ]
 
 

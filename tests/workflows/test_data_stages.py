@@ -8,6 +8,7 @@ import kitchen
 from kitchen import Kitchen
 from kitchen.inspection.dataset_check import check
 from kitchen.reports.build import show_data
+from kitchen.store.run import Run
 from kitchen.types import InvalidValue, RowError
 
 SMALL = {"batch_size": 4, "epochs": 1, "graded": 4, "held_out": 4, "max_tokens": 8, "warmup_steps": 0}
@@ -144,6 +145,8 @@ def test_a_run_with_a_row_set_aside_ends_well(tmp_path):
     k = Kitchen("sft", **SMALL, dataset=write(tmp_path / "rows.jsonl", BEYOND["sft"]), on_bad_row="set_aside")
     k.run()
     assert k.run_record.status == "completed" and "Set aside: 1" in repr(show_data(k.run_record))
+    again = Run(k.run_record.path)  # what was logged of the data can be read back
+    assert {"data.split", "data.statistics", "render.data"} <= {item.name for item in again.log.events}
     k.close()
 
 
