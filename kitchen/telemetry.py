@@ -94,7 +94,7 @@ declare_event(
     seconds="s",
 )
 declare_event("data.set_aside", "a malformed row was left out on request", "source row field reason")
-declare_event(  # `unused`: a column that holds something and is not read -> rows that have it
+declare_event(  # `unused`: columns that hold something and are not read, each with the number of rows that have it
     "data.statistics", "the parsed rows of one split, counted", "split unused",
     rows="rows", messages="messages", answers="messages", several_turns="rows", duplicates="rows", repeated_prompts="rows",
     sources="files",
@@ -301,6 +301,7 @@ declare_event(
 declare_event(
     "artifact.aside", "something in the artifact's place was not as kitchen had written it, and was moved aside", "path moved_to"
 )
+declare_event("artifact.template", "an export has no chat template that asks as this renderer does", "renderer reason")
 declare_event("artifact.register", "an artifact entered the registry", "model version sha256 simulated")
 
 # %% ../nbs/10_core/3_telemetry.ipynb #380cf4f6

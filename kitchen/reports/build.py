@@ -81,6 +81,11 @@ def show_answers(run: Run, count: int = 12) -> View:
     return results_table(read_results(run).get("answers", []), count)
 
 # %% ../../nbs/64_reports/2_build.ipynb #ea5d6a40
+def _events_named(run: Run, name: str) -> list[Event]:
+    "The events of one name that stand."
+    return list(run.log.active_events.named(name))
+
+
 @checked_arguments
 def show_data(run: Run) -> View:
     "The datasets with their fingerprints, what their rows are, how long, which are held out, and each row that was set aside."
@@ -116,7 +121,7 @@ def _measured(item: Event, name: str) -> str:
 def _row_counts(item: Event) -> list[str]:
     "What one split holds, as a row of the report's table."
     names = ("rows", "messages", "answers", "duplicates", "repeated_prompts", "sources")
-    return [item["split"], *(_measured(item, name) for name in names), _counts_text(item.metadata.get("unused") or {})]
+    return [item["split"], *(_measured(item, name) for name in names), item.metadata.get("unused") or "—"]
 
 
 def _length_counts(item: Event) -> list[str]:
@@ -203,11 +208,6 @@ def show_rewards(run: Run) -> Picture:
 def show_timeline(run: Run, verbs: int = 8) -> Picture:
     "Where the time went: stages and the port calls that took longest, over time."
     return Picture(lambda: timeline(run.log.active_events, verbs), time_shares_text(time_shares(spans(run.log.active_events))))
-
-# %% ../../nbs/64_reports/2_build.ipynb #699dc050
-def _events_named(run: Run, name: str) -> list[Event]:
-    "The events of one name that stand."
-    return list(run.log.active_events.named(name))
 
 # %% ../../nbs/64_reports/2_build.ipynb #81212090
 def show_feedback(run: Run) -> View:

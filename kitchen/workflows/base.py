@@ -434,9 +434,11 @@ def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type
         )
     used = max(config.held_out, config.graded)
     for name, rows, known in (("train", train, keys), ("test", test[:used], test_keys[:used])):
-        yield event("data.statistics", split=name, **count_rows(rows, known).to_json())
+        counts = count_rows(rows, known)
+        unused = ", ".join(f"{column} ({count:,})" for column, count in counts.unused.most_common(20))
+        yield event("data.statistics", split=name, **{**counts.to_json(), "unused": unused})
     both = asdict(count_overlap(keys, test_keys[:used]))
-    yield event("data.split", source=source, reference=reference, found=found, train=len(train), held_out=len(test[:used]), **both)
+    yield event("data.split", source=source, reference=reference, found=", ".join(found), train=len(train), held_out=len(test[:used]), **both)
     loaded = list(run.log.active_events.named("data.load"))
     run.update_spec(datasets={f"{item['reference']}#{item['split']}": item["fingerprint"] for item in loaded})
     return Splits(train, test[:used])
