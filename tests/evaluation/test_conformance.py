@@ -227,9 +227,14 @@ class SharesItsWeights(Broken):
 
 
 class ExportsTheBase(Broken):
-    def save_weights(self, path):
+    def save_weights(self, path, stop=None, chat_template=None):
         fresh = ToyTrainingClient(self.base, self.lora, self.seed, self.service)
-        return fresh.save_weights(path)
+        return fresh.save_weights(path, stop, chat_template)
+
+
+class ForgetsTheStops(Broken):
+    def save_weights(self, path, stop=None, chat_template=None):
+        return super().save_weights(path, None, chat_template)
 
 
 class ForgetsTheOptimizer(Broken):
@@ -425,6 +430,7 @@ BREAKAGES = [
     ("sampling_is_reproducible", lambda: sampling(OneSeed)),
     ("sampling_respects_stops", lambda: sampling(NoStops)),
     ("export_opens", lambda: opening(ExportsTheBase)),
+    ("exports_keep_their_stops", lambda: opening(ForgetsTheStops)),
     ("state_resumes_exactly", lambda: opening(ForgetsTheOptimizer)),
     ("state_resumes_exactly", lambda: opening(SavingDisturbs)),
     ("state_without_optimizer_forgets", AlwaysLoadsTheOptimizer),

@@ -343,6 +343,8 @@ GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "co
 
 def wrong_rows() -> dict[str, Any]:
     """Rows with something wrong in them, by what it is; written as JSON."""
+    from kitchen.data.tools import carries_content
+
     turn, found = GOOD["messages"], {}
     for value in (None, 1, "x", [], {}, [1], [None], [[]], [{}], deep(50), True, 1.5):
         found[f"messages {shown(value)}"] = {"messages": value}
@@ -352,12 +354,14 @@ def wrong_rows() -> dict[str, Any]:
             found[f"question {shown(value)}"] = {"question": value, "answer": "b"}
             found[f"answer {shown(value)}"] = {"question": "a", "answer": value}
             found[f"chosen {shown(value)}"] = {"prompt": "a", "chosen": value, "rejected": "b"}
-            found[f"tool_calls {shown(value)}"] = {"messages": [turn[0], {**turn[1], "tool_calls": value}]} if value not in (None, []) else {"messages": 1}
-            found[f"name {shown(value)}"] = {"messages": [{**turn[0], "name": value}, turn[1]]} if value is not None else {"messages": 1}
-            found[f"reasoning {shown(value)}"] = {"messages": [turn[0], {**turn[1], "reasoning_content": value}]} if value else {"messages": 2}
-        if value is not True and value is not None and value != 1:
+        if not carries_content(value):  # Arrow gives every key to every row: an empty one says nothing
+            continue
+        found[f"tool_calls {shown(value)}"] = {"messages": [turn[0], {**turn[1], "tool_calls": value}]}
+        if value != "x":
+            found[f"name {shown(value)}"] = {"messages": [{**turn[0], "name": value}, turn[1]]}
+            found[f"reasoning {shown(value)}"] = {"messages": [turn[0], {**turn[1], "reasoning_content": value}]}
+        if value is not True and value != 1:
             found[f"weight {shown(value)}"] = {"messages": [turn[0], {**turn[1], "weight": value}]}
-    found["weight NaN"] = {"messages": [turn[0], {**turn[1], "weight": math.nan}]}
     found["weight infinite"] = {"messages": [turn[0], {**turn[1], "weight": math.inf}]}
     found["system 1"] = {"system": 1, "question": "a", "answer": "b"}
     found["a surrogate in the question"] = {"question": LONE, "answer": "b"}

@@ -15,6 +15,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -236,8 +237,8 @@ def read_file(path: Path) -> NumberedRows:
 
 def _encoding_problem(path: Path) -> str:
     "Where a text stops to be UTF-8, and what it may be instead."
-    with _open_bytes(path) as file:
-        for number, line in enumerate(file.read().split(b"\n"), start=1):
+    with _open_bytes(path) as file, suppress(*_READ_ERRORS):  # what is packed may be damaged besides
+        for number, line in enumerate(file, start=1):
             if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 return "; it is UTF-16: save it as UTF-8"
             try:
