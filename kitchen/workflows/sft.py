@@ -75,6 +75,7 @@ class PretrainConfig(SftConfig):
     warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up")
     epochs: int = Field(1, ge=1, description="passes over the training data")
     weight_decay: float = live_field(0.01, "AdamW: decoupled weight decay", ge=0)
+    weight_decay_on: Literal["matrices", "all"] = Field("all", description="the shipped weights were made with all")
     held_out: int = Field(1024, ge=1, description="at most so many held-out rows for the loss")
     graded: int = Field(1024, ge=1, description="at most so many held-out questions asked before and after")
     max_tokens: int = Field(40, ge=1, description="longest answer, in tokens")

@@ -431,7 +431,8 @@ def test_tables_show_the_settings_in_force(runs):
         with k.fork(learning_rate=0.5) as other:
             other.step()
             about = {row.run_id: row.about for row in _select_runs(RunIndex(runs)).rows}
-            assert about[k.run_record.run_id].endswith(", 0.25") and about[other.run_record.run_id].endswith(", 0.5"), about
+            assert about[k.run_record.run_id].endswith(", 0.25, learning_rate 0.01 → 0.25 at step 3"), about
+            assert about[other.run_record.run_id].endswith("learning_rate 0.25 → 0.5 at step 16"), about
             assert other.run_record.settings["learning_rate"] == other.config.learning_rate == 0.5
             assert len(_select_runs(RunIndex(runs), text='"learning_rate": 0.5')) == 1, "search sees them as well"
             assert "0.25" in repr(show_settings(k.run_record)) and "0.5" in repr(show_settings(other.run_record))
@@ -440,7 +441,7 @@ def test_tables_show_the_settings_in_force(runs):
         k.run_record.log.append(event("run.rewind", 4, reason="rewind", keep=kept))
         assert k.run_record.settings["learning_rate"] == 0.25, "an edit that a rewind took back is not in force"
         row = next(row for row in _select_runs(RunIndex(runs)).rows if row.run_id == k.run_record.run_id)
-        assert row.about.endswith(", 0.25")
+        assert row.about.endswith(", 0.25, learning_rate 0.01 → 0.25 at step 3")
 
 
 def test_a_glance_sees_what_a_whole_reading_sees(tmp_path):
