@@ -20,7 +20,7 @@ from .harmony import HARMONY_RENDERERS
 from .kimi import KIMI_RENDERERS
 from .qwen import QWEN_RENDERERS
 from .text import text_datum
-from ..types import ON_BAD_ROW, Datum, InvalidValue, RowError, UnknownName
+from ..types import ON_BAD_ROW, Datum, RowError, UnknownName
 
 # %% ../../nbs/20_rendering/12_registry.ipynb #653d0999
 RendererName = Literal[  # the names in RENDERERS, or the one that suits the tokenizer

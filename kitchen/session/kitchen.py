@@ -345,7 +345,7 @@ class Kitchen:
         """Training steps and held-out losses, as a table: one row a step.
 
         Example: `k.metrics.plot("step", "loss")`"""
-        table = events_to_dataframe(self.log.named("train.start", "train.step", "train.evaluate"))
+        table: Any = events_to_dataframe(self.log.named("train.start", "train.step", "train.evaluate"))
         steps = table[table.name != "train.start"].drop(columns=["sequence", "time"])
         return steps.dropna(axis="columns", how="all").reset_index(drop=True)
 

@@ -14,10 +14,12 @@ from kitchen.config import ExperimentSpec
 from kitchen.engine.produce import produce
 from kitchen.engine.workflow import Flow, Stage, stages
 from kitchen.evaluation import Answer, Question, evaluation_events
+from kitchen.rendering.chat_formats import RoleColonRenderer
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.log import EventLog
 from kitchen.store.run import Run
 from kitchen.telemetry import EVENTS, MemoryLog, event_table
+from kitchen.workflows.base import save
 
 FAULTY = {"env": "module:faulty_envs:raises", "on_failure": "drop", "baseline": "critic"}
 SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded": 4, "max_tokens": 8}
@@ -25,13 +27,15 @@ SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded
 
 @pytest.fixture
 def logs(chats):
-    """Sessions: one with a row set aside, one that ends well, one that fails."""
+    """Sessions: one of plain texts, one with a row set aside, one that ends well, one that fails."""
     rows = [
         {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}]}
         for n in range(40)
     ]
-    runs = []
+    runs, texts = [], Path(tempfile.mkdtemp()) / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"{n} and {n + 1}"}) + "\n" for n in range(40)))
     for settings in (
+        {"dataset": f"file:{texts}"},
         {"dataset": f"file:{chats([*rows, {'messages': []}])}", "on_bad_row": "set_aside"},
         {"dataset": "builtin:sort[:64]"},
         {"dataset": "builtin:sort[:64]", "learning_rate": 1e308, "grad_clip_norm": 0.0},
@@ -39,7 +43,7 @@ def logs(chats):
         k = Kitchen("sft", **SMALL, **settings)
         try:
             k.run()
-        except Exception:  # the third fails, on purpose
+        except Exception:  # the last fails, on purpose
             assert "1e+308" in json.dumps(k.run_record.spec.config)
         k.close()
         runs.append(k)
@@ -75,6 +79,22 @@ def with_something_in_the_way():
     run.save_artifact("notes.txt", "text", lambda path: path.write_text("mine"))
     run.close()
     return list(run.log.events)
+
+
+class AsksOtherwise(RoleColonRenderer):
+    """A format that no chat template writes."""
+
+    def generation_prompt(self, messages, tools=()):
+        return [*super().generation_prompt(messages, tools), *self.tokenizer.encode("so")]
+
+
+def with_a_format_of_its_own():
+    """Events of an export of which no chat template is known."""
+    k = Kitchen("sft", **SMALL, dataset="builtin:sort[:64]")
+    k.run(until="train")
+    told = list(save.function(k.config, k.state["training"], AsksOtherwise(k.state["renderer"].tokenizer), k.run_record))
+    k.close()
+    return told
 
 
 def with_failures():
@@ -121,6 +141,7 @@ def test_declared_is_emitted_is_documented(logs):
         + with_a_history()
         + with_something_in_the_way()
         + with_failures()
+        + with_a_format_of_its_own()
         + of_every_method()
         + [*evaluation_events([Answer(Question("say nothing", (), ""), "so", None, "stop")], "before", "exact_match")]
     )
@@ -164,7 +185,7 @@ def test_the_chain_of_every_run_verifies(logs):
 
 def test_the_failed_run_says_so(logs):
     assert [k.status for k in logs] == ["completed", "completed", "failed"]
-    assert [item["stage"] for item in logs[2].log if item.name == "stage.error"] == ["train"]
+    assert [item["stage"] for item in logs[-1].log if item.name == "stage.error"] == ["train"]
 
 
 def test_the_page_shows_the_table(logs):

@@ -8,7 +8,7 @@ __all__ = ['stop_criteria', 'Job', 'generate_completions']
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #459ac814
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -162,7 +162,7 @@ class _CachedTexts:
 
     def keep(self, index: torch.Tensor) -> None:
         "Keep these rows."
-        self.cache.reorder_cache(index)
+        self.cache.reorder_cache(cast("torch.LongTensor", index))
         self.mask = self.mask[index]
 
     def next_logits(self, growing: Sequence[_PartialCompletion], tokens: torch.Tensor) -> torch.Tensor:

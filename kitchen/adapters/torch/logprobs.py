@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -392,7 +392,7 @@ def _can_cache(model: PreTrainedModel) -> bool:
         whole = torch.stack([model(input_ids=text[None], use_cache=False).logits[0, -3:] for text in texts]).float()
         cache, order = DynamicCache(config=model.config), [1, 0, 1]  # rows are repeated and taken out while sampling
         found = [last_logits(model, cache, ids, mask)[order]]
-        cache.reorder_cache(torch.tensor(order, device=model.device))
+        cache.reorder_cache(cast("torch.LongTensor", torch.tensor(order, device=model.device)))
         mask = mask[order]
         for place in (-2, -1):
             mask = torch.cat([mask, mask.new_ones(3, 1)], dim=1)

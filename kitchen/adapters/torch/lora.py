@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -50,7 +50,8 @@ class _LoraLinear(nn.Module):
     def weight(self) -> torch.Tensor:
         "The weight as it would be merged, for models that multiply by a layer's weight instead of calling the layer (Mamba)."
         change = self.scale * (self.lora_B @ self.lora_A)
-        return self.base.weight + (change.t() if isinstance(self.base, Conv1D) else change).to(self.base.weight.dtype)
+        weight = cast("torch.Tensor", self.base.weight)
+        return weight + (change.t() if isinstance(self.base, Conv1D) else change).to(weight.dtype)
 
     def __getattr__(self, name: str) -> Any:
         "What a model asks of the layer that was there, such as bias and out_features."

@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,7 @@ class HuggingFaceTokenizer:
         name: str = "",  # what to call it; default: the source
         context: Callable[[], int | None] = lambda: None,  # tokens that a sequence of its model may have, asked for when first wanted
     ):
-        self.name, self.context = name or str(source), context
+        self.name, self.context = name or str(source), cache(context)  # it opens a file
         self.files = _tokenizer_files(str(source), gguf)
         try:
             self.description = json.loads(self.files["tokenizer.json"])
@@ -234,7 +234,7 @@ class HuggingFaceTokenizer:
         ids = self.plain.encode(text, add_special_tokens=False).ids
         return ids if self.control_ids.isdisjoint(ids) else self._encode_pieces(text)
 
-    @cached_property
+    @property
     def model_max_length(self) -> int | None:
         "Tokens that a sequence of its model may have; None where the model sets no limit, or there is none."
         return self.context()
