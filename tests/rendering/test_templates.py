@@ -19,7 +19,7 @@ from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer  # noqa: E402
 from kitchen.rendering.base import concatenate_tokens, prompt_tokens, to_datums  # noqa: E402
 from kitchen.rendering.model_template import TemplateRenderer  # noqa: E402
 from kitchen.types import InvalidValue, Message, RowError  # noqa: E402
-from kitchen.workflows.base import question_prompt  # noqa: E402
+from kitchen.workflows.base import make_question  # noqa: E402
 
 FOLDER = files("trl") / "chat_templates"
 NAMES = sorted(one.name.removesuffix(".jinja") for one in FOLDER.iterdir() if one.name.endswith(".jinja"))
@@ -233,7 +233,7 @@ def test_a_question_is_asked_after_the_prompt_that_its_answer_is_trained_after(n
         return
     (datum,) = data
     start = int((datum.weights > 0).argmax())
-    asked = question_prompt(renderer, chat[:-1], chat[-1], tools)
+    asked = list(make_question(renderer, chat[:-1], chat[-1], tools).prompt)
     assert datum.tokens[: start + 1].tolist() == asked
     switches = {"enable_thinking", "thinking"} & renderer.template.settable
     ways = [renderer, *(renderer.with_chat_template_kwargs({one: value}) for one in switches for value in (True, False))]
