@@ -22,7 +22,7 @@ from ..data.references import Row
 from .base import Problem, QuestionEnv, Step, first_messages, independent_envs, question_problems
 from .rewards import gold_answer, short_repr
 from ..ports.protocols import Completer, SamplingClient
-from ..rendering.base import Renderer
+from ..rendering.base import Renderer, read_response
 from ..types import InvalidValue, Message, SamplingParams
 
 # %% ../../nbs/25_envs/6_judge.ipynb #b26be455
@@ -39,7 +39,7 @@ class _MessageFuture:
 
     def result(self, timeout: float | None = None) -> Message:
         "The message."
-        return self.renderer.parse_response(self.future.result(timeout).completions[0].tokens)[0]
+        return read_response(self.renderer, self.future.result(timeout).completions[0].tokens)[0]
 
 # %% ../../nbs/25_envs/6_judge.ipynb #7031603c
 class LocalCompleter:

@@ -28,7 +28,7 @@ from kitchen.formatting import (
     visible_text,
 )
 from ..ports.protocols import SamplingClient, Tokenizer
-from ..rendering.base import Renderer, Tools, prompt_tokens
+from ..rendering.base import Renderer, Tools, prompt_tokens, read_response
 from ..types import Completion, InvalidValue, Message, MissingCapability, SamplingParams
 
 # %% ../../nbs/65_inspection/3_chat.ipynb #a9ff0260
@@ -161,7 +161,7 @@ class Chat:
         "Ask the model, with all that was said before, and keep its answer; the conversation is returned to be shown."
         prompt = tuple(prompt_tokens(self.renderer, [*self.messages, Message("user", text)], self.tools))
         completion = self.sampler.sample(prompt, 1, self.sampling_params).result().completions[0]
-        answer, ended = self.renderer.parse_response(completion.tokens)
+        answer, ended = read_response(self.renderer, completion.tokens)
         place = self._opened_sampler[0] if self._opened_sampler else ""
         self.exchanges.append(Exchange(text, prompt, completion, answer, ended, place))
         return self

@@ -15,7 +15,7 @@ from ..envs.base import Env, Problem, TimeoutWorker, fresh_envs
 from ..envs.registry import get_problems
 from ..envs.rewards import get_rewards
 from ..formatting import box_html, escape_html, small_html, visible_text
-from ..rendering.base import prompt_tokens
+from ..rendering.base import prompt_tokens, read_response
 from ..rendering.parsing import split_tool_calls
 from ..train.rollouts import Policy, episodes_to_act, judge_answers
 from ..train.trajectories import STOP_REASONS, Episode, EpisodeLimits, RolloutFailed
@@ -130,7 +130,7 @@ def _policy_action(policy: Policy | None, episode: Episode) -> tuple[Message, Co
     assert policy is not None, "asked only of an opponent"
     prompt = prompt_tokens(policy.renderer, episode.messages, episode.tools)
     completion = policy.sampler.sample(prompt, 1, policy.params).result().completions[0]
-    return policy.renderer.parse_response(completion.tokens)[0], completion
+    return read_response(policy.renderer, completion.tokens)[0], completion
 
 
 def _judged_trajectory(problem: Problem, episode: Episode) -> Trajectory:

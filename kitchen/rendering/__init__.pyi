@@ -26,6 +26,7 @@ from .base import Tools as Tools
 from .base import TrainOn as TrainOn
 from .base import concatenate_tokens as concatenate_tokens
 from .base import prompt_tokens as prompt_tokens
+from .base import read_response as read_response
 from .base import render_parts as render_parts
 from .base import renderer_for as renderer_for
 from .base import row_error_at as row_error_at

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Tools', 'Messages', 'TrainOn', 'TRAIN_ON', 'TextPiece', 'Segment', 'RenderedPart', 'concatenate_tokens', 'Renderer',
-           'TakesVariables', 'tool_names', 'render_parts', 'prompt_tokens', 'renderer_for', 'trained_messages',
-           'row_error_at', 'RewrittenMessage', 'to_datums', 'to_datum', 'PieceEncoder']
+           'TakesVariables', 'tool_names', 'render_parts', 'prompt_tokens', 'renderer_for', 'read_response',
+           'trained_messages', 'row_error_at', 'RewrittenMessage', 'to_datums', 'to_datum', 'PieceEncoder']
 
 # %% ../../nbs/20_rendering/0_base.ipynb #e641ec18
 import re
@@ -96,6 +96,16 @@ def renderer_for(renderer: Renderer, chat_template_kwargs: Mapping[str, Any]) ->
     raise InvalidValue(
         f"this renderer reads no template variables, but chat_template_kwargs gives {names}; use renderer='template', or leave them out"
     )
+
+
+def read_response(renderer: Renderer, tokens: Sequence[int]) -> tuple[Message, bool]:
+    """What `parse_response` makes of sampled tokens, and whether they end. Where it fails: their text as it is, and False.
+
+    A model may say anything, so an answer that a format cannot read is a wrong answer and no end of a run."""
+    try:
+        return renderer.parse_response(tokens)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Message("assistant", renderer.tokenizer.decode(tokens, control=True)), False
 
 # %% ../../nbs/20_rendering/0_base.ipynb #247c5411
 Messages = Sequence[Message]

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..envs.base import Problem, TimeoutWorker
 from ..ports.protocols import Future, SamplingClient
-from ..rendering.base import Renderer, prompt_tokens
+from ..rendering.base import Renderer, prompt_tokens, read_response
 from ..seeding import derive_seed
 from ..telemetry import Event, event
 from kitchen.train.trajectories import (
@@ -59,7 +59,7 @@ def play_groups(
         while active := episodes_to_act(everyone, limits):
             for episode, prompt, future, place in _sample_actions(policy, active, seed, rounds, limits):
                 completion = future.result().completions[place]
-                action, _ = policy.renderer.parse_response(completion.tokens)
+                action, _ = read_response(policy.renderer, completion.tokens)
                 _run_guarded(episode, limits, lambda: episode.act(prompt, completion, action, limits))  # noqa: B023
             rounds += 1
         return [_collect_group(problem, group, limits, patience) for problem, group in zip(problems, episodes, strict=True)]

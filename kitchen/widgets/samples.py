@@ -14,6 +14,7 @@ from typing import Any
 from ..display.diff import answer_html
 from ..evaluation import Answer, ask
 from ..formatting import View, align_columns, visible_text
+from ..rendering.base import read_response
 from ..seeding import derive_seed
 from ..telemetry import Event, event
 from ..train.rollouts import Policy, play_groups
@@ -35,7 +36,7 @@ def sample_answers(value: _ValueLookup, count: int = 4) -> list[Answer]:
     sampler, params = training.create_sampling_client(), rollout_sampling_params(config, renderer, 0.0)
     if questions:
         return ask(
-            sampler, questions[:count], lambda tokens: renderer.parse_response(tokens)[0], config.metric, params
+            sampler, questions[:count], lambda tokens: read_response(renderer, tokens)[0], config.metric, params
         )
     sides = 2 if config.env.partition(":")[0] == "nim" else 1  # a game needs both
     policy, some = Policy(sampler, renderer, params), list(problems.test)[:count]

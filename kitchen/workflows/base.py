@@ -36,6 +36,7 @@ from kitchen.rendering.base import (
     TrainOn,
     concatenate_tokens,
     prompt_tokens,
+    read_response,
     render_parts,
     renderer_for,
     row_error_at,
@@ -494,7 +495,7 @@ def make_question(
     place = next((place for place, part in enumerate(parts) if part.generated and part.message_index == len(before)), None)
     prompt = prompt_tokens(own, before, tools) if place is None else concatenate_tokens(parts[:place])
     said = own.tokenizer.encode(right.content) if place is None else parts[place].tokens
-    told = read_message(own.parse_response(said)[0])
+    told = read_message(read_response(own, said)[0])
     told = told if told.content.strip() or told.tool_calls or told.reasoning_content else read_message(right)
     return Question(before[-1].content, tuple(prompt), told.content, told.tool_calls, told.reasoning_content or "")
 
@@ -516,7 +517,7 @@ def ask_questions(
     started = time.perf_counter()
 
     def read(tokens: tuple[int, ...]) -> Message:
-        return renderer.parse_response(tokens)[0]
+        return read_response(renderer, tokens)[0]
 
     params = SamplingParams(config.max_tokens, temperature=0.0, stop=tuple(renderer.stop_sequences()))
     answers = (

@@ -26,7 +26,7 @@ from ..engine.workflow import chain, stage
 from ..evaluation import Answer, ask, evaluation_events, summarize
 from ..losses.distillation import DISTILL_LOSSES, DistillLossName, get_distill_loss
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
-from ..rendering.base import RenderedPart, Renderer, Tools, prompt_tokens, renderer_for, row_error_at
+from ..rendering.base import RenderedPart, Renderer, Tools, prompt_tokens, read_response, renderer_for, row_error_at
 from ..rendering.exported_template import exported_chat_template
 from ..rendering.registry import render_conversations
 from ..store.run import Run
@@ -436,7 +436,7 @@ def evaluate_teacher_answers(
     asked = [conversation_to_question(seeing, one) for one in conversations.test[: config.graded]]  # pyright: ignore[reportArgumentType]
     questions = [one for one in asked if one is not None]
     params = SamplingParams(config.max_tokens, temperature=0.0, stop=tuple(renderer.stop_sequences()))
-    answers = ask(teacher_sampler, questions, lambda tokens: renderer.parse_response(tokens)[0], config.metric, params)
+    answers = ask(teacher_sampler, questions, lambda tokens: read_response(renderer, tokens)[0], config.metric, params)
     yield from evaluation_events(answers, "teacher", config.metric, seconds=time.perf_counter() - started)
     return answers
 

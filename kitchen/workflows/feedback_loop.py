@@ -42,7 +42,7 @@ from ..engine.workflow import chain, stage, when
 from ..evaluation import Answer, Question, ask, evaluation_events, grade_answer
 from ..intervals import mean_interval
 from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, TrainingClient
-from ..rendering.base import Renderer, Tools, prompt_tokens, renderer_for
+from ..rendering.base import Renderer, Tools, prompt_tokens, read_response, renderer_for
 from ..seeding import derive_seed
 from ..store.files import file_hash
 from ..store.run import Run
@@ -244,7 +244,7 @@ def _answer_traffic(
     found = []
     for number, (one, question, future) in enumerate(zip(asked, questions, futures, strict=True)):
         said = future.result().completions[0]
-        message = renderer.parse_response(said.tokens)[0]
+        message = read_response(renderer, said.tokens)[0]
         text, right = message.content, grade_answer(config.metric, message, question)
         mean_logprob = sum(said.logprobs) / max(len(said.logprobs), 1)
         measures = {"prompt_tokens": len(question.prompt), "answer_tokens": len(said.tokens), "mean_logprob": mean_logprob}
@@ -406,7 +406,7 @@ def _evaluate_parts(
     sampler, answers = training.create_sampling_client(), []
     for split, questions in parts.items():
         started = time.perf_counter()
-        answers = ask(sampler, questions, lambda tokens: renderer.parse_response(tokens)[0], config.metric, params)
+        answers = ask(sampler, questions, lambda tokens: read_response(renderer, tokens)[0], config.metric, params)
         yield from evaluation_events(answers, label, config.metric, split, time.perf_counter() - started)
     return answers
 

@@ -60,8 +60,9 @@ class ToyTokenizer:
         "Text of the ids; bytes that are no UTF-8 become U+FFFD."
         spelled = {number: name.encode() for name, number in self.control_tokens.items() if control}
         ids = [int(token) for token in tokens]
-        check_vocabulary(np.array(ids, dtype=np.int64), "tokens")
-        pieces = [bytes([token]) if token < 256 else spelled.get(token, b"") for token in ids]
+        check_vocabulary(np.minimum(np.array(ids, dtype=np.int64), 0), "tokens")  # below zero is a mistake; above, a word it does not know
+        unknown = "\ufffd".encode()
+        pieces = [bytes([token]) if token < 256 else spelled.get(token, b"" if token < VOCAB_SIZE else unknown) for token in ids]
         return b"".join(pieces).decode(errors="replace")
 
     def token_bytes(self) -> np.ndarray:
