@@ -77,11 +77,11 @@ def generated(model, folder, prompt):
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("how", ["full", "lora", "lora+head", "merged"])
+@pytest.mark.parametrize(
+    ("how", "dtype"),  # merging would round the adapters into bfloat16 weights: another model by definition
+    [(how, dtype) for how in ("full", "lora", "lora+head", "merged") for dtype in ("float32", "bfloat16") if (how, dtype) != ("merged", "bfloat16")],
+)
 def test_an_export_answers_as_the_sampler_did(how, dtype, tied, tmp_path):
-    if dtype == "bfloat16" and how == "merged":
-        pytest.skip("merging rounds the adapters into bfloat16 weights: another model by definition")
     config = Qwen3Config(**SIZES, tie_word_embeddings=tied)
     base = make_model(tmp_path / "base", config, repetition_penalty=1.0, temperature=0.7)  # a temperature without do_sample
     service = TorchService("cpu", dtype, tmp_path / "states")

@@ -73,15 +73,14 @@ GOLDS = [
 ]
 
 
-@pytest.mark.parametrize("renderer", ["qwen3", "chatml"])
-@pytest.mark.parametrize("gold", GOLDS, ids=range(len(GOLDS)))
+@pytest.mark.parametrize(
+    ("renderer", "gold"),  # chatml has no way to write calls
+    [(name, gold) for name in ("qwen3", "chatml") for gold in GOLDS if name == "qwen3" or not gold.tool_calls],
+)
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_very_text_that_was_trained_has_the_full_grade(tokenizer, renderer, gold, metric):
     chosen, asked = get_renderer(renderer, tokenizer), [Message("user", "how many?")]
-    try:
-        parts = chosen.render([*asked, gold], {1})
-    except ValueError:
-        pytest.skip("this format cannot show it")
+    parts = chosen.render([*asked, gold], {1})
     said = [token for part in parts if part.generated and part.message_index == 1 for token in part.tokens]
     question = make_question(chosen, asked, gold)
     assert grade_answer(metric, chosen.parse_response(said)[0], question) == 1
