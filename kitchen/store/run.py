@@ -136,7 +136,7 @@ class Run:
 
     def _read_spec(self) -> ExperimentSpec:
         "The spec, which log and file must agree on; a process that died between the two had told the log."
-        path, told = self.path / "spec.json", [item["spec"] for item in self.log.events.named("run.spec")]
+        path, told = self.path / "spec.json", self._told_specs()
         found = read_json(path, _LARGEST_SPEC)
         died_writing = len(told) > 1 and self.log.events[-1].name == "run.spec" and found == told[-2]
         if told and found != told[-1] and not died_writing:
@@ -145,6 +145,10 @@ class Run:
             return ExperimentSpec(**(told[-1] if told else found))
         except (TypeError, InvalidValue) as error:
             raise DamagedData(f"{path} is no specification of a run: {error}") from None
+
+    def _told_specs(self) -> list[dict[str, Any]]:
+        "Every content that spec.json was given, as the log has it; the last is what the file should hold."
+        return [item["spec"] for item in self.log.events.named("run.spec")]
 
     @classmethod
     def create(cls, spec: ExperimentSpec, path: Path | None = None) -> "Run":
@@ -174,8 +178,8 @@ class Run:
 
     def _write_spec(self, spec: ExperimentSpec) -> None:
         "Tell the log what the spec is, unless it knows; then write the file, whole."
-        content, told = json.loads(spec.to_json()), [item["spec"] for item in self.log.events.named("run.spec")]
-        if told[-1:] != [content]:
+        content = json.loads(spec.to_json())
+        if self._told_specs()[-1:] != [content]:
             content = self.log.append(event("run.spec", spec=content))["spec"]  # as the log has it, secrets masked
         self._write_spec_file(content)
         self.spec = spec
@@ -395,7 +399,7 @@ class Run:
         for problem in irregular_entries(self.path):
             raise DamagedData(problem)
         self.log.claim()
-        told = [item["spec"] for item in self.log.events.named("run.spec")]
+        told = self._told_specs()
         if told and read_json(self.path / "spec.json", _LARGEST_SPEC) != told[-1]:  # a process died between log and file: before anything is told
             self._write_spec_file(told[-1])
         for path in filter(is_unfinished, self.path.rglob(".*.unfinished")):  # of a process that died while it wrote; each has its own name

@@ -11,6 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from small_models import SIZES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -44,28 +45,14 @@ from kitchen.types import (
 
 torch.set_num_threads(1)
 ADAM = AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_clip_norm=1.0)
-SMALL = {
-    "vocab_size": 258,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": 257,
-    "pad_token_id": 256,
-}
 CONFIGS = {
-    "llama": LlamaConfig(**SMALL),
-    "qwen2": Qwen2Config(**SMALL),
-    "qwen3": Qwen3Config(**SMALL, tie_word_embeddings=True),
-    "mistral": MistralConfig(**SMALL, sliding_window=9),
-    "gemma3": Gemma3TextConfig(**SMALL, sliding_window=9),
-    "gemma2": Gemma2Config(**SMALL, query_pre_attn_scalar=8, attn_logit_softcapping=5.0, final_logit_softcapping=3.0),
-    "cohere": CohereConfig(**SMALL, logit_scale=0.25),
+    "llama": LlamaConfig(**SIZES),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, tie_word_embeddings=True),
+    "mistral": MistralConfig(**SIZES, sliding_window=9),
+    "gemma3": Gemma3TextConfig(**SIZES, sliding_window=9),
+    "gemma2": Gemma2Config(**SIZES, query_pre_attn_scalar=8, attn_logit_softcapping=5.0, final_logit_softcapping=3.0),
+    "cohere": CohereConfig(**SIZES, logit_scale=0.25),
     "gpt2": GPT2Config(
         vocab_size=258,
         n_embd=32,

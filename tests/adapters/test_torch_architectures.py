@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from small_models import SIZES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer
 from waiting import LONGEST
@@ -15,20 +16,6 @@ from kitchen.adapters.torch.client import TorchService
 from kitchen.types import AdamParams, Datum, InvalidValue, LoraParams, SamplingParams
 
 torch.set_num_threads(1)
-SIZES = {
-    "vocab_size": 258,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": 257,
-    "pad_token_id": 256,
-}
 SSM = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -5,6 +5,7 @@ import json
 import peft
 import pytest
 import torch
+from small_models import SIZES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, Qwen3Config
 from waiting import LONGEST
@@ -16,17 +17,10 @@ from kitchen.rendering.registry import get_renderer
 from kitchen.types import AdamParams, Datum, InvalidValue, LoraParams, Message, SamplingParams
 
 torch.set_num_threads(1)
-SIZES = {
+MODEL = {
+    **SIZES,
     "vocab_size": 320,  # 61 more than the tokenizer has
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
     "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
     "eos_token_id": 256,
     "pad_token_id": None,
 }
@@ -82,7 +76,7 @@ def generated(model, folder, prompt):
     [(how, dtype) for how in ("full", "lora", "lora+head", "merged") for dtype in ("float32", "bfloat16") if (how, dtype) != ("merged", "bfloat16")],
 )
 def test_an_export_answers_as_the_sampler_did(how, dtype, tied, tmp_path):
-    config = Qwen3Config(**SIZES, tie_word_embeddings=tied)
+    config = Qwen3Config(**MODEL, tie_word_embeddings=tied)
     base = make_model(tmp_path / "base", config, repetition_penalty=1.0, temperature=0.7)  # a temperature without do_sample
     service = TorchService("cpu", dtype, tmp_path / "states")
     head = how in ("lora+head", "merged")
@@ -128,7 +122,7 @@ def test_an_export_answers_as_the_sampler_did(how, dtype, tied, tmp_path):
 @pytest.mark.parametrize("name", ["role_colon", "chatml"])
 @pytest.mark.parametrize("template", ["", "{% for message in messages %}{{ message['content'] }}{% endfor %}"], ids=["none", "other"])
 def test_a_renderer_written_by_hand_is_exported_as_a_template(name, template, tmp_path):
-    base = make_model(tmp_path / "base", LlamaConfig(**SIZES), template)
+    base = make_model(tmp_path / "base", LlamaConfig(**MODEL), template)
     service = TorchService("cpu", directory=tmp_path / "states")
     client = service.create_training_client(base, LoraParams(8, 16.0), 0)
     renderer = get_renderer(name, service.get_tokenizer(base))
@@ -151,7 +145,7 @@ def test_a_renderer_written_by_hand_is_exported_as_a_template(name, template, tm
 
 
 def test_an_export_told_nothing_keeps_the_makers_ends(tmp_path):
-    base = make_model(tmp_path / "base", LlamaConfig(**SIZES), eos_token_id=[258, 0])
+    base = make_model(tmp_path / "base", LlamaConfig(**MODEL), eos_token_id=[258, 0])
     service = TorchService("cpu", directory=tmp_path / "states")
     client = service.create_training_client(base, None, 0)
     client.save_weights(tmp_path / "export").result(LONGEST)
@@ -160,7 +154,7 @@ def test_an_export_told_nothing_keeps_the_makers_ends(tmp_path):
 
 
 def test_padding_of_the_embedding_is_never_drawn_nor_read(tmp_path):
-    base = make_model(tmp_path / "base", LlamaConfig(**SIZES))
+    base = make_model(tmp_path / "base", LlamaConfig(**MODEL))
     model = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():  # a head to which the padding rows are by far the likeliest
         model.lm_head.weight[259:] = 20 * model.lm_head.weight[100]
@@ -188,7 +182,7 @@ def test_padding_of_the_embedding_is_never_drawn_nor_read(tmp_path):
 
 
 def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path):
-    base = make_model(tmp_path / "base", LlamaConfig(**SIZES))
+    base = make_model(tmp_path / "base", LlamaConfig(**MODEL))
     AutoModelForCausalLM.from_pretrained(base).model.save_pretrained(base)
     with pytest.raises(InvalidValue, match=r"its files hold no weights for lm_head\.weight"):
         TorchService("cpu").create_training_client(base, None, 0)

@@ -1,6 +1,20 @@
 """The conversations, modes and control tokens by which renderers of model families are compared with independent ones."""
 
 DATE = "2025-01-01"
+MARKS = "⟦⟧"  # around what is trained
+
+
+def marked(decode, tokens, weights):
+    "Text of the tokens with marks around what is trained."
+    text, start = "", 0
+    while start < len(tokens):
+        end = start
+        while end < len(tokens) and bool(weights[end]) == bool(weights[start]):
+            end += 1
+        piece = decode(tokens[start:end])
+        text += f"{MARKS[0]}{piece}{MARKS[1]}" if weights[start] else piece
+        start = end
+    return text
 
 
 def function(name, description, properties, required):

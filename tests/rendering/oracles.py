@@ -28,11 +28,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from family_cases import CASES, CONTROL_TOKENS, DATE, MODES, TOOLS  # noqa: E402
+from family_cases import CASES, CONTROL_TOKENS, DATE, MARKS, MODES, TOOLS, marked  # noqa: E402
 
 logging.disable(logging.WARNING)
 warnings.simplefilter("ignore")
-MARKS = "⟦⟧"
 
 
 def byte_tokenizer(family):
@@ -49,19 +48,6 @@ def byte_tokenizer(family):
     made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     special = {"bos_token": names[0], "eos_token": names[1]}
     return PreTrainedTokenizerFast(tokenizer_object=made, name_or_path=family, **special)
-
-
-def marked(decode, tokens, weights):
-    "Text of the tokens with marks around what is trained."
-    text, start = "", 0
-    while start < len(tokens):
-        end = start
-        while end < len(tokens) and bool(weights[end]) == bool(weights[start]):
-            end += 1
-        piece = decode(tokens[start:end])
-        text += f"{MARKS[0]}{piece}{MARKS[1]}" if weights[start] else piece
-        start = end
-    return text
 
 
 def openai(messages, as_object):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from family_cases import CASES, CONTROL_TOKENS, MODES, TOOLS
+from family_cases import CASES, CONTROL_TOKENS, MODES, TOOLS, marked
 
 from kitchen.adapters.toy.tokenizer import ToyTokenizer
 from kitchen.rendering.base import concatenate_tokens, to_datums
@@ -63,18 +63,9 @@ def read_messages(case):
     return [Message(**{**one, "tool_calls": tuple(one.get("tool_calls", ()))}) for one in case["messages"]]
 
 
-def marked(datum, decode):
+def marked_datum(datum, decode):
     "The text of a datum with marks around what it trains."
-    tokens, weights = [*datum.tokens, datum.targets[-1]], [0, *(datum.weights > 0)]
-    text, start = "", 0
-    while start < len(tokens):
-        end = start
-        while end < len(tokens) and bool(weights[end]) == bool(weights[start]):
-            end += 1
-        piece = decode(tokens[start:end])
-        text += f"⟦{piece}⟧" if weights[start] else piece
-        start = end
-    return text
+    return marked(decode, [*datum.tokens, datum.targets[-1]], [0, *(datum.weights > 0)])
 
 
 @cache
@@ -87,7 +78,7 @@ def ours(mode, case):
     decode = renderer.tokenizer.decode
     try:
         prompt = decode(renderer.generation_prompt(messages[:-1], tools))
-        made = [marked(one, decode) for one in to_datums(renderer, messages, train_on, tools=tools)]
+        made = [marked_datum(one, decode) for one in to_datums(renderer, messages, train_on, tools=tools)]
     except (InvalidValue, RowError) as error:
         return str(error), None
     return made, prompt
