@@ -17,6 +17,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to Ctrl-C
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes name no test: compressed ones hold the clock, and workers that collect different names cannot share the work."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items):
     """Tests in a browser come last: while one is open, Playwright keeps an event loop in this thread."""
     items.sort(key=lambda item: "browser" in item.path.parts)
