@@ -19,6 +19,9 @@ from ..telemetry import EVENTS, Event, loss_unit, unit_of
 from ..types import InvalidValue
 
 # %% ../../nbs/64_reports/0_scores.ipynb #80552ffb
+_ROUNDING = 1e-6  # sums of float32 log-probabilities are no finer: a margin between two copies of one model is 0, and not -1.6e-08
+
+
 def range_text(low: float, high: float, unit: str) -> str:
     "The ends of a difference's interval: of shares in points, else with three digits."
     if unit != "share":
@@ -57,7 +60,7 @@ class Score:
         "The value before or after: a share as percent with its interval if known, anything else with four digits."
         value, interval = (self.after, self.after_range) if after else (self.before, self.before_range)
         if self.unit != "share":
-            return f"{value:#.4g}"
+            return f"{0.0 if abs(value) < _ROUNDING else value:#.4g}"
         return f"{value:.1%}" + (f" ({interval[0]:.0%} to {interval[1]:.0%})" if interval else "")
 
     @property
@@ -121,8 +124,8 @@ def _pair_scores(events: Sequence[Event]) -> list[Score]:
 
 def _share_range(items: ItemValues | None, item: Event, told: str) -> tuple[float, float] | None:
     "The interval of a share of pairs, from what was told of each; of an older log Wilson's, unless ties made it no yes and no."
-    if items:
-        return mean_interval(items.counted)
+    if items:  # ties alone, as at step 0, where policy and reference are one model, say nothing of other pairs
+        return None if {*items.counted} == {0.5} else mean_interval(items.counted)
     count = int(item["pairs"])
     return wilson_interval(item[told], count) if abs(item[told] * count - round(item[told] * count)) < 1e-6 else None
 

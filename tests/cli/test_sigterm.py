@@ -15,6 +15,8 @@ from kitchen.engine.checkpoints import SnapshotFolder
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import Run
 
+pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+
 ROOT = Path(__file__).resolve().parents[2]
 LONG = {
     "backend": "toy", "dataset": "builtin:sort[:64]", "epochs": 1_000_000, "batch_size": 16, "held_out": 8, "graded": 2,

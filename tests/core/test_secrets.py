@@ -40,6 +40,8 @@ from kitchen.store.run import Run
 from kitchen.telemetry import EVENTS, MemoryLog, event
 from kitchen.types import InvalidValue
 
+pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+
 TEXTS = [text for text, _ in SECRETS]
 assert len(TEXTS) >= 60 and len(HARMLESS) >= 60
 

@@ -10,6 +10,8 @@ import pytest
 from damage import COMMANDS, DAMAGES, SPOKEN, attempt, damaged_cells, make_runs, resumed, verified
 from forgery import HOSTILE, places, replaced, resealed, rewritten, sealed_state
 
+pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+
 # one place of each kind; the newest snapshot, its state and an object are found by their names
 KINDS = ("spec.json", "events.jsonl", "seal.json", "artifacts/results.json", "rollouts/", "snapshots/objects/", "snapshots/")
 FORGERIES = 10  # of each run and kind, drawn with a fixed seed; some seconds

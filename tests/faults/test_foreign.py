@@ -40,6 +40,8 @@ from kitchen.store.trust import (
 from kitchen.telemetry import event
 from kitchen.types import DamagedData, InvalidValue, KitchenError
 
+pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+
 SMALL = {
     "backend": "toy", "dataset": "builtin:sort[:32]", "batch_size": 8, "epochs": 1, "held_out": 4, "graded": 2, "max_tokens": 4,
     "snapshot_every": 2, "lora_rank": 2,

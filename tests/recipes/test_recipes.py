@@ -18,6 +18,8 @@ from kitchen.reports.build import read_manifest
 from kitchen.reports.export import read_recorded
 from kitchen.store.run import Run
 
+pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+
 
 def cooked(name, out, **settings):
     """Cook a recipe as the command line does; the run directory."""
@@ -25,6 +27,14 @@ def cooked(name, out, **settings):
     done = CliRunner().invoke(main, ["cook", name, "--out", str(out), "--quiet", *words])
     assert done.exit_code == 0, done.output
     return out
+
+
+ON_TORCH = {"sft", "pretrain"}  # the others cook on the toy, whose kernel starts in a second; .ci/cook.py cooks one of each family on torch
+
+
+def backend_of(name):
+    """The backend on which tests cook a recipe."""
+    return {} if name in ON_TORCH else {"backend": "toy"}
 
 
 def code_of(name):
@@ -36,7 +46,7 @@ def code_of(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_cooks_into_a_report(name, tmp_path):
-    run_dir = cooked(name, tmp_path / "run", **SMALL_SETTINGS[name])
+    run_dir = cooked(name, tmp_path / "run", **SMALL_SETTINGS[name], **backend_of(name))
     run = Run(run_dir)
     assert run.status == "completed" and run.verify() == []
     page = (run_dir / "report.html").read_text()

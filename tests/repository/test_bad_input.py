@@ -13,6 +13,8 @@ from bad_input import all_cases, answer_problem, file_mutations, fuzz_doors, wor
 
 from kitchen.types import KitchenError
 
+pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+
 CASES = all_cases()
 
 

@@ -7,6 +7,8 @@ from kitchen.recipes.reproduce import manifest, reproduce
 from kitchen.session.kitchen import Kitchen
 from kitchen.workflows.rl import load_rollouts
 
+pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+
 METHODS = [name for name, (recipe, _) in VARIANTS.items() if recipe.name not in ("sft", "streaming") and "toy" in name]
 
 
