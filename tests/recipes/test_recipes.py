@@ -52,10 +52,8 @@ def sft_run(tmp_path_factory):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_cooks_into_a_report(name, tmp_path, request):
-    if name == "sft":
-        run_dir = request.getfixturevalue("sft_run")
-    else:
-        run_dir = cooked(name, tmp_path / "run", **SMALL_SETTINGS[name], **backend_of(name))
+    settings = {**SMALL_SETTINGS[name], **backend_of(name)}
+    run_dir = request.getfixturevalue("sft_run") if name == "sft" else cooked(name, tmp_path / "run", **settings)
     run = Run(run_dir)
     assert run.status == "completed" and run.verify() == []
     page = (run_dir / "report.html").read_text()
