@@ -54,6 +54,8 @@ from .explain import renderer_reason as renderer_reason
 from .exported_template import KNOWN_TEMPLATES as KNOWN_TEMPLATES
 from .exported_template import NO_TEMPLATE as NO_TEMPLATE
 from .exported_template import exported_chat_template as exported_chat_template
+from .exported_template import exported_template_reason as exported_template_reason
+from .exported_template import exported_variables as exported_variables
 from .families import FamilyRenderer as FamilyRenderer
 from .families import Talk as Talk
 from .families import ToolCall as ToolCall
@@ -111,6 +113,7 @@ from .qwen import Qwen38Renderer as Qwen38Renderer
 from .qwen import Qwen3InstructRenderer as Qwen3InstructRenderer
 from .qwen import Qwen3Renderer as Qwen3Renderer
 from .qwen import Qwen3ThinkingRenderer as Qwen3ThinkingRenderer
+from .registry import AutoRenderer as AutoRenderer
 from .registry import FAMILIES as FAMILIES
 from .registry import RENDERERS as RENDERERS
 from .registry import RendererName as RendererName

@@ -6,12 +6,14 @@
 __all__ = ['TellsReasons', 'RenderedRow', 'renderer_reason', 'explain_row']
 
 # %% ../../nbs/20_rendering/14_explain.ipynb #cc5c02b6
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from ..input import checked_arguments
 from .base import Messages, Renderer, Tools, renderer_for, to_datums, tool_names, trained_messages
+from .registry import AutoRenderer
 from ..types import Datum
 
 # %% ../../nbs/20_rendering/14_explain.ipynb #7f40e662
@@ -35,6 +37,7 @@ class RenderedRow:
 def renderer_reason(name: str, renderer: Renderer) -> str:
     "Which renderer it is and why: asked for by name, or chosen for the tokenizer."
     made, tokenizer = type(renderer).__name__, renderer.tokenizer
+    made = "TemplateRenderer" if isinstance(renderer, AutoRenderer) else made
     if name != "auto":
         return f"renderer {name!r} ({made}), as asked for"
     why = "the model brings a chat template" if tokenizer.chat_template else "the tokenizer brings no chat template"
@@ -59,10 +62,14 @@ def explain_row(
     name: str = "auto",  # under which the renderer was asked for
 ) -> RenderedRow:
     "The datums of a conversation with the reasons; RowError where it cannot be rendered."
+    before = Counter(renderer.refused) if isinstance(renderer, AutoRenderer) else Counter[str]()
     datums = to_datums(renderer, messages, train_on, origin, tools, chat_template_kwargs)
     own = renderer_for(renderer, chat_template_kwargs or {})
     trained = sorted(trained_messages(messages, train_on))
     said = [renderer_reason(name, renderer), _trained_words(messages, train_on, trained)]
+    if isinstance(own, AutoRenderer):
+        family = type(own.family).__name__
+        said += [f"{family}, of the model's family, in place of the chat template: {reason}" for reason in own.refused - before]
     said += [f"template variables of the row: {dict(chat_template_kwargs)}"] if chat_template_kwargs else []
     said += [f"the model is shown {tool_names(tools)}"] if tools else []
     if len(datums) > 1:

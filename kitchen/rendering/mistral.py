@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from .base import Messages, RewrittenMessage, TextPiece, Tools
 from .families import FamilyRenderer, Talk, ToolCall, function_schema, to_json
@@ -101,9 +101,9 @@ class MistralV3Renderer(FamilyRenderer):
         "The declaration of tools and the mark of the question after it; nothing where they stand elsewhere."
         if not self._declares(talk, index):
             return []
-        shown = [{"type": "function", "function": {"name": "", "description": "", **function_schema(tool)}} for tool in talk.tools]
-        for tool in shown:
-            tool["function"].pop("strict", None)  # a wish to whoever decodes, not for the model
+        # `strict` is a wish to whoever decodes, not for the model
+        schemas = ({key: value for key, value in function_schema(tool).items() if key != "strict"} for tool in talk.tools)
+        shown = [{"type": "function", "function": {"name": "", "description": "", **schema}} for schema in schemas]
         return [("[AVAILABLE_TOOLS]", True), *self._text(to_json(shown)), ("[/AVAILABLE_TOOLS][INST]", True)]
 
     def _result(self, content: str, call_id: str) -> list[TextPiece]:
@@ -163,7 +163,7 @@ def _read_call(name: Any, arguments: Any, call_id: Any) -> ToolCall:
     "A call as a model wrote it; ValueError where it is broken."
     if not isinstance(name, str) or not name.strip() or not isinstance(arguments, dict):
         raise ValueError("a call is broken")
-    return ToolCall(name.strip(), {str(key): value for key, value in arguments.items()}, str(call_id).strip())
+    return ToolCall(name.strip(), cast("dict[str, Any]", arguments), str(call_id).strip())
 
 
 class MistralV3TekkenRenderer(MistralV3Renderer):

@@ -69,6 +69,7 @@ from kitchen.workflows.base import (
     read_splits,
     register_model,
     render_event,
+    renderer_events,
     save,
     write_results,
 )
@@ -178,6 +179,7 @@ def render_pairs(config: PairConfig, service: ServiceClient, conversations: Spli
     renderer = open_renderer(config, service)
     train = yield from _render_pairs_split(conversations.train, renderer, config, "train")
     test = yield from _render_pairs_split(conversations.test[: config.held_out], renderer, config, "test")
+    yield from renderer_events(renderer)
     return renderer, Splits(train, test)
 
 

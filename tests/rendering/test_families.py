@@ -227,7 +227,7 @@ DIFFERENCES = {
     (
         "role and colon",
         "*",
-    ): "where an answer ends, the next question's header is trained too, for it is the stop; no token is put in front",
+    ): "where an answer ends, the next question's header is trained too, for it is the stop; thinking is written between marks",
 }
 REFUSALS = {  # what kitchen refuses although others write something: they leave out what the row says
     OFF: "thinking in an answer whose prompt has closed it",
