@@ -22,6 +22,8 @@ TEMPLATED = [
 ]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
 
+RESULT = Message("tool", "3", name="add")
+
 
 def family_tokenizer(mode):
     "The tokenizer of a mode's family, with the model's own chat template."
@@ -62,11 +64,13 @@ def test_auto_is_the_template_where_it_suffices_and_else_the_family(mode):
 
 
 TAUGHT_BY_THE_FAMILY = {
-    "gpt-oss, medium": [Message("user", "?"), Message("assistant", "", tool_calls=(CALL, CALL)), Message("tool", "3", name="add"), Message("tool", "3", name="add"), Message("assistant", "3")],
+    "gpt-oss, medium": [Message("user", "?"), Message("assistant", "", tool_calls=(CALL, CALL)), *[RESULT] * 2, Message("assistant", "3")],
     "llama 3": [Message("user", "?"), Message("assistant", "5", reasoning_content="two and three")],
     "qwen3.5": [Message("system", "Be brief.", trainable=True), Message("user", "?"), Message("assistant", "5")],
     "qwen3.8": [Message("system", "Be brief.", trainable=True), Message("user", "?"), Message("assistant", "5")],
-    "llama 3.1": [Message("user", "?"), Message("assistant", "", tool_calls=(CALL,)), Message("tool", '{"sum": 3}', trainable=True), Message("assistant", "3")],
+    "llama 3.1": [
+        Message("user", "?"), Message("assistant", "", tool_calls=(CALL,)), Message("tool", '{"sum": 3}', trainable=True), Message("assistant", "3"),
+    ],
     "gemma 3": [Message("system", "Be brief.", trainable=True), Message("user", "?"), Message("assistant", "5")],
 }  # fmt: skip
 
@@ -116,6 +120,7 @@ def test_a_variable_that_the_family_does_not_know_leaves_the_template_alone():
 
 # -- what an export carries ----------------------------------------------------------------------
 
+OTHERS = {"enable_thinking": True, "reasoning_effort": "medium", "medium_effort": False, "date_string": "1 Jan 2020"}
 VARIABLES = [
     ("qwen3", {"enable_thinking": False}),
     ("qwen3.5", {"enable_thinking": False}),
@@ -141,7 +146,7 @@ def test_the_exported_template_asks_as_it_was_trained(mode, values, renderer):
     assert exported_template_reason(trained, exported.chat_template).endswith(told)
     wanted, original = TemplateRenderer(tokenizer, values), TemplateRenderer(tokenizer)
     plain = TemplateRenderer(exported)
-    explicit = next(({key: other} for key, other in (("enable_thinking", True), ("reasoning_effort", "medium"), ("medium_effort", False), ("date_string", "1 Jan 2020")) if key in values))  # fmt: skip
+    explicit = next({key: other} for key, other in OTHERS.items() if key in values)
     for case in (CASES["thinking, tools, turns"],):
         messages, tools = read_messages(case)[:-1], TOOLS if case.get("tools") else ()
         assert asked(plain, messages, tools) == asked(wanted, messages, tools)
