@@ -125,6 +125,7 @@ declare_event(
     set_aside="rows",
     seconds="s",
 )
+declare_event("render.family", "the renderer of the model's family took conversations that its chat template refuses", "renderer reason")
 declare_event(
     "train.start",
     "a training loop begins; `unit` is that of its loss",
@@ -301,7 +302,9 @@ declare_event(
 declare_event(
     "artifact.aside", "something in the artifact's place was not as kitchen had written it, and was moved aside", "path moved_to"
 )
-declare_event("artifact.template", "an export has no chat template that asks as this renderer does", "renderer reason")
+declare_event(  # template variables of training that it carries, a template in place of the tokenizer's own, or none that fits
+    "artifact.template", "an export's chat template is another than its tokenizer's own, or does not ask as this renderer does", "renderer reason"
+)
 declare_event("artifact.register", "an artifact entered the registry", "model version sha256 simulated")
 
 # %% ../nbs/10_core/3_telemetry.ipynb #380cf4f6

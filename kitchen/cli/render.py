@@ -62,10 +62,13 @@ def _row_conversations(row: Any, train_on: str) -> Iterator[tuple[str, list["Mes
 # %% ../../nbs/68_cli/5_render.ipynb #254fc1d1
 def _rendered_lines(row: Any, renderer: "Renderer", name: str, train_on: str) -> Iterator[str]:
     "What is printed of a row."
+    from kitchen.data.formats import Preference
     from kitchen.display.tokens import show_tokens
     from kitchen.rendering.explain import explain_row
+    from kitchen.train.preference import with_one_prompt
     from kitchen.types import RowError
 
+    row = with_one_prompt(renderer, row) if isinstance(row, Preference) else row
     for what, messages, trained in _row_conversations(row, train_on):
         yield f"{row.origin}{', ' if what else ''}{what}"
         try:

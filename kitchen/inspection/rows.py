@@ -44,7 +44,9 @@ def row_datums(row: Any) -> dict[str, Datum]:
     if isinstance(row, Datum):
         return {"": row}
     if isinstance(row, Pair):
-        return {"chosen": row.chosen, "rejected": row.rejected}
+        sides = {"chosen": row.chosen_earlier, "rejected": row.rejected_earlier}
+        earlier = {f"{name}, part {place}": datum for name, side in sides.items() for place, datum in enumerate(side, start=1)}
+        return {**earlier, "chosen": row.chosen, "rejected": row.rejected}
     return {f"the teacher's choice {place}": datum for place, datum in enumerate(row, start=1)}
 
 

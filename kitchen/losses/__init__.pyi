@@ -30,6 +30,7 @@ from .preference import PairLogprobs as PairLogprobs
 from .preference import PairLoss as PairLoss
 from .preference import PairLossName as PairLossName
 from .preference import ROUNDING as ROUNDING
+from .preference import answer_ends as answer_ends
 from .preference import count_wins as count_wins
 from .preference import get_pair_loss as get_pair_loss
 from .preference import pair_logprobs as pair_logprobs

@@ -8,6 +8,7 @@ from . import families as families
 from . import harmony as harmony
 from . import jinja as jinja
 from . import kimi as kimi
+from . import mistral as mistral
 from . import model_template as model_template
 from . import parsing as parsing
 from . import qwen as qwen
@@ -53,6 +54,8 @@ from .explain import renderer_reason as renderer_reason
 from .exported_template import KNOWN_TEMPLATES as KNOWN_TEMPLATES
 from .exported_template import NO_TEMPLATE as NO_TEMPLATE
 from .exported_template import exported_chat_template as exported_chat_template
+from .exported_template import exported_template_reason as exported_template_reason
+from .exported_template import exported_variables as exported_variables
 from .families import FamilyRenderer as FamilyRenderer
 from .families import Talk as Talk
 from .families import ToolCall as ToolCall
@@ -86,6 +89,13 @@ from .kimi import KimiK25Renderer as KimiK25Renderer
 from .kimi import KimiK26Renderer as KimiK26Renderer
 from .kimi import KimiK2InstructRenderer as KimiK2InstructRenderer
 from .kimi import KimiK2Renderer as KimiK2Renderer
+from .mistral import MISTRAL_RENDERERS as MISTRAL_RENDERERS
+from .mistral import MistralV11Renderer as MistralV11Renderer
+from .mistral import MistralV13Renderer as MistralV13Renderer
+from .mistral import MistralV3Renderer as MistralV3Renderer
+from .mistral import MistralV3TekkenRenderer as MistralV3TekkenRenderer
+from .mistral import MistralV7Renderer as MistralV7Renderer
+from .mistral import MistralV7TekkenRenderer as MistralV7TekkenRenderer
 from .model_template import TemplateRenderer as TemplateRenderer
 from .parsing import format_tool_call as format_tool_call
 from .parsing import parse_sampled_tokens as parse_sampled_tokens
@@ -103,6 +113,7 @@ from .qwen import Qwen38Renderer as Qwen38Renderer
 from .qwen import Qwen3InstructRenderer as Qwen3InstructRenderer
 from .qwen import Qwen3Renderer as Qwen3Renderer
 from .qwen import Qwen3ThinkingRenderer as Qwen3ThinkingRenderer
+from .registry import AutoRenderer as AutoRenderer
 from .registry import FAMILIES as FAMILIES
 from .registry import RENDERERS as RENDERERS
 from .registry import RendererName as RendererName

@@ -41,11 +41,20 @@ LLAMA3 = TurnFormat(
 )
 
 # %% ../../nbs/20_rendering/3_chat_formats.ipynb #f5343d4f
+def _bos(tokenizer: Tokenizer) -> str:
+    "The token that the tokenizer names as the beginning of a text; empty where it names none."
+    named = tokenizer.template_variables.get("bos_token", "")
+    return named if named in tokenizer.control_tokens else ""
+
+
 class TurnRenderer:
     "Renders a format made of turns; InvalidValue if the tokenizer lacks one of its control tokens. Formats with other rules inherit."
 
     def __init__(self, tokenizer: Tokenizer, turn_format: TurnFormat):
         self.tokenizer, self.turn_format, self.encoder = tokenizer, turn_format, PieceEncoder(tokenizer)
+        # a model whose own template begins with its BOS has never seen a conversation without
+        told = "bos_token" in (tokenizer.chat_template or "") and not turn_format.begin.startswith(_bos(tokenizer))
+        self.begin = (_bos(tokenizer) if told else "") + turn_format.begin
         written = re.findall(r"<\|\w+\|>", turn_format.begin + turn_format.header + turn_format.end)
         missing = [name for name in written if name not in tokenizer.control_tokens]
         if missing:
@@ -91,7 +100,7 @@ class TurnRenderer:
 
     def _full_header(self, messages: Messages, index: int) -> str:
         "A message's header with what stands between it and the message before."
-        return (self.turn_format.after if index else self.turn_format.begin) + self.header(messages, index)
+        return (self.turn_format.after if index else self.begin) + self.header(messages, index)
 
     def render(
         self, messages: Messages, message_indices: set[int] | None = None, tools: Tools = ()
@@ -103,7 +112,7 @@ class TurnRenderer:
         "The tokens of all messages, and of the header of the assistant's next."
         answered = [*messages, Message("assistant")]
         header = self.header(answered, len(messages))
-        before = self.turn_format.after if messages or tools else self.turn_format.begin
+        before = self.turn_format.after if messages or tools else self.begin
         opening = [(before + header, True)], len(messages), False
         return concatenate_tokens(self.encoder.encode_segments([*self._segments(messages, tools), opening]))
 
@@ -125,6 +134,7 @@ class RoleColonRenderer(TurnRenderer):
 
     def __init__(self, tokenizer: Tokenizer, turn_format: TurnFormat = ROLE_COLON):
         super().__init__(tokenizer, turn_format)
+        self.begin = _bos(tokenizer)
 
     def header(self, messages: Messages, index: int) -> str:
         "The role and a colon; a question's stands already at the end of the answer before it."

@@ -256,6 +256,9 @@ class FamilyRenderer:
         "Whether the format writes the thinking of a message that has some."
         return True
 
+    def check_place(self, talk: Talk, index: int) -> None:
+        "Raise for a wanted message that has no place of its own, or that followed another prompt than the whole shows."
+
     @property
     def thinks(self) -> bool:
         "Whether answers may think."
@@ -283,6 +286,7 @@ class FamilyRenderer:
     def _check_wanted(self, talk: Talk, index: int, written: _Written) -> None:
         "Raise for an answer that no model would write in this place: RewrittenMessage where it would in a shorter conversation."
         message = talk.messages[index]
+        self.check_place(talk, index)
         if message.role != "assistant":
             return
         if message.reasoning_content and not self.thinks:

@@ -316,6 +316,7 @@ class Evidence:
 _CHATML = ("<|im_start|>", "<|im_end|>")
 _DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
 _LLAMA = ("<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>")
+_MISTRAL = ("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]")
 _GLM = ("[gMASK]", "<sop>", "<|observation|>", "<|assistant|>")
 EVIDENCE = (
     Evidence("qwen3_8", _CHATML, ("Reasoning effort is set to xhigh", "<function=example_function_name>")),
@@ -336,6 +337,8 @@ EVIDENCE = (
     Evidence("gpt_oss", ("<|start|>", "<|channel|>", "<|return|>", "<|call|>"), ("Valid channels: analysis, commentary, final",)),
     Evidence("llama3_1", _LLAMA, ("Cutting Knowledge Date", "ipython")),
     Evidence("llama3", _LLAMA, ("<|start_header_id|>", "trim"), ("tool", "Cutting Knowledge Date")),
+    Evidence("mistral_v3_tekken", _MISTRAL, ('"[AVAILABLE_TOOLS]["', '"[INST]" + system_message + "\\n\\n" + '), ("[SYSTEM_PROMPT]",)),
+    Evidence("mistral_v3", _MISTRAL, ('"[AVAILABLE_TOOLS] ["', '"[INST] " + system_message + "\\n\\n" + '), ("[SYSTEM_PROMPT]",)),
     Evidence("gemma3", ("<start_of_turn>", "<end_of_turn>"), ("Conversation roles must alternate", "first_user_prefix")),
 )
 

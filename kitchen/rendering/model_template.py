@@ -10,6 +10,7 @@ import contextlib
 import copy
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -32,11 +33,11 @@ from .parsing import parse_sampled_tokens, read_tool_calls, tool_call_format
 from ..types import InvalidValue, Message
 
 # %% ../../nbs/20_rendering/5_model_template.ipynb #56afa4d3
-def _required_texts(message: Mapping[str, Any]) -> list[tuple[str, str]]:
-    "What must appear where a message is trained, each with its name: content, thinking, the names of called tools."
+def _required_texts(message: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    "What must appear where a message is trained, each with what it is and how often: content, thinking, the names of called tools."
     calls = [call.get("function", call).get("name", "") for call in message.get("tool_calls", ())]
-    texts = ("content", message["content"]), ("thinking", message.get("reasoning_content") or "")
-    return [*texts, *(("tool call", name) for name in calls)]
+    texts = ("content", message["content"], 1), ("thinking", message.get("reasoning_content") or "", 1)
+    return [*texts, *(("tool call", name, count) for name, count in Counter(calls).items())]
 
 # %% ../../nbs/20_rendering/5_model_template.ipynb #3dedd10e
 def _final_tokens(text: str, start: int, control_pattern: re.Pattern[str]) -> dict[str, int]:
@@ -161,7 +162,8 @@ class _SpanFinder:
         else:
             start = self._content_start(index, until)
             said = until[: _end_of_turn(until, start, self.control_pattern, next(iter(self.ends.closing), None))]
-        if lost := [what for what, text in _required_texts(message) if text.strip() not in said[start:]]:
+        shown = said[start:]
+        if lost := [what for what, text, count in _required_texts(message) if text.strip() and shown.count(text.strip()) < count]:
             kind = _PromptNotFollowed if lost[0] == "thinking" else InvalidValue
             raise kind(
                 f"the chat template does not show the {lost[0]} of message {index}; "
@@ -236,12 +238,13 @@ class TemplateRenderer:
         today: date = date(2025, 1, 1),
     ):
         self.tokenizer, self.encoder = tokenizer, PieceEncoder(tokenizer)
-        self.template = CompiledTemplate(tokenizer, today).with_variables(chat_template_kwargs or {})
+        self.given = dict(chat_template_kwargs or {})
+        self.template = CompiledTemplate(tokenizer, today).with_variables(self.given)
 
     def with_chat_template_kwargs(self, chat_template_kwargs: Mapping[str, Any]) -> "TemplateRenderer":
         "The same renderer where these variables stand beside those it has, and win over them."
         made = copy.copy(self)
-        made.template = self.template.with_variables(chat_template_kwargs)
+        made.template, made.given = self.template.with_variables(chat_template_kwargs), {**self.given, **chat_template_kwargs}
         return made
 
     def render(

@@ -7,8 +7,8 @@ __all__ = ['MODEL_PRESETS', 'StageEvents', 'UNLIMITED', 'save', 'live_field', 'c
            'TrainingConfig', 'DataConfig', 'AnswerConfig', 'Splits', 'ReadSettings', 'GradeSettings', 'context_length',
            'TokenLimit', 'fit_data', 'fit_questions', 'read_split', 'bad_row_events', 'render_event', 'dataset_splits',
            'held_out_reference', 'read_splits', 'open_training', 'open_training_client', 'adam_params', 'open_renderer',
-           'make_question', 'conversation_to_question', 'ask_questions', 'baseline', 'evaluate', 'save_as',
-           'register_model', 'measurements_of', 'write_results', 'side_by_side', 'change_of_answers']
+           'renderer_events', 'make_question', 'conversation_to_question', 'ask_questions', 'baseline', 'evaluate',
+           'save_as', 'register_model', 'measurements_of', 'write_results', 'side_by_side', 'change_of_answers']
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f1b95254
 import json
@@ -41,8 +41,8 @@ from kitchen.rendering.base import (
     renderer_for,
     row_error_at,
 )
-from ..rendering.exported_template import NO_TEMPLATE, exported_chat_template
-from ..rendering.registry import RENDERERS, RendererName, fit_datum, get_renderer
+from ..rendering.exported_template import exported_chat_template, exported_template_reason
+from ..rendering.registry import RENDERERS, AutoRenderer, RendererName, fit_datum, get_renderer
 from ..store.run import Artifact, Run
 from ..telemetry import Event, event, event_content
 from ..train.schedules import SCHEDULES, ScheduleName
@@ -474,9 +474,19 @@ def adam_params(config: TrainingConfig) -> AdamParams:
     )
 
 # %% ../../nbs/55_workflows/0_base.ipynb #b18d4a97
+_REASONS_TOLD = 5  # of one rendering; more are rows that differ in a name
+
+
 def open_renderer(config: TrainingConfig, service: ServiceClient, model: str = "") -> Renderer:
     "The renderer of the settings, for the tokenizer of the model or of another one."
     return get_renderer(config.renderer, service.get_tokenizer(model or config.model), config.chat_template_kwargs)
+
+
+def renderer_events(renderer: Renderer) -> StageEvents[None]:
+    "Why the renderer of the model's family was used in place of the chat template, each reason once; a generator, like `read_split`."
+    if isinstance(renderer, AutoRenderer):
+        for reason, _ in renderer.refused.most_common(_REASONS_TOLD):
+            yield event("render.family", renderer=type(renderer.family).__name__, reason=reason)
 
 
 def make_question(
@@ -553,8 +563,8 @@ def save_as(prefix: str = "") -> Stage:
         "Export the weights into the run, with the chat template and the ends of answers that were trained."
         kind = "adapter" if config.method == "lora" else "model"
         stop, template = tuple(renderer.stop_sequences()), exported_chat_template(renderer)
-        if template is None:
-            yield event("artifact.template", renderer=config.renderer, reason=NO_TEMPLATE)
+        if reason := exported_template_reason(renderer, template):
+            yield event("artifact.template", renderer=config.renderer, reason=reason)
         return run.save_artifact(prefix + kind, kind, lambda path: training.save_weights(path, stop=stop, chat_template=template).result())
 
     return exporting

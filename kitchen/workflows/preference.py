@@ -45,6 +45,7 @@ from kitchen.train.preference import (
     reward_loss_factory,
     score_evaluator,
     train_pairs,
+    with_one_prompt,
 )
 from ..train.sft import adam_schedule
 from ..types import AdamParams, InvalidValue, RowError, SamplingParams
@@ -69,6 +70,7 @@ from kitchen.workflows.base import (
     read_splits,
     register_model,
     render_event,
+    renderer_events,
     save,
     write_results,
 )
@@ -165,7 +167,7 @@ def fit_pair(pair: Pair, limit: TokenLimit) -> Pair:
     "The pair, if both of its answers are within the limit; nothing is cut, because an end that is missing would be preferred or not."
     # a reference, or the head of a reward model, reads the last target, too: one token more than is trained
     context = None if limit.context is None else limit.context - 1
-    for name, datum in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+    for name, datum in (("chosen", pair.chosen), ("rejected", pair.rejected)):  # earlier datums of a side are beginnings of these
         if problem := TokenLimit(limit.max_length, context).problem(len(datum)):
             placed = row_error_at(problem, datum.origin)
             raise RowError(placed.reason, placed.source, placed.row, field=name)
@@ -178,6 +180,7 @@ def render_pairs(config: PairConfig, service: ServiceClient, conversations: Spli
     renderer = open_renderer(config, service)
     train = yield from _render_pairs_split(conversations.train, renderer, config, "train")
     test = yield from _render_pairs_split(conversations.test[: config.held_out], renderer, config, "test")
+    yield from renderer_events(renderer)
     return renderer, Splits(train, test)
 
 
@@ -193,7 +196,7 @@ def make_questions(config: PairConfig, renderer: Renderer, conversations: Splits
 
 def _question_from_pair(renderer: Renderer, row: Preference) -> Question:
     "The prompt, with the chosen answer as the reference."
-    before = [*row.prompt, *row.chosen[:-1]]
+    row, before = with_one_prompt(renderer, row), [*row.prompt, *row.chosen[:-1]]
     return make_question(renderer, before, row.chosen[-1], row.tools, row.chat_template_kwargs)
 
 # %% ../../nbs/55_workflows/3_preference.ipynb #31f9a960

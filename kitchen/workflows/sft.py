@@ -46,6 +46,7 @@ from kitchen.workflows.base import (
     read_splits,
     register_model,
     render_event,
+    renderer_events,
     save,
     write_results,
 )
@@ -130,6 +131,7 @@ def render_datums(
     limit = TokenLimit.of(config.max_length, renderer.tokenizer)
     questions, problems = fit_questions(asked, limit, config.max_tokens, config.on_bad_row)
     yield from bad_row_events(problems)
+    yield from renderer_events(renderer)
     return renderer, Splits(train, test), questions
 
 

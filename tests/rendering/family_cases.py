@@ -152,6 +152,7 @@ CONTROL_TOKENS = {
     "mistral": [
         "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]",
         "[/TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]",
+        "[TOOL_CONTENT]",
     ],  # fmt: skip
 }  # fmt: skip
 
@@ -299,5 +300,13 @@ MODES = {
         "family": "llama3", "ours": ("llama3_1", {}), "prime": ("llama-3", {}), "template": ("llama3_1", {}),
     },
     "gemma 3": {"family": "gemma", "ours": ("gemma3", {}), "template": ("gemma3", {}), "trl": ("gemma3", {})},
+    "mistral v3": {"family": "mistral", "ours": ("mistral_v3", {}), "common": "v3"},
+    "mistral v3, tekken": {
+        "family": "mistral", "ours": ("mistral_v3_tekken", {}), "common": "v3 tekken", "template": ("mistral_nemo", {}),
+    },
+    "mistral v7": {"family": "mistral", "ours": ("mistral_v7", {}), "common": "v7"},
+    "mistral v7, tekken": {"family": "mistral", "ours": ("mistral_v7_tekken", {}), "common": "v7 tekken"},
+    "mistral v11": {"family": "mistral", "ours": ("mistral_v11", {}), "common": "v11 tekken"},
+    "mistral v13": {"family": "mistral", "ours": ("mistral_v13", {}), "common": "v13 tekken"},
     "role and colon": {"family": "llama3", "ours": ("role_colon", {}), "cookbook": "role_colon"},
 }  # fmt: skip

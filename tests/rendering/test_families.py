@@ -227,7 +227,7 @@ DIFFERENCES = {
     (
         "role and colon",
         "*",
-    ): "where an answer ends, the next question's header is trained too, for it is the stop; no token is put in front",
+    ): "where an answer ends, the next question's header is trained too, for it is the stop; thinking is written between marks",
 }
 REFUSALS = {  # what kitchen refuses although others write something: they leave out what the row says
     OFF: "thinking in an answer whose prompt has closed it",
@@ -235,6 +235,7 @@ REFUSALS = {  # what kitchen refuses although others write something: they leave
     "cannot show": "tools where the format cannot declare them: others drop them",
     "has no tools": "calls where the format has none",
     "which this renderer cannot write": "calls where the format has none",
+    "text beside its calls": "text beside a call where the format has one or the other",
     "several calls": "several calls where the format has one",
 }
 
@@ -292,6 +293,19 @@ def test_a_family_is_written_as_independent_renderers_write_it(mode):
         assert not agreed["prompt"] or prompt in agreed["prompt"], f"{case}: {verdicts}"
         refused = all("refused" in answer for answer in answers.values())
         assert refused or any(one != OTHER and same for one, same in verdicts.values()), f"{case}: {verdicts}"
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if "common" in MODES[mode]])
+def test_mistrals_formats_are_those_of_mistral_common(mode):
+    compared = 0
+    for case, answers in golden()[mode].items():
+        answer, (made, prompt) = answers["common"], ours(mode, case)
+        if "refused" in answer:
+            assert prompt is None, f"{case}: mistral-common refuses it"
+        else:
+            assert made in answer["ways"] and prompt == answer["prompt"], case
+            compared += 1
+    assert compared >= 5
 
 
 def test_no_difference_is_stated_that_is_not_there():
@@ -407,7 +421,7 @@ def cell(mode, case):
     found = {
         oracle: best_verdict(mode, case, oracle, answer)[0] for oracle, answer in golden()[mode][case].items()
     }
-    letters = {"cookbook": "c", "prime": "p", "tml": "m", "template": "h", "trl": "t"}
+    letters = {"cookbook": "c", "prime": "p", "tml": "m", "common": "i", "template": "h", "trl": "t"}
     same = "".join(letters[oracle] for oracle, one in found.items() if one in (EQUAL, TEXT, PROMPT_TOO))
     return same or "other"
 
