@@ -15,7 +15,7 @@ from statistics import fmean, median
 from typing import Any
 
 from .intervals import ItemValues, change_between
-from .telemetry import Event, event
+from .telemetry import Event, event, loss_unit, unit_of
 from .train.schedules import learning_rate
 from .types import is_mapping
 
@@ -34,6 +34,12 @@ class MeasurementHistory:
     count: int = 0
     broken: list[int] = field(default_factory=list[int])  # steps at which it was no number
     edit: tuple[str, float, int] | None = None  # the last edit in words, the value before it, and how many there were then
+    unit: str = "1"
+
+    def text(self, *values: float) -> str:
+        "Values of it as a sentence says them, the last with the unit."
+        shown = [f"{value:.3g}" for value in values]
+        return " to ".join(shown) + ("" if self.unit in ("1", "share") else f" {self.unit}")
 
     def add(self, value: float, step: int) -> None:
         "One more value; what is no finite number is only counted."
@@ -73,13 +79,13 @@ def _rising_loss(loss: MeasurementHistory) -> str | None:
     "Warns if the recent mean of the training loss is over 1.1 times the early mean, or far above the best; None otherwise."
     # where single batches differ by 20 %, the two means differ by 5 % of noise; twice that is no accident
     if loss.count >= 2 * _RECENT_COUNT and loss.recent_mean > 1.1 * loss.early_mean:
-        return f"The training loss rose from {loss.early_mean:.3g} to {loss.recent_mean:.3g}. Lower the learning rate, or warm up longer."
+        return f"The training loss rose from {loss.text(loss.early_mean, loss.recent_mean)}. Lower the learning rate, or warm up longer."
     # the lowest of many means of twenty lies some 10 % below what they are all around; of a small loss that is next to nothing,
     # hence the tenth of what it began with
     best, step = loss.lowest_mean
     if loss.count >= 2 * _RECENT_COUNT and loss.recent_mean > max(1.25 * best, best + 0.1 * loss.early_mean):
         edited = f" after {loss.edit[0]}" if loss.edit else ""
-        seen = f"The training loss stays high{edited}: {loss.recent_mean:.3g}, after {best:.3g} around step {step}"
+        seen = f"The training loss stays high{edited}: {loss.text(loss.recent_mean)}, after {loss.text(best)} around step {step}"
         return f"{seen}. Go back (rewind), or lower the learning rate."
     return None
 
@@ -89,7 +95,7 @@ def _flat_loss(loss: MeasurementHistory) -> str | None:
     # two means of 20 and 40 batches differ by 5 % of noise where single ones differ by 20 %: what fell less did not fall
     fell = loss.recent_mean < 0.97 * loss.early_mean or loss.lowest_mean[0] < 0.95 * loss.early_mean
     if loss.count >= 3 * _RECENT_COUNT and not fell and loss.recent_mean <= 1.1 * loss.early_mean:
-        seen = f"The training loss stays where it began ({loss.early_mean:.3g}, now {loss.recent_mean:.3g})"
+        seen = f"The training loss stays where it began ({loss.early_mean:.3g}, now {loss.text(loss.recent_mean)})"
         return f"{seen}: nothing is learnt. Raise the learning rate, or look at what is trained (k.show_batch())."
     return None
 
@@ -143,7 +149,7 @@ def _overfitting(held_out: MeasurementHistory, loss: MeasurementHistory) -> str 
         and held_out.recent[-2] > best
         and loss.recent_mean < loss.early_mean
     ):
-        seen = f"The held-out loss was best at step {step} ({best:.3g}) and is {held_out.recent[-1]:.3g} now"
+        seen = f"The held-out loss was best at step {step} ({best:.3g}) and is {held_out.text(held_out.recent[-1])} now"
         return f"{seen}: the data is being learnt by heart. Stop earlier."
     return None
 
@@ -156,10 +162,11 @@ def _held_out_rises(held_out: MeasurementHistory, loss: MeasurementHistory) -> s
         return None
     if held_out.edit and held_out.count > held_out.edit[2] and now > 1.05 * held_out.edit[1]:
         words, before, _ = held_out.edit
-        return f"The held-out loss rose from {before:.3g} to {now:.3g} after {words}. Take the edit back: rewind(step={step}) is the best so far."
+        return f"The held-out loss rose from {held_out.text(before, now)} after {words}. Take the edit back: rewind(step={step}) is the best so far."
     # once is enough where it is far (1.2 of the best: more than one evaluation's noise), else twice in a row
     if now > 1.2 * best or (now > 1.05 * best and held_out.count > 2 and held_out.recent[-2] > 1.05 * best):
-        return f"The held-out loss is {now:.3g}, above its best of {best:.3g} at step {step}. Lower the learning rate, or go back there."
+        seen = f"The held-out loss is {held_out.text(now)}, above its best of {held_out.text(best)} at step {step}"
+        return f"{seen}. Lower the learning rate, or go back there."
     return None
 
 # %% ../nbs/40_evaluation/2_diagnostics.ipynb #844003d9
@@ -168,7 +175,7 @@ def _likelihood_displacement(chosen: MeasurementHistory, accuracy: MeasurementHi
     # -3 nats of reward: at beta 0.1 the answer has become e^30 times less likely; 0.7 of the pairs right says that the loss is content
     if chosen.count >= _RECENT_COUNT and chosen.recent_mean < -3 and accuracy.recent_mean > 0.7:
         return (
-            f"Chosen answers, too, became less likely (reward {chosen.recent_mean:.2g} nats): pairs are told apart by forgetting both. "
+            f"Chosen answers, too, became less likely (reward {chosen.text(chosen.recent_mean)}): pairs are told apart by forgetting both. "
             "Raise beta, or add a term for the chosen ones (as orpo has)."
         )
     return None
@@ -204,7 +211,7 @@ def _entropy_collapse(entropy: MeasurementHistory) -> str | None:
     # Of two tokens the better one then has 99 % (its entropy is 0.05 nats at 0.991).
     if entropy.count >= _RECENT_COUNT and entropy.recent_mean < 0.05 * entropy.early_mean:
         return (
-            f"The entropy fell from {entropy.early_mean:.3g} to {entropy.recent_mean:.3g} nats a token: the policy has stopped trying. "
+            f"The entropy fell from {entropy.text(entropy.early_mean, entropy.recent_mean)}: the policy has stopped trying. "
             "Raise the temperature, lower the learning rate, or hold it near a reference."
         )
     return None
@@ -214,7 +221,7 @@ def _large_updates(moved: MeasurementHistory) -> str | None:
     "Updates that move a policy far."
     # 0.1 nats a token are a factor of e^20 on an answer of 200 tokens: its ratio no longer says anything
     if moved.count >= 5 and (now := fmean(list(moved.recent)[-5:])) > 0.1:
-        seen = f"Every update moves the policy by {now:.2g} nats a token"
+        seen = f"Every update moves the policy by {moved.text(now)}"
         return f"{seen}: what was sampled soon says little. Lower the learning rate."
     return None
 
@@ -345,7 +352,7 @@ class Diagnostics:
         self.settings: dict[str, Any] = {}  # those in force, by config.NAME; none within a workflow of its own, which has others
         self.evaluations: dict[str, Event] = {}  # the last graded answers of a label, by answers.LABEL
         self.alarms: dict[str, str] = {}  # what the loops themselves reported, by reason
-        self._inner = False
+        self._inner, self._unit_of_loss = False, ""
         for item in events:
             self.add_event(item)
 
@@ -355,7 +362,7 @@ class Diagnostics:
             return
         if item.name == "train.start":
             self.histories = {name: one for name, one in self.histories.items() if name.startswith("data.")}
-            self.alarms = {}
+            self.alarms, self._unit_of_loss = {}, loss_unit([item])
         elif item.name == "train.alarm":
             self.alarms[item["reason"]] = (
                 f"Step {item.step}: {item['reason']} ({item['value']:.3g}, bound {item['bound']:.3g})."
@@ -386,7 +393,8 @@ class Diagnostics:
         if item.name in RULE_MEASUREMENTS and item.metadata.get("split", "") in ("", "train", self._counted_split(item)):
             for name, full in RULE_MEASUREMENTS[item.name].items():
                 if name in item.measurements:
-                    reading = self.histories.get(full) or self.histories.setdefault(full, MeasurementHistory())
+                    unit = unit_of(item.name, name, self._unit_of_loss)
+                    reading = self.histories.get(full) or self.histories.setdefault(full, MeasurementHistory(unit=unit))
                     reading.add(item.measurements[name], item.step or 0)
 
     @staticmethod
