@@ -66,6 +66,7 @@ declare_event("run.spec", "what the run is, as spec.json says it from here on", 
 declare_event("run.file", "a file of the run was written, other than an artifact", "path sha256", bytes="bytes")
 declare_event("run.digest", "the state a run ended with", "digest")
 declare_event("log.repair", "the log was torn by a crash and mended", "reason", bytes="bytes")
+declare_event("run.scope", "a training of a workflow inside another begins: its settings that rules about a run read", "scope settings")
 declare_event(
     "config.edit", "a setting was edited while the run stood at a boundary", "setting before after position"
 )
@@ -368,6 +369,8 @@ def measured_texts(item: Event, unit_of_loss: str = "") -> list[str]:
     "Each measurement of an event as name=number and unit; without one where it has none, is a share, or is named as its unit."
     known = EVENTS[item.name].measurements if item.name in EVENTS else {}
     units = {name: unit_of(item.name, name, unit_of_loss) if name in known else "1" for name in item.measurements}
+    if not unit_of_loss and (item.name, "loss") in _LOSSES_OF_A_TRAINING and "loss" in units:
+        units["loss"] = "in the unit of its train.start"
     shown = {name: "" if unit in ("1", "share", name) else f" {unit}" for name, unit in units.items()}
     return [f"{name}={number_text(value)}{shown[name]}" for name, value in item.measurements.items()]
 
