@@ -384,7 +384,7 @@ class Diagnostics:
         if item.name == "run.spec":
             self.settings = _named_settings(item["spec"].get("config"))
         elif item.name == "run.scope":
-            self.scopes[item["scope"]] = _named_settings(item["settings"])
+            self.scopes[item["scope"]] = _named_settings({**item.metadata, **item.measurements})
         elif item.name == "stage.start":
             self._scope = str(item["stage"]).rpartition("/")[0]
         elif item.name == "config.edit":

@@ -66,7 +66,10 @@ declare_event("run.spec", "what the run is, as spec.json says it from here on", 
 declare_event("run.file", "a file of the run was written, other than an artifact", "path sha256", bytes="bytes")
 declare_event("run.digest", "the state a run ended with", "digest")
 declare_event("log.repair", "the log was torn by a crash and mended", "reason", bytes="bytes")
-declare_event("run.scope", "a training of a workflow inside another begins: its settings that rules about a run read", "scope settings")
+declare_event(
+    "run.scope", "a training of a workflow inside another begins: those of its settings that rules about a run read", "scope schedule",
+    warmup_steps="steps", learning_rate="1", grad_clip_norm="1",
+)  # fmt: skip
 declare_event(
     "config.edit", "a setting was edited while the run stood at a boundary", "setting before after position"
 )

@@ -335,7 +335,7 @@ class Runner:
         if item.name == "train.start" and self.flow.scopes:
             config, place = self.value("config"), "/".join(one.name for one in self.flow.scopes)
             own = {name: getattr(config, name, None) for name in RULE_SETTINGS}
-            self._symptoms.add_event(self.run.log.append(event("run.scope", self.flow.step, scope=place, settings=own)))
+            self._symptoms.add_event(self.run.log.append(event("run.scope", self.flow.step, scope=place, **own)))
         for symptom in self._symptoms.add_event(item):
             self.run.log.append(symptom)
 

@@ -80,7 +80,7 @@ def test_each_phase_of_a_nested_workflow_is_judged_by_its_own_settings():
                 found[phase]["rates"].append(item["learning_rate"])
             elif item.name == "run.symptom" and item["symptom"] == "peak_not_reached":
                 found[phase]["said"].append(item["sentence"])
-        own = {item["scope"]: item["settings"] for item in k.log.named("run.scope")}
+        own = {item["scope"]: item for item in k.log.named("run.scope")}
         for phase, told in own.items():  # what is said agrees with the rates that were taken, in this very phase
             steps, peak, warmup = len(found[phase]["rates"]), told["learning_rate"], told["warmup_steps"]
             assert bool(found[phase]["said"]) == (warmup > steps / 2), phase
