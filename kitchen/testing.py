@@ -503,7 +503,7 @@ def training_learns(bench: Bench) -> Iterator[CheckFinding]:
     for _ in range(10):
         losses.append(bench.wait(client.forward_backward(data, "cross_entropy")).loss_sum)
         bench.wait(client.optim_step(_ADAM))
-    yield expect_true("the loss falls", losses[-1] < losses[0], f"from {losses[0]:.6g} to {losses[-1]:.6g}")
+    yield expect_true("the loss falls", losses[-1] < losses[0], f"from {losses[0]:.6g} to {losses[-1]:.6g} nats")
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #ae02d264
 @conformance_check("custom_loss")

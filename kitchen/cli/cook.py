@@ -343,6 +343,8 @@ def resume_command(run: str, recover: bool, trust: tuple[str, ...], quiet: bool)
 
     view = progress_display(quiet=quiet)
     kitchen = Kitchen.open(path)
+    for item in kitchen.log:  # known, but not said again
+        view.run_progress.add_event(item)
     try:
         kitchen.driver.listeners.append(view.show)
         kitchen.run()

@@ -18,7 +18,7 @@ from ..formatting import seconds_text, visible_text
 from ..terminal import TerminalStream
 from ..palette import STATUS_SIGNS
 from ..store.log import event_from_text
-from ..telemetry import Event
+from ..telemetry import Event, loss_text, loss_unit
 
 # %% ../../nbs/60_display/4_progress.ipynb #bfc17536
 _STAGE_REMARKS: dict[str, Callable[[Event], str]] = {
@@ -33,7 +33,7 @@ _STAGE_REMARKS: dict[str, Callable[[Event], str]] = {
     "render.data": lambda item: (
         f"{item['split']} {item['datums']:,.0f} datums, {item['trained_tokens']:,.0f} of {item['tokens']:,.0f} tokens count"
     ),
-    "train.evaluate": lambda item: f"held-out loss {item['loss']:.4g}",
+    "train.evaluate": lambda item: f"held-out loss {loss_text(item)}",
     "train.stop": lambda item: f"{item['steps']:,.0f} steps",
     "evaluate.answers": lambda item: f"accuracy {item['accuracy']:.1%} of {item['count']:,.0f}",
     "artifact.save": lambda item: f"{item['artifact']}, {item['bytes'] / 1e6:.2g} MB",
@@ -55,13 +55,14 @@ class RunProgress:
         self._active_seconds = 0.0  # seconds that the steps since took, pauses aside
         self._last_step_time = math.nan  # when the last of them ended
         self.latest: Event | None = None  # the last optimizer step
+        self.unit_of_loss = ""  # of the running training
 
     def add_event(self, item: Event) -> None:
         "Take in one event."
         if item.name == "stage.start":
             self.stage, self.remarks = item["stage"], {}
         elif item.name == "train.start":
-            self.total, self.training = int(item["steps"]), True
+            self.total, self.training, self.unit_of_loss = int(item["steps"]), True, loss_unit([item])
             self._restart_clock(0, item)
         elif item.name == "run.rewind":
             self._restart_clock(item.step or 0, item)
@@ -96,7 +97,7 @@ class RunProgress:
         "The running training in one line."
         values = self.latest.measurements if self.latest else {}
         parts = [f"step {self.step:,}/{self.total:,}"]
-        parts += [f"loss {values['loss']:.4f}"] if "loss" in values else []
+        parts += [f"loss {loss_text(self.latest, self.unit_of_loss)}"] if self.latest and "loss" in values else []
         parts += [f"{values['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in values else []
         parts += [f"{seconds_text(self.seconds_left)} left"] if self.seconds_left else []
         return " · ".join(parts)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..config import Config, config_fields
-from ..diagnostics import WATCHED_EVENTS, SymptomWatch
+from ..diagnostics import RULE_SETTINGS, WATCHED_EVENTS, SymptomWatch
 from kitchen.engine.checkpoints import (
     History,
     Snapshot,
@@ -332,6 +332,10 @@ class Runner:
         if self._symptoms is None:
             told = self.run.log.active_events.named(*WATCHED_EVENTS, "run.symptom")
             self._symptoms = SymptomWatch(one for one in told if one.sequence < item.sequence)
+        if item.name == "train.start" and self.flow.scopes:
+            config, place = self.value("config"), "/".join(one.name for one in self.flow.scopes)
+            own = {name: getattr(config, name, None) for name in RULE_SETTINGS}
+            self._symptoms.add_event(self.run.log.append(event("run.scope", self.flow.step, scope=place, **own)))
         for symptom in self._symptoms.add_event(item):
             self.run.log.append(symptom)
 

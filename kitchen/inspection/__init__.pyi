@@ -12,6 +12,7 @@ from .chat import Exchange as Exchange
 from .dataset_check import DatasetCheck as DatasetCheck
 from .dataset_check import SplitCheck as SplitCheck
 from .dataset_check import check as check
+from .dataset_check import check_settings as check_settings
 from .lr_finder import LRRangeTest as LRRangeTest
 from .lr_finder import TrainStep as TrainStep
 from .lr_finder import find_learning_rate as find_learning_rate

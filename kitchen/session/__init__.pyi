@@ -14,6 +14,7 @@ from .completion import cursor_place as cursor_place
 from .completion import register_completions as register_completions
 from .completion import session_completions as session_completions
 from .displays import ask_now as ask_now
+from .displays import check_dataset as check_dataset
 from .displays import compare_answers as compare_answers
 from .displays import hardest_rows as hardest_rows
 from .displays import has_batches as has_batches

@@ -18,7 +18,6 @@ from kitchen.formatting import (
     box_html,
     details_html,
     escape_html,
-    number_text,
     seconds_text,
     small_html,
     text_table_html,
@@ -27,7 +26,7 @@ from kitchen.formatting import (
 from ..palette import MAIN_SETTINGS, STATUS_SIGNS
 from ..recipes.plan import stage_rows
 from ..recipes.registry import Recipe
-from ..telemetry import Event
+from ..telemetry import Event, loss_text, loss_unit
 
 # %% ../../nbs/66_session/2_card.ipynb #4a2f9be0
 def _stages_html(position: Mapping[str, str], seconds: Mapping[str, float], about: Mapping[str, str]) -> str:
@@ -62,7 +61,7 @@ def session_card(
     steps = [item for item in log if item.name == "train.step"]
     losses = [item["loss"] for item in steps]
     facts = [status]
-    facts += [f"step {steps[-1].step:,}{_total_steps_text(log)}", f"loss {number_text(losses[-1])}"] if steps else []
+    facts += [f"step {steps[-1].step:,}{_total_steps_text(log)}", f"loss {loss_text(steps[-1], loss_unit(log))}"] if steps else []
     named = [str(getattr(config, name, "") or "") for name in MAIN_SETTINGS]
     edits = [edit_text(item) for item in log if item.name == "config.edit"][-3:]
     about = " · ".join(filter(None, [*named, *edits, folder]))

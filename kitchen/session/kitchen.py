@@ -9,6 +9,7 @@ __all__ = ['Kitchen']
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -40,7 +41,7 @@ from kitchen.session.driver import (
 )
 from ..store.events import EventSequence
 from ..store.run import Run, is_run_folder
-from ..telemetry import Event, events_to_dataframe
+from ..telemetry import Event, events_to_dataframe, loss_unit
 from ..types import InvalidValue, UnknownName, nearest
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from kitchen.envs.base import Env, Problem
     from kitchen.evaluation import Answer, Question
     from kitchen.inspection.chat import Chat
+    from kitchen.inspection.dataset_check import DatasetCheck
     from kitchen.inspection.lr_finder import LRRangeTest
     from kitchen.inspection.play import PlaySession
     from kitchen.inspection.profile import Profile
@@ -191,7 +193,8 @@ class Kitchen:
 
         Example: `k.step("batch")["loss"]`"""
         check_arguments(Kitchen.step, wait=wait)
-        return self.driver.advance(step_condition(unit, self.driver.last_step), wait)
+        found = self.driver.advance(step_condition(unit, self.driver.last_step), wait)
+        return None if found is None else replace(found, unit_of_loss=loss_unit(self.log.named("train.start")))
 
     @checks_itself
     def run(self, until: str | Count | StopCondition | None = None, wait: bool = True) -> "Kitchen":
@@ -403,6 +406,14 @@ class Kitchen:
 
         Example: `k.peek("batch")`, `k.peek("conversations").train[0]`"""
         return self.show_batch() if name == "batch" else self.state[name]
+
+    def check(self) -> "DatasetCheck":
+        """The whole dataset read as this run would read it: format, bad rows, lengths, splits, duplicates. Nothing is trained.
+
+        Example: `Kitchen("sft", dataset="file:chats.jsonl").check()`"""
+        from kitchen.session.displays import check_dataset
+
+        return check_dataset(self.driver)
 
     def show_batch(self, count: Count = 2, by: str = "") -> View:
         """Rows of the next batch, tokens coloured by weight or advantage; by='loss' or 'log-probability': by the model as it is.

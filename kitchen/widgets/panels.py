@@ -16,7 +16,8 @@ from ..display.progress import RunProgress
 from ..engine.workflow import Scope, Stage, WorkflowPart
 from ..formatting import visible_text
 from ..palette import BLUE, BLUE_SHADE, STATUS_SIGNS, VERMILION
-from ..telemetry import ITEM_VALUES, Event
+from ..store.events import EventSequence
+from ..telemetry import ITEM_VALUES, Event, loss_unit, measured_texts
 from .samples import SampleRound, sample_rounds
 from .series import CURVE_EVENTS, TrainingCurves
 
@@ -116,14 +117,10 @@ def alarms_html(said: Sequence[str]) -> str:
     )
 
 
-def _event_row(item: Event) -> list[str]:
+def _event_row(item: Event, unit_of_loss: str = "") -> list[str]:
     "An event as a row: place, time, step, name, and what it says."
     clock = time.strftime("%H:%M:%S", time.localtime(item.time))
-    said = [
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in item.measurements.items()
-    ]
-    said = [f"{name}={value}" for name, value in item.metadata.items() if name not in ITEM_VALUES] + said
+    said = [f"{name}={value}" for name, value in item.metadata.items() if name not in ITEM_VALUES] + measured_texts(item, unit_of_loss)
     return [str(item.sequence), clock, "" if item.step is None else str(item.step), item.name, " ".join(said)]
 
 # %% ../../nbs/62_widgets/5_panels.ipynb #5deb8038
@@ -132,8 +129,9 @@ def search_events(
 ) -> list[list[str]]:
     "The last events that hold all the words, newest first; only so many are looked at."
     wanted, found = search_words.casefold().split(), []
+    begun = list(events.named("train.start")) if isinstance(events, EventSequence) else [one for one in events if one.name == "train.start"]
     for place in range(len(events) - 1, max(len(events) - search_limit, 0) - 1, -1):
-        line = _event_row(events[place])
+        line = _event_row(events[place], loss_unit(one for one in begun if one.sequence <= events[place].sequence))
         text = f"{line[3]} {line[4]}".casefold()
         if all(word in text for word in wanted):
             found.append(line)

@@ -61,3 +61,43 @@ def test_results_tell_the_change_with_its_interval():
         change = results["change"]
         assert change["low"] <= change["value"] <= change["high"] and change["count"] == 30
         assert "points (" in repr(show_scores(k.run_record)) and "nats/token (" in repr(show_scores(k.run_record))
+
+
+RLHF = {
+    "backend": "toy", "env": "task:parity", "problems": 16, "batch_size": 4, "group_size": 4, "graded": 4, "max_tokens": 3,
+    "sft_dataset": "builtin:reworded[:64]", "pair_dataset": "builtin:reworded-pairs[:64]",
+}  # fmt: skip
+
+
+def test_each_phase_of_a_nested_workflow_is_judged_by_its_own_settings():
+    with Kitchen("rlhf", **RLHF, warmup_steps=1, learning_rate=3e-3, sft_learning_rate=2e-3, schedule="constant") as k:
+        k.run()
+        phases, phase, found = iter(("sft", "reward", "rl")), "", {}
+        for item in k.log.named("train.start", "run.symptom", "train.step"):
+            phase = next(phases) if item.name == "train.start" else phase
+            found.setdefault(phase, {"rates": [], "said": []})
+            if item.name == "train.step":
+                found[phase]["rates"].append(item["learning_rate"])
+            elif item.name == "run.symptom" and item["symptom"] == "peak_not_reached":
+                found[phase]["said"].append(item["sentence"])
+        own = {item["scope"]: item for item in k.log.named("run.scope")}
+        for phase, told in own.items():  # what is said agrees with the rates that were taken, in this very phase
+            steps, peak, warmup = len(found[phase]["rates"]), told["learning_rate"], told["warmup_steps"]
+            assert bool(found[phase]["said"]) == (warmup > steps / 2), phase
+            assert max(found[phase]["rates"]) == pytest.approx(peak * min(1, steps / warmup))
+        assert set(own) == {"sft", "reward", "rl"}
+        assert [told["warmup_steps"] for told in own.values()] == [10, 20, 1] and own["sft"]["learning_rate"] == 2e-3
+        assert "of 10 steps is longer than the run of 2" in found["sft"]["said"][0] and not found["rl"]["said"]
+        watched = Diagnostics(k.log)
+        assert watched.settings_in_force["config.warmup_steps"] == 1 and "model" not in repr(watched.symptoms())
+
+
+def test_a_nested_run_is_taken_up_after_an_edit(tmp_path):
+    with Kitchen("rlhf", **RLHF, schedule="constant", warmup_steps=1, run_dir=tmp_path / "run") as k:
+        k.run(until=lambda item: item.name == "train.step" and k.stage_status["rl/start_rl"] == "done")
+        k.set(learning_rate=0.04)
+        k.run(until=2)  # it holds from the next round on
+        assert Diagnostics(k.log).settings_in_force["config.learning_rate"] == 0.04
+    with Kitchen.open(tmp_path / "run") as k:
+        k.run()
+        assert list(k.log.named("train.step"))[-1]["learning_rate"] == 0.04 and k.status == "completed"

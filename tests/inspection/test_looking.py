@@ -28,6 +28,7 @@ SMALL = {
     "max_tokens": 8, "lora_dropout": 0.1,
 }  # fmt: skip
 ASKING = {  # what may be called while a run goes on
+    "check": lambda k: k.check(),
     "show_batch": lambda k: k.show_batch(),
     "show_batch by loss": lambda k: k.show_batch(by="loss"),
     "show_results": lambda k: k.show_results(),
