@@ -47,13 +47,17 @@ from .formats import text_kind as text_kind
 from .messages import THINKING_KEYS as THINKING_KEYS
 from .messages import content_text as content_text
 from .messages import join_thinking as join_thinking
+from .messages import names_a_mode as names_a_mode
 from .messages import parse_history as parse_history
 from .messages import parse_messages as parse_messages
+from .messages import part_kinds as part_kinds
 from .messages import split_thinking as split_thinking
 from .pairs import Turns as Turns
 from .pairs import common_prefix_length as common_prefix_length
+from .pairs import read_asked as read_asked
 from .pairs import read_continuation as read_continuation
 from .pairs import same_answer as same_answer
+from .pairs import split_dialogue as split_dialogue
 from .pairs import split_pair as split_pair
 from .references import DATA_FILE_SUFFIXES as DATA_FILE_SUFFIXES
 from .references import DatasetReference as DatasetReference
@@ -104,3 +108,4 @@ from .tools import json_type_name as json_type_name
 from .tools import json_value as json_value
 from .tools import parse_tool_calls as parse_tool_calls
 from .tools import parse_tools as parse_tools
+from .tools import plain_value as plain_value

@@ -8,11 +8,12 @@ __all__ = ['SYSTEM_COLUMNS', 'TOOL_COLUMNS', 'CONTEXT_COLUMNS', 'RowReading', 'r
            'refuse_unused_columns']
 
 # %% ../../nbs/22_data/3_columns.ipynb #1a81f40c
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .messages import THINKING_KEYS, content_text, join_thinking, parse_history, parse_messages
+from .messages import THINKING_KEYS, content_text, join_thinking, names_a_mode, parse_history, parse_messages
 from .tools import RowNotes, carries_content, checked_json, checked_text, json_type_name, json_value, parse_tools
 from ..types import Message, RowError, is_list, is_mapping
 
@@ -51,7 +52,9 @@ SYSTEM_COLUMNS, TOOL_COLUMNS = ("system", "system_prompt", "system_message"), ("
 
 
 def _system_text(value: object, column: str, notes: RowNotes) -> str:
-    "A system prompt, which may be spelled as a message."
+    "A system prompt, which may be spelled as a message, or in parts (Anthropic)."
+    if is_list(value) and all(is_mapping(one) and not (one.get("role") or one.get("from")) for one in value):
+        return content_text(value, column)
     found = parse_messages(value, column, "system", notes)
     if len(found) != 1 or found[0].role not in ("system", "developer"):
         raise RowError("must be text, or one message of the role 'system'", field=column)
@@ -91,7 +94,7 @@ def refuse_empty_answers(messages: Sequence[Message], column: str, one_message: 
 
 def with_thinking(row: RowReading, messages: tuple[Message, ...]) -> tuple[Message, ...]:
     "The messages with the thinking of a column of its own in the answer, if there is one answer."
-    names = row.unread(THINKING_KEYS)
+    names = [name for name in row.unread(THINKING_KEYS) if not names_a_mode(row.row[name])]
     if not names or [one.role for one in messages].count("assistant") != 1:
         return messages
     texts = [content_text(row[name], name) for name in names]
@@ -132,6 +135,8 @@ CONTEXT_COLUMNS = frozenset((
     "context", "documents", "tool_calls", "function_call", "chain_of_thought", "cot", "rationale",
 ))  # fmt: skip
 _NAMING_KEYS = ("type", "role", "from")  # of objects: their texts say what a thing is, and nothing of what it holds
+_THINKING_WORDS = frozenset(("reasoning", "thinking", "thought", "thoughts", "rationale", "cot"))
+_PROSE_WORDS = 3  # fewer under such a name are a mode, a language, a source
 
 
 def _text_leaves(value: object) -> Iterator[str]:
@@ -164,6 +169,22 @@ def _retells(value: object, messages: Sequence[Message]) -> bool:
     return bool(text) and all(_even(one.content) in text for one in messages)
 
 # %% ../../nbs/22_data/3_columns.ipynb #55a01580
+def _names_a_part(name: str, value: object) -> bool:
+    "Whether a column is part of a conversation by a word of its name and by what it holds: `deepseek_reasoning`, `available_tools`."
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold())
+    if not words:
+        return False
+    if not _THINKING_WORDS.isdisjoint(words) or words[0] == "system":
+        return any(len(text.split()) >= _PROSE_WORDS for text in _text_leaves(value))
+    return not {"tools", "functions"}.isdisjoint(words) and _declares(value)
+
+
+def _declares(value: object) -> bool:
+    "Whether a value looks like schemas of functions."
+    items = value if is_list(value) else [value]
+    return any(('"name"' in one if isinstance(one, str) else is_mapping(one) and ("name" in one or "function" in one)) for one in items)
+
+
 def refuse_unused_columns(
     row: RowReading,
     messages: Sequence[Message],
@@ -174,13 +195,15 @@ def refuse_unused_columns(
     "Refuse columns that hold part of a conversation, say something new, and were not read; note all others that nobody read."
     calls = [call["function"] for one in messages for call in one.tool_calls]
     for name in row.unread(row):
-        word = name.casefold()
-        if word in _MEDIA_COLUMNS:
+        word, value = name.casefold(), row.row[name]
+        if word in THINKING_KEYS and names_a_mode(value):
+            row.notes.note(name)
+        elif word in _MEDIA_COLUMNS:
             row.notes.refuse(name, "no backend takes images, audio or video yet, and the text without them would teach to make them up")
         elif (  # no part of a conversation, or one that stands in the messages already
-            (word not in CONTEXT_COLUMNS and word not in turns)
-            or _retells(row.row[name], messages)
-            or says_nothing_new(row.row[name], _all_said(messages, (calls, tools)))
+            (word not in CONTEXT_COLUMNS and word not in turns and not _names_a_part(name, value))
+            or _retells(value, messages)
+            or says_nothing_new(value, _all_said(messages, (calls, tools)))
         ):
             row.notes.note(name)
         else:

@@ -28,12 +28,12 @@ from kitchen.data.columns import (
     with_thinking,
 )
 from .messages import content_text, join_thinking, parse_messages, split_thinking
-from .pairs import read_continuation, same_answer, split_pair
+from .pairs import read_asked, read_continuation, same_answer, split_pair
 from .references import PlacedRow, Row, Stream, Table
-from .tools import RowNotes, drop_absent_arguments, json_value, parse_tool_calls
+from .tools import RowNotes, drop_absent_arguments, json_value, parse_tool_calls, plain_value
 from ..input import checked_arguments
 from ..ports.protocols import Rows
-from ..types import ON_BAD_ROW, InvalidValue, Message, RowError, UnknownName, is_list, nearest, printable_text
+from ..types import ON_BAD_ROW, InvalidValue, Message, RowError, UnknownName, is_list, is_mapping, nearest, printable_text
 
 # %% ../../nbs/22_data/5_formats.ipynb #40c4ecc9
 Functions = tuple[Mapping[str, Any], ...]  # in OpenAI's form: {"type": "function", "function": {"name", "description", "parameters"}}
@@ -141,7 +141,7 @@ _MATTER_COLUMNS = ("input", "context")
 def read_question(row: Row, column: str, matter_column: str = "") -> tuple[Message, ...]:
     "What is asked, and after an empty line what it is about: the text of a column `input` or `context`, unless the question holds it already."
     reading = reading_of(row)
-    asked = parse_messages(reading[column], column, "user", reading.notes)
+    asked = read_asked(reading[column], column, reading.notes)
     names = reading.unread(dict.fromkeys(name for name in (matter_column, *_MATTER_COLUMNS) if name and name != column))
     if len(names) > 1 and not matter_column:
         raise RowError("input and context both say what the question is about; name one of them in columns as input", field=names[-1])
@@ -172,15 +172,43 @@ def _read_calls_as_answer(row: Row) -> tuple[tuple[Message, ...]]:
     return (read_question(row, "query") + (Message("assistant", tool_calls=calls),),)
 
 # %% ../../nbs/22_data/5_formats.ipynb #41c3d70a
-_PROMPT_COLUMNS = ("prompt", "question", "instruction", "query")
+_PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "problem")
+_CHAT_COLUMNS = ("messages", "conversations", "conversation")
+
+
+def _prompt_of_pair(row: RowReading, chosen: tuple[Message, ...]) -> tuple[Message, ...] | None:
+    "The prompt of a column of its own; None where there is none. Where no continuation holds it, a dialogue or an input is one, too."
+    named = next((name for name in _PROMPT_COLUMNS if row.row.get(name) not in (None, [])), None)
+    if named or chosen[0].role not in ("assistant", "tool"):
+        return read_question(row, named) if named else None
+    other = next(iter(row.unread((*_CHAT_COLUMNS, *_MATTER_COLUMNS))), None)
+    if other in _CHAT_COLUMNS:
+        asked = messages_reader(other)(row)[0]
+        if asked[-1].role == "assistant":
+            raise RowError("ends with an answer, but stands before chosen and rejected; end it with a question", field=other)
+        return asked
+    return read_question(row, other) if other else None
 
 
 def _read_preference(row: Row) -> tuple[tuple[Message, ...], ...]:
     "Prompt, chosen, rejected."
     reading = reading_of(row)
     chosen, rejected = (read_continuation(reading[name], name, reading.notes) for name in ("chosen", "rejected"))
-    named = next((name for name in _PROMPT_COLUMNS if reading.row.get(name) not in (None, [])), None)
-    return split_pair(read_question(reading, named) if named else None, chosen, rejected)
+    return split_pair(_prompt_of_pair(reading, chosen), chosen, rejected)
+
+
+def _read_preferred_output(row: Row) -> tuple[tuple[Message, ...], ...]:
+    "Prompt, chosen, rejected of a row for OpenAI's preference tuning, whose input holds messages and tools."
+    reading = reading_of(row)
+    given: Any = reading["input"]
+    if is_mapping(given):
+        reading.notes.refuse_unread(given, ("messages", "tools", "parallel_tool_calls", "tool_choice"), "input")
+        reading.notes.tools += [("input.tools", given["tools"])] if given.get("tools") else []
+        asked = parse_messages(given.get("messages"), "input.messages", None, reading.notes)
+    else:
+        asked = read_question(reading, "input")
+    good, bad = (read_continuation(reading[name], name, reading.notes) for name in ("preferred_output", "non_preferred_output"))
+    return split_pair(asked, good, bad)
 
 # %% ../../nbs/22_data/5_formats.ipynb #b479688c
 _LABEL_COLUMNS = ("label", "rating", "thumbs", "thumbs_up", "thumb", "feedback", "liked", "vote", "kto_tag", "desirable")
@@ -193,6 +221,7 @@ _RATING_WORDS = ("good", "bad", "positive", "negative", "yes", "no", "chosen", "
 
 def _label_value(label: object) -> bool | None:
     "Whether a label says good; None where it says neither."
+    label = plain_value(label)
     key = label.strip().casefold() if isinstance(label, str) else label
     return _LABEL_VALUES.get(key) if isinstance(key, (bool, int, float, str)) else None
 
@@ -222,8 +251,26 @@ def _rated(found: RowFormat) -> RowFormat:
     return RowFormat(f"rated_{found.name}", (*found.columns, "label"), read, Rating)
 
 # %% ../../nbs/22_data/5_formats.ipynb #c168a2e1
+_VERDICT_WORDS = frozenset(("correct", "accepted", "approved", "preferred", "good", "upvoted", "helpful", "labels", "passed", "success"))
+_VERDICT_PREFIX = re.compile("(?:is|was|human|kto|user|answer|response)_")
+
+
+def _says_bad(name: str, value: object) -> bool:
+    "Whether a column such as `is_correct` or `kto_label` says that the answer is not a good one."
+    word = _VERDICT_PREFIX.sub("", name.casefold())
+    plain = plain_value(value)
+    return isinstance(plain, (bool, str)) and (word in _VERDICT_WORDS or word in _LABEL_COLUMNS) and _label_value(plain) is False
+
+
 def _refuse_label(row: RowReading, found: RowFormat) -> None:
-    "RowError where a row that is read as a conversation rates its answer."
+    "RowError where a row that is read as a conversation rates its answer, or says that it is a bad one."
+    for name in row.unread(row):
+        if name not in _LABEL_COLUMNS and _says_bad(name, row.row[name]):
+            raise RowError(
+                "says that the answer is not a good one, and it would be learnt all the same; leave the row out, or read it as a rating "
+                f"with columns={{'label': {name!r}}}",
+                field=name,
+            )
     for name in row.unread(_LABEL_COLUMNS):
         label = row.row[name]
         word = label.strip().casefold() if isinstance(label, str) else label
@@ -250,6 +297,8 @@ def _read_text(row: Row) -> tuple[tuple[Message, ...]]:
     text = content_text(row["text"], "text")
     if not text.strip():
         raise RowError("is empty; there is nothing to learn", field="text")
+    for name in reading_of(row).unread(("role", "from")):
+        raise RowError("says who speaks, so that the row is one message of a conversation, not a text; gather its messages in one row", field=name)
     return ((Message("assistant", text),),)
 
 # %% ../../nbs/22_data/5_formats.ipynb #2261d732
@@ -264,16 +313,18 @@ _ANSWERED = tuple(  # a question's column, an answer's, and what it is about
         ("prompt_response", "prompt", "response", ""),
         ("query_response", "query", "response", ""),
         ("input_output", "input", "output", ""),
+        ("problem_solution", "problem", "solution", ""),
     )
 )
 _CHATS = tuple(
     RowFormat(name, (column,), messages_reader(column))
-    for name, column in (("chat", "messages"), ("sharegpt", "conversations"), ("conversation", "conversation"))
+    for name, column in zip(("chat", "sharegpt", "conversation"), _CHAT_COLUMNS, strict=True)
 )
 FORMATS: dict[str, RowFormat] = {
     one.name: one
     for one in (
         RowFormat("preference", ("chosen", "rejected"), _read_preference, Preference),
+        RowFormat("preferred_output", ("input", "preferred_output", "non_preferred_output"), _read_preferred_output, Preference),
         RowFormat("rating", ("prompt", "completion", "label"), _read_rating, Rating),
         *_CHATS,
         *_ANSWERED,
@@ -353,7 +404,7 @@ def _refuse_empty_parts(found: RowFormat, parts: Sequence[Any]) -> None:
         one_list = len(found.columns) == 1
         refuse_empty_answers(parts[0], found.columns[0 if one_list else 1], not one_list)
     elif found.kind is Preference:
-        for name, messages in zip(("chosen", "rejected"), parts[1:], strict=True):
+        for name, messages in zip(found.columns[-2:], parts[1:], strict=True):
             refuse_empty_answers(messages, name, True)
     elif found.kind is Rating:
         refuse_empty_answers(parts[1], found.columns[-2], True)
@@ -396,8 +447,9 @@ def _read_row(row: RowReading, found: RowFormat, origin: str, whole: Row, decide
 
 
 def _beside_turns(found: RowFormat) -> set[str]:
-    "Columns of other formats that are no part of what a row of this one says: the worse answer, and a label, beside a conversation."
-    return {"rejected", *_LABEL_COLUMNS} if found.kind is Conversation else set()
+    "Columns of other formats that are no part of what a row of this one says: a label and the worse answer, and beside messages their source."
+    beside = {"rejected", "preferred_output", "non_preferred_output", *_LABEL_COLUMNS} if found.kind is Conversation else set[str]()
+    return beside | ({"problem", "solution"} if found in _CHATS else set[str]())
 
 
 def _noun_of(found: RowFormat) -> Callable[..., Any]:

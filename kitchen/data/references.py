@@ -280,15 +280,16 @@ def _parse_split_option(name: str, text: str) -> tuple[str, str | None]:
 # %% ../../nbs/22_data/0_references.ipynb #a442fa74
 SPLIT_WORDS: dict[str, tuple[str, ...]] = {  # a split -> what files and datasets call it
     "train": ("train", "training"),
-    "test": ("test", "testing"),
-    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
+    "test": ("test", "testing", "holdout", "heldout", "unseen"),
+    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation", "devel"),
 }
 
 
 @checked_arguments
 def split_kind(name: str) -> str:
-    "train, test or validation, if one of the words of a name says so (`gsm8k-test`, `train_sft`); else nothing."
-    words = set(re.split(r"[^a-z]+", name.lower()))
+    "train, test or validation, if one of the words of a name says so (`gsm8k-test`, `train_sft`, `testSet`, `held_out`); else nothing."
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    words = {re.sub("(?<=.)(?:set|data|split)$", "", word) for word in re.split(r"[^a-z]+", re.sub("(?<![a-z])h[eo]ld[-_. ]out", "heldout", apart))}
     return next((kind for kind, spellings in SPLIT_WORDS.items() if words & set(spellings)), "")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from .formats import Conversation, Preference, Rating
 from .references import split_rows
+from .tools import carries_content
 from ..input import checked_arguments
 from ..seeding import random_generator
 from ..types import InvalidValue, Message, UnknownName
@@ -63,13 +64,14 @@ def _all_of(row: Conversation | Preference | Rating) -> list[Any]:
 def row_keys(row: Conversation | Preference | Rating, group_column: str = "") -> RowKeys:
     "The hashes of a parsed row; UnknownName where it lacks the column that groups."
     tools = getattr(row, "tools", ())  # the same words with other tools are another question
-    group = None
+    whole, asked = _hash(_all_of(row), tools), _spelled(_prompt_of(row))
+    prompt, group = _hash(asked, tools) if asked else whole, None
     if group_column:
         if group_column not in row.row:
             raise UnknownName("column", group_column, row.row, row.origin)
-        group = _hash(row.row[group_column])
-    whole, prompt = _hash(_all_of(row), tools), _spelled(_prompt_of(row))
-    return RowKeys(whole, _hash(prompt, tools) if prompt else whole, group)
+        value = row.row[group_column]
+        group = _hash(value) if carries_content(value) else prompt  # a row of no group belongs to those that ask the same
+    return RowKeys(whole, prompt, group)
 
 # %% ../../nbs/22_data/6_statistics.ipynb #5c78ab51
 _LARGEST_SHARE = 2  # times the wanted share: a split by prompt that holds out more is not what was asked for

@@ -17,6 +17,7 @@ from kitchen.adapters.files.registry import FileRegistry
 from kitchen.adapters.huggingface import HuggingFaceDatasets, HuggingFaceHub, _hub_error
 from kitchen.data.batches import Batches, Cursor, StreamBatches
 from kitchen.data.formats import parse_rows, parse_stream
+from kitchen.data.references import split_kind
 from kitchen.ports.registry import create_adapter
 from kitchen.types import BackendError, DamagedData, InvalidValue, RowError, UnknownName
 
@@ -370,3 +371,16 @@ def test_an_entry_says_who_and_whether_it_is_simulated(tmp_path):
     (tmp_path / "sft" / "000001" / "entry.json").write_text("{")
     with pytest.raises(DamagedData, match="000001"):
         registry.versions("sft")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "test") for name in ("test", "TEST", "testSet", "test_data", "holdout", "held_out", "held-out", "HeldOut", "my-testset", "unseen")),
+        *((name, "validation") for name in ("dev", "devset", "validSet", "eval", "evalData", "val2")),
+        *((name, "train") for name in ("train", "trainSet", "TrainingData", "train1", "train_sft")),
+        *((name, "") for name in ("data", "set", "contest", "latest", "device", "held", "trainer", "a")),
+    ],
+)
+def test_the_kind_of_a_split_is_one_of_its_words(name, kind):
+    assert split_kind(name) == kind

@@ -346,7 +346,9 @@ def test_thinking_that_cannot_be_meant(message, reason):
         {"type": "video", "video": "a"},
         {"type": "file", "file": "f"},
         {"type": "tool_use", "name": "add"},
-        {"text": "a"},
+        {"type": "refusal", "refusal": "No."},
+        {"type": "redacted_thinking", "data": "x"},
+        {"image": {"format": "png"}},
     ],
 )
 def test_other_parts_are_refused(part):
@@ -1116,3 +1118,189 @@ def test_whatever_a_row_says_is_in_the_noun_or_named_as_unused(row, kind, on_unu
             for mark in marks(held)
         }
         assert not lost, (column, lost, read.unused)
+
+
+# what others write
+
+
+@pytest.mark.parametrize("kind", [Conversation, Preference, Rating])
+@pytest.mark.parametrize("mode", ["on", "Off", "high", True, False])
+@pytest.mark.parametrize("key", THINKING_KEYS)
+def test_a_mode_of_thinking_is_no_thought(kind, mode, key):
+    row = {
+        Conversation: {"messages": [USER, GOOD]},
+        Preference: {"prompt": "2 + 3?", "chosen": "5", "rejected": "6"},
+        Rating: {"prompt": "2 + 3?", "completion": "5", "label": True},
+    }[kind]
+    read = parse_row({**row, key: mode}, kind=kind)
+    assert read.unused == (key,) and all(not one.reasoning_content for one in getattr(read, "messages", RIGHT))
+    inside = parse_row({"messages": [USER, {**GOOD, key: mode}]})
+    assert inside.messages == (*ASKED, *RIGHT) and inside.unused == (f"messages[].{key}",)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        {"deepseek_reasoning": "Two and three."},
+        {"chosen_reasoning": "Two and three."},
+        {"thinkingTrajectory": ["Two and three."]},
+        {"chain_of_thought_text": "Two and three."},
+        {"systemInstruction": {"parts": [{"text": "Speak like a sailor."}]}},
+        {"available_tools": [TOOL]},
+        {"tools_json": json.dumps([BARE])},
+        {"function_schemas": None, "functions_available": [BARE]},
+    ],
+)
+def test_a_part_of_a_conversation_is_known_by_a_word_of_its_name(lost):
+    name = [*lost][-1]
+    with pytest.raises(RowError, match="is part of what was said") as caught:
+        parse_row({**ANSWERED, **lost})
+    assert caught.value.field == name
+    assert name in parse_row({**ANSWERED, **lost}, on_unused="count").unused
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"reasoning_language": "French"}, {"num_tools": 3}, {"system_id": 7}, {"tools_used": ["add"]}, {"has_reasoning": True}],
+)
+def test_metadata_with_such_a_word_is_counted(beside):
+    assert parse_row({**ANSWERED, **beside}).unused == (*beside,)
+
+
+@pytest.mark.parametrize("form", [lambda chat: chat, json.dumps], ids=["list", "JSON"])
+@pytest.mark.parametrize("spell", [lambda one: one, lambda one: {"from": one["role"], "value": one["content"]}], ids=["role", "from"])
+def test_messages_in_a_text_are_messages(form, spell):
+    asked, good, bad = ([spell(one)] for one in (USER, GOOD, BAD))
+    pair = parse_row({"prompt": form(asked), "chosen": form(good), "rejected": form(bad)}, kind=Preference)
+    assert (pair.prompt, pair.chosen, pair.rejected) == (ASKED, RIGHT, WRONG)
+    whole = parse_row({"chosen": form(asked + good), "rejected": form(asked + bad)}, kind=Preference)
+    assert (whole.prompt, whole.chosen, whole.rejected) == (ASKED, RIGHT, WRONG)
+    assert parse_row({"prompt": form(asked), "completion": form(good)}).messages == (*ASKED, *RIGHT)
+
+
+@pytest.mark.parametrize("column", ["prompt", "completion"])
+@pytest.mark.parametrize("printed", [str([GOOD]), str([GOOD, GOOD]).replace(", {", "\n {")], ids=["list", "array"])
+def test_messages_as_python_prints_them_are_refused(column, printed):
+    with pytest.raises(RowError, match="as Python prints it, which is not JSON") as caught:
+        parse_row({"prompt": "2 + 3?", "completion": "5", column: printed})
+    assert caught.value.field == column
+
+
+@pytest.mark.parametrize("text", ['[{"role": 1}]', "[1, 2]", '{"answer": 5}', '{"content": "5"}', "[{'a': 1}]", "{", '{"role": "admin"'])
+def test_other_json_is_an_answer(text):
+    assert parse_row({"prompt": "2 + 3?", "completion": text}).messages[1].content == text
+
+
+def test_calls_and_results_in_parts_are_calls_and_results():
+    thought = {"type": "thinking", "thinking": "A tool helps.", "signature": "x"}
+    calls = [{"type": "tool_use", "id": f"t{number}", "name": "add", "input": {"first": number}} for number in (1, 2)]
+    results = [{"type": "tool_result", "tool_use_id": f"t{number}", "content": [{"type": "text", "text": str(number)}]} for number in (1, 2)]
+    chat = [
+        USER,
+        {"role": "assistant", "content": [thought, {"type": "text", "text": "I add."}, *calls]},
+        {"role": "user", "content": [*results, {"type": "text", "text": "And now?"}]},
+        GOOD,
+    ]
+    read = parse_row({"messages": chat, "system": [{"type": "text", "text": "Be kind."}], "tools": [{"name": "add", "input_schema": SCHEMA}]})
+    asked = parse_row({"messages": [USER, {"role": "assistant", "content": "I add.", "reasoning_content": "A tool helps.", "tool_calls": [
+        {"id": call["id"], "type": "function", "function": {"name": "add", "arguments": call["input"]}} for call in calls
+    ]}, GOOD]})  # fmt: skip
+    assert read.messages[0] == Message("system", "Be kind.") and read.messages[1:3] == asked.messages[:2]
+    told = [Message("tool", str(number), tool_call_id=f"t{number}") for number in (1, 2)]
+    assert read.messages[3:] == (*told, Message("user", "And now?"), *RIGHT)
+    assert read.tools == ({"type": "function", "function": {"name": "add", "parameters": SCHEMA}},)
+
+
+@pytest.mark.parametrize(
+    ("role", "parts", "reason"),
+    [
+        ("assistant", [{"type": "tool_use", "name": "add", "input": {}}, {"type": "text", "text": "So."}], "calls after all text"),
+        ("user", [{"type": "text", "text": "So."}, {"type": "tool_result", "tool_use_id": "t", "content": "5"}], "results before all text"),
+        ("assistant", [{"type": "tool_use", "input": {}}], "name"),
+        ("user", [{"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image"}]}], "no backend takes images"),
+        ("user", [{"type": "tool_result", "content": "5"}], "must be text"),
+        ("assistant", [{"type": "tool_use", "name": "add", "input": {}, "mood": "merry"}], "does not read"),
+    ],
+)
+def test_parts_that_cannot_be_messages_are_refused(role, parts, reason):
+    with pytest.raises(RowError, match=reason) as caught:
+        parse_row({"messages": [USER, {"role": role, "content": parts}, GOOD]})
+    assert caught.value.field.startswith("messages[1].content")
+
+
+HH = "Human: 2 + 3?\n\nAssistant:"
+
+
+@pytest.mark.parametrize("lines", ["\n", "\r\n"])
+@pytest.mark.parametrize("space", ["", " "])
+def test_dialogues_in_one_text_are_taken_apart(lines, space):
+    start = ("\n\n" + HH).replace("\n", lines)
+    inside = parse_row({"chosen": f"{start}{space}5", "rejected": f"{start}{space}6"}, kind=Preference)
+    beside = parse_row({"prompt": start, "chosen": "5", "rejected": "6"}, kind=Preference)
+    assert {(one.prompt, one.chosen, one.rejected) for one in (inside, beside)} == {(ASKED, RIGHT, WRONG)}
+    assert parse_row({"prompt": start, "response": "5"}).messages == (*ASKED, *RIGHT)
+    talk = f"Human: Hi{lines}{lines}Assistant: Ho{lines}{lines}{start.strip()}"
+    assert said({"instruction": talk, "output": "5"}) == ["user: Hi", "assistant: Ho", "user: 2 + 3?", "assistant: 5"]
+    assert said({"prompt": "Human: what is it?", "response": "5"})[0] == "user: Human: what is it?"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [USER], "chosen": GOOD, "rejected": BAD},
+        {"messages": [USER], "chosen": "5", "rejected": "6"},
+        {"conversation": [{"from": "human", "value": "2 + 3?"}], "chosen": {"from": "gpt", "value": "5"}, "rejected": {"from": "gpt", "value": "6"}},
+        {"input": "2 + 3?", "chosen": "5", "rejected": "6"},
+        {"problem": "2 + 3?", "chosen": "5", "rejected": "6"},
+        {"input": {"messages": [USER], "parallel_tool_calls": True}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+        {"messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    ],
+)
+def test_a_pair_finds_its_prompt(row):
+    pair = parse_row(row, kind=Preference)
+    assert (pair.prompt, pair.chosen, pair.rejected) == (ASKED, RIGHT, WRONG)
+
+
+def test_a_dialogue_that_is_answered_is_no_prompt_of_a_pair():
+    with pytest.raises(RowError, match="ends with an answer") as caught:
+        parse_row({"messages": [USER, GOOD], "chosen": GOOD, "rejected": BAD}, kind=Preference)
+    assert caught.value.field == "messages"
+
+
+def test_tools_of_a_preferred_output_are_tools():
+    row = {"input": {"messages": [USER], "tools": [TOOL]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]}
+    assert parse_row(row, kind=Preference).tools == (TOOL,)
+    with pytest.raises(RowError, match="does not read"):
+        parse_row({**row, "input": {**row["input"], "mood": "merry"}}, kind=Preference)
+
+
+@pytest.mark.parametrize("name", ["correct", "is_correct", "accepted", "upvoted", "is_good", "kto_label", "human_label", "answer_helpful"])
+def test_an_answer_that_a_column_calls_bad_is_not_learnt(name):
+    for bad in (False, "false", "False"):
+        with pytest.raises(RowError, match="is not a good one") as caught:
+            parse_row({**ANSWERED, name: bad})
+        assert caught.value.field == name
+    for other in (True, "true", None, 0.0, 3, "B"):  # no verdict, or a good one
+        assert parse_row({**ANSWERED, name: other}).messages == (*ASKED, *RIGHT)
+    assert parse_row({**ANSWERED, name: False}, kind=Rating, columns={"label": name}).label is False
+
+
+def test_labels_of_numpy_are_labels():
+    import numpy
+
+    row = {"prompt": "2 + 3?", "completion": "6"}
+    assert [parse_row({**row, "label": kind(0)}, kind=Rating).label for kind in (numpy.bool_, numpy.int64, numpy.float32)] == [False] * 3
+
+
+def test_one_message_of_a_tree_is_no_text():
+    with pytest.raises(RowError, match="one message of a conversation") as caught:
+        parse_row({"message_id": "7", "parent_id": None, "text": "Hi", "role": "prompter"})
+    assert caught.value.field == "role"
+
+
+def test_problems_with_solutions_are_conversations():
+    assert parse_row({"problem": "2 + 3?", "solution": "5", "source": "x"}).messages == (*ASKED, *RIGHT)
+    with pytest.raises(RowError) as caught:
+        parse_row({**ANSWERED, "solution": "Count on three from two."})
+    assert caught.value.field == "solution"
+    assert parse_row({"messages": [USER, GOOD], "problem": "2 + 3?", "solution": "Count on."}).unused == ("problem", "solution")

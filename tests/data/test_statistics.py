@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kitchen.data.formats import Conversation, Preference, Rating
+from kitchen.data.formats import Conversation, Preference, Rating, parse_row
 from kitchen.data.references import split_rows
 from kitchen.data.statistics import LengthCounts, RowKeys, count_overlap, count_rows, row_keys, split_by_keys
 from kitchen.types import InvalidValue, Message, UnknownName
@@ -84,3 +84,10 @@ def test_rows_are_counted_as_they_come():
     found = count_rows(rows, map(row_keys, rows))
     assert (found.rows, found.messages, found.answers, found.several_turns) == (4, 10, 5, 1)
     assert (found.duplicates, found.repeated_prompts) == (1, 2) and found.sources == {"one.jsonl": 2, "two.jsonl": 2}
+
+
+def test_rows_of_no_group_are_kept_together_by_what_they_ask():
+    sessions = (None, None, None, "", 7, 7)
+    rows = [{"question": f"{number // 2}?", "answer": "5", "session": session} for number, session in enumerate(sessions)]
+    groups = [row_keys(parse_row(row), "session").group for row in rows]
+    assert len(set(groups)) == 3 and groups[0] == groups[1] and groups[2] == groups[3] and groups[4] == groups[5]

@@ -467,3 +467,18 @@ def test_the_page_shows_what_is_proven():
 
 if __name__ == "__main__":
     write_page()
+
+
+@pytest.mark.parametrize("mode", [name for name in MODES if name.startswith("glm")])
+@pytest.mark.parametrize("between", [[], [Message("system", "Be brief.")]], ids=["assistant", "system"])
+def test_an_answer_that_nobody_answers_ends_as_the_last_one_does(mode, between):
+    "Before a message of the assistant, or of the system, GLM writes no end: the answer is trained in a sequence that ends with it."
+    name, values = MODES[mode]["ours"]
+    renderer = get_renderer(name, FamilyTokenizer(MODES[mode]["family"]), values)
+    chat = [Message("user", "2 + 3?"), Message("assistant", "5"), *between, Message("assistant", "Done.")]
+    data = to_datums(renderer, chat)
+    assert len(data) == 2
+    for datum in data:
+        trained = [int(target) for target, weight in zip(datum.targets, datum.weights, strict=True) if weight]
+        assert trained[-1] in renderer.stop_sequences()
+        assert sum(token in renderer.stop_sequences() for token in trained) == 1

@@ -191,7 +191,32 @@ def test_thinking_and_tool_calls_that_a_template_leaves_out_are_missed():
         to_datum(renderer, THINKING[:2])
     with pytest.raises(InvalidValue, match="does not show the tool call of message 1"):
         to_datum(renderer, TOOLS)
-    assert trained_text(renderer, TOOLS, "last_assistant_message") == "2<|im_end|>"
+    with pytest.raises(InvalidValue, match="does not show the tool call of message 1"):
+        to_datum(renderer, TOOLS, "last_assistant_message")  # the result of a call that nobody sees
+
+
+TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+PASSES_OVER = {
+    "system": "{% for m in messages %}{% if m.role != 'system' %}TURN{% endif %}{% endfor %}",
+    "developer": "{% for m in messages if m.role in ['system', 'user', 'assistant'] %}TURN{% endfor %}",
+    "tool": "{% for m in messages if m.role != 'tool' %}TURN{% endfor %}",
+    "user": "{% for m in messages[-2:] %}TURN{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("role", PASSES_OVER)
+def test_a_message_that_a_template_passes_over_is_an_error(role):
+    asks = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    renderer = TemplateRenderer(tokenizer(PASSES_OVER[role].replace("TURN", TURN) + asks))
+    begins = [Message(role, "5"), Message("assistant", "5")] if role == "user" else [Message(role, "5")]
+    chat = [*begins, Message("user", "5?"), Message("assistant", "5")]  # all of it stands in what is written
+    place = len(chat) - 3 if role != "user" else 0
+    with pytest.raises(RowError, match=f"chats.jsonl, row 3: the chat template does not show message {place} .of the role '{role}'"):
+        to_datums(renderer, chat, "last_assistant_message", "chats.jsonl, row 3")
+    if role != "user":
+        with pytest.raises(InvalidValue, match=f"does not show message {place}"):
+            renderer.generation_prompt(chat[:-1])
+    assert trained_text(renderer, chat[-2:]) == "5<|im_end|>"
 
 
 @pytest.mark.parametrize("arguments", ["(X | tojson)", "(X.items() | list | tojson)", "X"])

@@ -87,6 +87,21 @@ def test_a_named_split_and_chosen_rows_have_their_counterpart(tmp_path):
     k.close()
 
 
+def test_splits_that_nobody_reads_are_named(tmp_path):
+    for name in ("train", "extra", "test", "dev"):
+        write(tmp_path / "mine" / f"{name}.jsonl", asked(12, name))
+    k = rendered(dataset=f"file:{tmp_path / 'mine'}")
+    assert told(k, "data.split")[0]["source"] == "the dataset's own split 'test'; not read: dev, extra"
+    assert kitchen.check(f"file:{tmp_path / 'mine'}").held_out == told(k, "data.split")[0]["source"]
+    k.close()
+    for name in ("test", "dev"):
+        (tmp_path / "mine" / f"{name}.jsonl").unlink()
+    k = rendered(dataset=f"file:{tmp_path / 'mine'}")
+    assert told(k, "data.split")[0]["source"].endswith("split by prompt; not read: extra")
+    assert kitchen.check(f"file:{tmp_path / 'mine'}").held_out == told(k, "data.split")[0]["source"]
+    k.close()
+
+
 def test_a_test_dataset_goes_before_all(tmp_path):
     write(tmp_path / "mine" / "train.jsonl", asked(24))
     write(tmp_path / "mine" / "test.jsonl", asked(6, "OWN"))
