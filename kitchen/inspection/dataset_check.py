@@ -37,6 +37,7 @@ from kitchen.workflows.base import (
     fit_questions,
     held_out_reference,
     open_renderer,
+    unread_splits,
 )
 from ..workflows.preference import PairConfig, fit_pair
 
@@ -285,7 +286,8 @@ def check_settings(recipe: str, config: Any, adapters: Mapping[str, str]) -> Dat
     elif len(train.keys) > 1:
         chosen, out, by = split_by_keys(train.keys, config.test_fraction, config.seed)
         train_keys, held = [train.keys[index] for index in chosen], [train.keys[index] for index in out][:used]
-        source = f"a share of {config.test_fraction:g} of the rows, split by {by}"
+        unread = unread_splits(dataset_splits(store, dataset), dataset)
+        source = f"a share of {config.test_fraction:g} of the rows, split by {by}{unread}"
     else:
         train_keys, held, source = train.keys, [], "no row is left to hold out"
     example = show_datum(train.example, renderer.tokenizer) if train.example else None

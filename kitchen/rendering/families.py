@@ -298,6 +298,8 @@ class FamilyRenderer:
             if index == talk.last:
                 raise InvalidValue(f"the format {self.name!r} has no place for the thinking of {talk.name(index)}; take it out of the row")
             raise RewrittenMessage(f"{self.name} does not show the thinking of {talk.name(index)} once a later question follows")
+        if index < talk.last and not self.end(talk, index):  # GLM: only a user and a tool end an answer
+            raise RewrittenMessage(f"{self.name} writes no end of {talk.name(index)} before a message of this role")
         opening = self.opening(talk)
         begun = (opening, True) in written.header if opening else not self.ends_differ
         if index == talk.last or begun:

@@ -240,6 +240,7 @@ class TemplateRenderer:
         self.tokenizer, self.encoder = tokenizer, PieceEncoder(tokenizer)
         self.given = dict(chat_template_kwargs or {})
         self.template = CompiledTemplate(tokenizer, today).with_variables(self.given)
+        self._left_out: dict[object, list[int]] = {}  # shape of a conversation -> messages that are not written
 
     def with_chat_template_kwargs(self, chat_template_kwargs: Mapping[str, Any]) -> "TemplateRenderer":
         "The same renderer where these variables stand beside those it has, and win over them."
@@ -297,6 +298,7 @@ class TemplateRenderer:
         "The parts of a conversation in one of the ways that a template can write it."
         whole = template.render_text(chat.messages, tools=chat.tools)
         self._check_tools(chat.tools, whole)
+        self._check_written(template, chat, whole)
         finder = _SpanFinder(template, self.encoder.control_pattern, self.ends, chat, whole, writes_thinking)
         segments: list[Segment] = []
         done = 0
@@ -328,11 +330,37 @@ class TemplateRenderer:
                 "use a renderer that does, such as 'qwen3', or leave the tools out"
             )
 
+    def _check_written(self, template: CompiledTemplate, chat: EscapedConversation, text: str) -> None:
+        "InvalidValue where the template passes over a message, or over a call of one, in silence."
+        shape = tuple((one["role"], *(bool(one.get(key)) for key in ("content", "reasoning_content", "tool_calls"))) for one in chat.messages)
+        known = shape, bool(chat.tools), repr(template.variables)
+        if known not in self._left_out:
+            self._left_out[known] = self._passed_over(template, chat)
+        if lost := self._left_out[known]:
+            what = f"message {lost[0]} (of the role {chat.messages[lost[0]]['role']!r})"
+            raise InvalidValue(f"the chat template does not show {what}; take it out of the row, or use a hand-written renderer")
+        for index, message in enumerate(chat.messages):
+            if any(call.get("function", call).get("name", "") not in text for call in message.get("tool_calls", ())):
+                what = f"the tool call of message {index}"
+                raise InvalidValue(f"the chat template does not show {what}; take it out of the row, or use a hand-written renderer")
+
+    @staticmethod
+    def _passed_over(template: CompiledTemplate, chat: EscapedConversation) -> list[int]:
+        "Messages of which nothing is written, found by marks in the place of what they say; none where the template refuses the marks."
+        marks = {index: f"kitchen{index}probe" for index, one in enumerate(chat.messages) if one["content"].strip()}
+        marked = [{**one, "content": marks.get(index, one["content"])} for index, one in enumerate(chat.messages)]
+        try:
+            text = template.render_text(marked, tools=chat.tools)
+        except InvalidValue:
+            return []
+        return [index for index, mark in marks.items() if mark not in text]
+
     def generation_prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         "The tokens of the template's text with add_generation_prompt."
         chat = escape_control_tokens(messages, self.encoder.control_pattern, tools)
         text = self.template.render_text(chat.messages, True, chat.tools)
         self._check_tools(chat.tools, text)
+        self._check_written(self.template, chat, text)
         return concatenate_tokens(self.encoder.encode_segments([(chat.pieces(text), -1, False)]))
 
     def parse_response(self, tokens: Sequence[int]) -> tuple[Message, bool]:

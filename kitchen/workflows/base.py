@@ -6,9 +6,10 @@
 __all__ = ['MODEL_PRESETS', 'StageEvents', 'UNLIMITED', 'save', 'live_field', 'check_known_name', 'name_in_table',
            'TrainingConfig', 'DataConfig', 'AnswerConfig', 'Splits', 'ReadSettings', 'GradeSettings', 'context_length',
            'TokenLimit', 'fit_data', 'fit_questions', 'read_split', 'bad_row_events', 'render_event', 'dataset_splits',
-           'held_out_reference', 'read_splits', 'open_training', 'open_training_client', 'adam_params', 'open_renderer',
-           'renderer_events', 'make_question', 'conversation_to_question', 'ask_questions', 'baseline', 'evaluate',
-           'save_as', 'register_model', 'measurements_of', 'write_results', 'side_by_side', 'change_of_answers']
+           'unread_splits', 'held_out_reference', 'read_splits', 'open_training', 'open_training_client', 'adam_params',
+           'open_renderer', 'renderer_events', 'make_question', 'conversation_to_question', 'ask_questions', 'baseline',
+           'evaluate', 'save_as', 'register_model', 'measurements_of', 'write_results', 'side_by_side',
+           'change_of_answers']
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f1b95254
 import json
@@ -400,6 +401,15 @@ def _own_test_split(datasets: DatasetStore, reference: str) -> tuple[list[str], 
     return names, find_test_split(names, (parse_reference(reference).split or "train")) if names else None
 
 
+def unread_splits(names: Sequence[str], reference: str, chosen: str | None = None) -> str:
+    "In words, the splits of a dataset that are neither trained on nor held out; empty where all are read."
+    wanted = parse_reference(reference).split or "train"
+    trained = [name for name in names if name == wanted] or [name for name in names if split_kind(name) == split_kind(wanted)]
+    trained = trained or [name for name in names if not split_kind(name)]
+    others = [name for name in names if name not in trained and name != chosen]
+    return f"; not read: {', '.join(others)}" if others else ""
+
+
 def held_out_reference(datasets: DatasetStore, config: DataConfig) -> tuple[str, str, str, list[str]] | None:
     "Reference and split of rows that are meant to be held out, where they are from in words, and the splits there are; None without any."
     if config.test_dataset:
@@ -412,7 +422,8 @@ def held_out_reference(datasets: DatasetStore, config: DataConfig) -> tuple[str,
     named = parse_reference(config.dataset)
     # rows chosen by number are those to train on; of our own tasks a number says how many are made
     whole = named.split is None and (named.start, named.stop) == (None, None) or named.scheme == "builtin"
-    return config.dataset if whole else named.of_split(chosen), chosen, f"the dataset's own split {chosen!r}", names
+    source = f"the dataset's own split {chosen!r}{unread_splits(names, config.dataset, chosen)}"
+    return config.dataset if whole else named.of_split(chosen), chosen, source, names
 
 # %% ../../nbs/55_workflows/0_base.ipynb #d62caab6
 def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type[Any]) -> StageEvents[Splits]:
@@ -425,7 +436,9 @@ def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type
         test_keys = [row_keys(row, config.group_column) for row in test]
     else:
         chosen, held, kept_by = split_by_keys(keys, config.test_fraction, config.seed)
-        reference, found, source = config.dataset, [], f"a share of {config.test_fraction:g} of the rows, split by {kept_by}"
+        found = dataset_splits(datasets, config.dataset)
+        reference, unread = config.dataset, unread_splits(found, config.dataset)
+        source = f"a share of {config.test_fraction:g} of the rows, split by {kept_by}{unread}"
         train, test = [train[index] for index in chosen], [train[index] for index in held]
         keys, test_keys = [keys[index] for index in chosen], [keys[index] for index in held]
     if config.batch_size > len(train):
