@@ -12,6 +12,7 @@ from waiting import LONGEST
 
 from kitchen.adapters.torch.client import TorchService, export_merged
 from kitchen.adapters.torch.lora import lora_layers
+from kitchen.adapters.torch.tokenizers import HuggingFaceTokenizer
 from kitchen.rendering.exported_template import exported_chat_template
 from kitchen.rendering.registry import get_renderer
 from kitchen.types import AdamParams, Datum, InvalidValue, LoraParams, Message, SamplingParams
@@ -186,3 +187,26 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path):
     AutoModelForCausalLM.from_pretrained(base).model.save_pretrained(base)
     with pytest.raises(InvalidValue, match=r"its files hold no weights for lm_head\.weight"):
         TorchService("cpu").create_training_client(base, None, 0)
+
+
+THINKING = (
+    "  {%- for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}\n"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}\n"
+    "    {%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}\n"
+    "{%- endif %}{% if style is defined %}{{ style }}{% endif %}"
+)
+
+
+def test_template_variables_of_training_are_what_transformers_asks_with(tmp_path):
+    make_model(tmp_path, LlamaConfig(**MODEL), THINKING)
+    trained = get_renderer("auto", HuggingFaceTokenizer(tmp_path), {"enable_thinking": False, "style": 'odd "\\ %} ü'})
+    trained.tokenizer.save(tmp_path, exported_chat_template(trained))
+    exported = AutoTokenizer.from_pretrained(tmp_path)
+
+    def asked(**variables):
+        chat = [{"role": "user", "content": "say 3"}]
+        return exported.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, **variables)["input_ids"]
+
+    assert asked() == trained.generation_prompt(QUESTION) == get_renderer("auto", HuggingFaceTokenizer(tmp_path)).generation_prompt(QUESTION)
+    explicit = {"enable_thinking": True, "style": ""}
+    assert asked(**explicit) == trained.with_chat_template_kwargs(explicit).generation_prompt(QUESTION) != asked()

@@ -51,6 +51,7 @@ from .logprobs import pad_inputs as pad_inputs
 from .logprobs import split_into_passes as split_into_passes
 from .logprobs import target_logprobs as target_logprobs
 from .lora import CONFIG_FILE as CONFIG_FILE
+from .lora import adapted_layers as adapted_layers
 from .lora import attach_lora as attach_lora
 from .lora import export_lora as export_lora
 from .lora import load_lora as load_lora
@@ -58,6 +59,7 @@ from .lora import lora_layers as lora_layers
 from .lora import merge_lora as merge_lora
 from .lora import read_lora_config as read_lora_config
 from .lora import reads_no_text as reads_no_text
+from .lora import uncovered_weights as uncovered_weights
 from .queue import Request as Request
 from .queue import RequestQueue as RequestQueue
 from .sampler import TokenLimits as TokenLimits

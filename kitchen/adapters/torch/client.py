@@ -45,7 +45,16 @@ from kitchen.adapters.torch.loading import (
 )
 from .logprobs import Traits, detect_traits
 from .generate import stop_criteria
-from .lora import attach_lora, export_lora, lora_layers, merge_lora, read_lora_config, reads_no_text
+from kitchen.adapters.torch.lora import (
+    adapted_layers,
+    attach_lora,
+    export_lora,
+    lora_layers,
+    merge_lora,
+    read_lora_config,
+    reads_no_text,
+    uncovered_weights,
+)
 from .queue import Request, RequestQueue
 from .sampler import TokenLimits, TorchSamplingClient, check_tokens
 from .tokenizers import HuggingFaceTokenizer
@@ -236,6 +245,10 @@ class TorchTrainingClient:
         self.learner = Learner(self.model)
         self.requests = 0  # gradient requests done: the counter of the dropout stream
         self.queue = RequestQueue("training")
+
+    def adapter_coverage(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        "Layers with an adapter, and weights without one whose part was asked for (fused experts, routers), by name with their numbers of values."
+        return (adapted_layers(self.model), uncovered_weights(self.model, self.lora)) if self.lora else ({}, {})
 
     def forward_backward(
         self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None

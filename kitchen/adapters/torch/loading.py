@@ -176,6 +176,12 @@ def _copy_without_quantization(loaded: PreTrainedModel) -> PreTrainedModel:
     return model
 
 # %% ../../../nbs/91_adapters.torch/2_loading.ipynb #2bb42e10
+# types whose implementation in transformers cannot be trained and sampled here, and why
+_UNUSABLE_TYPES = {
+    "recurrent_gemma": "keeps the state of the text it read last in the model itself, so that it cannot be sampled while it is trained",
+}
+
+
 def _why_unusable(kind: str, settings: dict[str, Any], config: PretrainedConfig | None) -> str:
     "Why a model of this type and config.json cannot be trained here, and what would be right; empty if it can."
     right = "choose a causal language model, one that writes on after a prompt"
@@ -184,6 +190,8 @@ def _why_unusable(kind: str, settings: dict[str, Any], config: PretrainedConfig 
         return f"is of type {kind!r}, which runs code from its own folder; kitchen runs no code of a model: choose a type that transformers has"
     if config is None:
         return f"is of type {kind!r}, which transformers {transformers.__version__} does not have: update transformers, or {right}"
+    if kind in _UNUSABLE_TYPES:
+        return f"is of type {kind!r}, which {_UNUSABLE_TYPES[kind]}: choose another model (Gemma 3, or Mamba 2 for states)"
     if getattr(config, "is_encoder_decoder", False):
         return f"is an encoder-decoder ({kind}): {right}"
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
