@@ -39,6 +39,8 @@ class RowReading(Mapping[str, Any]):
 
     def unread(self, names: Iterable[str]) -> list[str]:
         "Those of the names that the row has, that say something, and that nobody has read."
+        if len(self.read) == len(self.row):  # as in most rows: this is asked seven times of each
+            return []
         return [name for name in names if name in self.row and name not in self.read and carries_content(self.row[name])]
 
 
@@ -172,9 +174,8 @@ def refuse_unused_columns(
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     "Refuse columns that hold part of a conversation, say something new, and were not read; note all others that nobody read."
-    calls = [call["function"] for one in messages for call in one.tool_calls]
     for name in row.unread(row):
-        word = name.casefold()
+        word, calls = name.casefold(), [call["function"] for one in messages for call in one.tool_calls]
         if word in _MEDIA_COLUMNS:
             row.notes.refuse(name, "no backend takes images, audio or video yet, and the text without them would teach to make them up")
         elif (  # no part of a conversation, or one that stands in the messages already
