@@ -1150,7 +1150,7 @@ def test_formats_that_are_added_or_taken_away_are_seen_at_once():
     with pytest.raises(RowError, match="no known format"):
         parse_row(row)
     for wrong in ([1, 2], "text", None):
-        (found,) = parse_each([("rows.jsonl, row 1", wrong)], "set_aside")
+        (found,) = parse_each(iter([("rows.jsonl, row 1", wrong)]), "set_aside")
         assert isinstance(found, RowError) and "must be an object" in found.reason and found.row == 1
 
 
