@@ -23,7 +23,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from .data.columns import read_template_variables, reading_of
 from .data.formats import parse_messages
+from .data.tools import RowNotes, parse_tools
 from .intervals import holm, wilson_interval
 from .input import PARSE_ERRORS, checked_arguments, parse_problem
 from .seeding import random_generator
@@ -51,6 +53,8 @@ class Interaction:
     correction: str | None = None  # what would have been right, if somebody said so
     tag: str = ""  # kind of question
     measures: Mapping[str, float] = field(default_factory=dict[str, float])  # such as prompt_tokens, answer_tokens, mean_logprob
+    tools: Sequence[Mapping[str, Any]] = ()  # functions that the model could call, in OpenAI's form
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])  # variables that the chat template was given
 
     def __post_init__(self) -> None:
         for name, (kind, wanted) in _FIELD_TYPES.items():  # lines of a log are not checked by types
@@ -66,8 +70,8 @@ class Interaction:
 
     def to_json(self) -> dict[str, Any]:
         "As plain data; `Interaction.from_json` reads it."
-        content = {item.name: getattr(self, item.name) for item in fields(self)}
-        return content | {"messages": [one.as_dict() for one in self.messages], "measures": dict(self.measures)}
+        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("tools", "chat_template_kwargs")}
+        return content | {"messages": [one.as_dict() for one in self.messages], "measures": dict(self.measures)} | _shown_to_model(self)
 
     @classmethod
     def from_json(cls, content: object) -> Self:
@@ -81,7 +85,10 @@ class Interaction:
                 raise RowError(str(UnknownName("field", name, known)), field=name)
             if name not in values:
                 raise RowError("is missing", field=name)
-        values["messages"] = parse_messages(values["messages"], "messages", "user")
+        notes = RowNotes()
+        values["messages"] = parse_messages(values["messages"], "messages", "user", notes)
+        values["tools"] = parse_tools(values.get("tools"), "tools", notes)
+        values["chat_template_kwargs"] = read_template_variables(reading_of({"chat_template_kwargs": values.get("chat_template_kwargs")}))
         return cls(**values)
 
     @property
@@ -91,6 +98,12 @@ class Interaction:
         return self.measures or {"prompt_characters": asked, "answer_characters": len(self.answer)}
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #b34828d0
+def _shown_to_model(one: "Interaction | Example") -> dict[str, Any]:
+    "The tools and the template variables beside messages, as plain data; nothing where there are none."
+    beside = {"tools": [dict(tool) for tool in one.tools], "chat_template_kwargs": dict(one.chat_template_kwargs)}
+    return {name: value for name, value in beside.items() if value}
+
+
 def _is_finite_number(value: object) -> bool:
     "Whether it is a finite number; true and false are not."
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -408,11 +421,13 @@ class Example:
     tag: str
     why: str  # corrected or liked
     source: str  # id of the interaction
+    tools: Sequence[Mapping[str, Any]] = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def row(self) -> dict[str, Any]:
         "As a row that any reader of chats understands."
         messages = [one.as_dict() for one in self.messages]
-        return {"messages": messages, "tag": self.tag, "why": self.why, "source": self.source}
+        return {"messages": messages, "tag": self.tag, "why": self.why, "source": self.source, **_shown_to_model(self)}
 
 # %% ../nbs/40_evaluation/1_drift.ipynb #e37bc384
 @dataclass(frozen=True)
@@ -474,7 +489,7 @@ def curate(
         if reason:
             left_out[reason if reason not in ("corrected", "liked") else "without an answer"] += 1
         else:
-            example = Example((*one.messages, Message("assistant", text)), one.tag, why, one.id)
+            example = Example((*one.messages, Message("assistant", text)), one.tag, why, one.id, one.tools, one.chat_template_kwargs)
             chosen[prompt] = (parse_time(one.time), example)
     examples = [example for _, example in chosen.values()]
     kept = _balance_tags(examples, limit, per_tag)

@@ -7,11 +7,13 @@ __all__ = ['list_command', 'describe_command', 'validate_group', 'plan_group']
 
 # %% ../../nbs/68_cli/5_recipes.ipynb #cd1cab7f
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from .parameters import CookRequest, RecipeGroup, recipe_settings
+from .runs import find_run, open_run
 
 if TYPE_CHECKING:
     from kitchen.config import ConfigField
@@ -37,14 +39,38 @@ def _setting_row(setting: "ConfigField") -> list[str]:
     return ["", setting.name, kind, default, setting.bounds, meaning]
 
 # %% ../../nbs/68_cli/5_recipes.ipynb #f890d5f0
+def _run_named(name: str) -> Path | None:
+    "The directory of the run that is called so; None if there is none."
+    from kitchen.store.run import is_run_folder
+    from kitchen.types import KitchenError
+
+    if name != "latest" and "-" not in name and not is_run_folder(Path(name)):  # no id: a recipe that is misspelt
+        return None
+    try:
+        return find_run(name)
+    except KitchenError:
+        return None
+
+
+def _print_run_settings(path: Path) -> None:
+    "Print the settings in force of a run, forked or edited as it may be."
+    from kitchen.reports.build import show_settings
+
+    run = open_run(path)
+    click.echo(f"{run.run_id}: a run of {run.spec.recipe}, {run.status}\n\n{show_settings(run)!r}")
+
+
 @click.command("describe")
 @click.argument("name")
 def describe_command(name: str) -> None:
-    "A recipe's workflow, and all its settings."
+    "A recipe's workflow and all its settings, or the settings that are in force in a run, with what was edited.\n\nNAME is a recipe, a notebook, or a run's id or path."
     from kitchen.formatting import align_columns
     from kitchen.recipes.plan import stage_rows
-    from kitchen.recipes.registry import get_recipe
+    from kitchen.recipes.registry import RECIPES, get_recipe
 
+    if name not in RECIPES and not name.endswith(".ipynb") and (path := _run_named(name)):
+        _print_run_settings(path)
+        return
     found = recipe_settings(name)
     if not name.endswith(".ipynb"):  # some defaults are the model's: what a run begins with is known only to an instance
         begun = get_recipe(name).config()

@@ -176,7 +176,11 @@ class RunsTable:
         lines = [[sign, *self._cells(row), sparkline_text(row.losses)] for sign, row in zip(signs, self.rows, strict=True)]
         sides = {4: 11, 5: 8, 6: 20}  # numbers and times stand to the right
         right = [[cell.rjust(sides.get(place, 0)) for place, cell in enumerate(line)] for line in lines]
-        return f"{visible_text(self._head)}\n{align_columns([heads, *right])}" if lines else visible_text(self._head)
+        if not lines:
+            return visible_text(self._head)
+        first, *shown = align_columns([heads, *right]).splitlines()
+        beside = [f"{line}\n    {visible_text(row.about)}".rstrip() for line, row in zip(shown, self.rows, strict=True)]
+        return "\n".join([visible_text(self._head), first, *beside])
 
 # %% ../../nbs/64_reports/4_runs_table.ipynb #45e133e0
 def _select_runs(

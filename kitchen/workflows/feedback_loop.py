@@ -52,9 +52,10 @@ from kitchen.workflows.base import (
     MODEL_PRESETS,
     Splits,
     StageEvents,
+    TokenLimit,
     bad_row_events,
     change_of_answers,
-    conversation_to_question,
+    fit_questions,
     make_question,
     measurements_of,
     open_renderer,
@@ -149,6 +150,26 @@ class _TrafficQuestion:
     tag: str
     tools: Tools = ()
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    origin: str = ""
+
+    @classmethod
+    def of(cls, one: Interaction, right: str, source: str = "") -> "_TrafficQuestion":
+        "The question of an interaction, with the answer that is right."
+        return cls(one.messages, right, one.tag, one.tools, one.chat_template_kwargs, f"{source} {one.id}".strip())
+
+
+def _fit_traffic(
+    asked: Sequence[_TrafficQuestion], renderer: Renderer, config: FeedbackConfig
+) -> StageEvents[list[tuple[_TrafficQuestion, Question]]]:
+    "The questions that leave room for an answer in the model's context, rendered; the others are bad rows."
+    rendered = [
+        (one, make_question(renderer, one.messages, Message("assistant", one.right), one.tools, one.chat_template_kwargs)) for one in asked
+    ]
+    limit = TokenLimit.of(config.max_length, renderer.tokenizer)
+    kept, problems = fit_questions([(one.origin, question) for one, question in rendered], limit, config.max_tokens, config.on_bad_row)
+    yield from bad_row_events(problems)
+    known = set(map(id, kept))
+    return [(one, question) for one, question in rendered if id(question) in known]
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #4e39f6a8
 @stage(gives="traffic")
@@ -157,7 +178,7 @@ def collect_traffic(
 ) -> StageEvents[Traffic]:
     "Answer the traffic of both periods, or read what was logged; all of it is kept in the run."
     traffic = (
-        yield from _read_traffic(config, run)
+        yield from _read_traffic(config, service, run)
         if config.interactions
         else _simulate_traffic(config, service, datasets, run)
     )
@@ -166,15 +187,19 @@ def collect_traffic(
     return traffic
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #248306d5
-def _read_traffic(config: FeedbackConfig, run: Run) -> StageEvents[Traffic]:
+def _read_traffic(config: FeedbackConfig, service: ServiceClient, run: Run) -> StageEvents[Traffic]:
     "Both periods from a log."
     started = time.perf_counter()
-    found, problems = read_interactions(config.interactions, config.on_bad_row)
+    logged, problems = read_interactions(config.interactions, config.on_bad_row)
     yield from bad_row_events(problems)
+    asked = [_TrafficQuestion.of(one, one.answer, config.interactions) for one in logged]
+    fitting = yield from _fit_traffic(asked, open_renderer(config, service), config)
+    known = {id(one) for one, _ in fitting}
+    found = [one for one, question in zip(logged, asked, strict=True) if id(question) in known]
     fingerprint, seconds = file_hash(Path(config.interactions)), time.perf_counter() - started
     yield event(
         "data.load", reference=config.interactions, split="interactions", fingerprint=fingerprint, rows=len(found),
-        set_aside=len(problems), seconds=seconds,
+        set_aside=len(problems) + len(logged) - len(found), seconds=seconds,
     )  # fmt: skip
     run.update_spec(datasets={f"{config.interactions}#interactions": fingerprint})
     traffic = _split_periods(found, config.since, read_window(config.baseline).until if config.baseline else "")
@@ -196,13 +221,16 @@ def _split_periods(interactions: Sequence[Interaction], since: str, after: str) 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #5b87bcba
 def _simulate_traffic(config: FeedbackConfig, service: ServiceClient, datasets: DatasetStore, run: Run) -> StageEvents[Traffic]:
     "Both periods, answered by the current model."
-    parts: dict[str, list[_TrafficQuestion]] = {}
+    parts: dict[str, list[tuple[_TrafficQuestion, Question]]] = {}
+    renderer = open_renderer(config, service)
     for reference in {**config.reference_traffic, **config.recent_traffic}:
         rows = yield from read_split(datasets, config, reference, "test")
-        parts[reference] = [one for row in rows if (one := _traffic_question(row, reference)) is not None]
+        asked = [one for row in rows if (one := _traffic_question(row, reference)) is not None]
+        parts[reference] = yield from _fit_traffic(asked, renderer, config)
+        if not parts[reference]:
+            raise InvalidValue(f"no question of {reference} is left: every one was set aside")
     loaded = list(run.log.active_events.named("data.load"))
     run.update_spec(datasets={f"{item['reference']}#{item['split']}": item["fingerprint"] for item in loaded})
-    renderer = open_renderer(config, service)
     sampler, found = service.create_sampling_client(config.model), []
     for period in ("reference", "recent"):
         started, weights = time.perf_counter(), getattr(config, f"{period}_traffic")
@@ -222,17 +250,21 @@ def _traffic_question(row: Conversation, reference: str) -> _TrafficQuestion | N
     while messages and messages[-1].role == "assistant":
         messages.pop()
     tag = row.row.get("tag") or row.row.get("task") or reference
-    return _TrafficQuestion(tuple(messages), right, str(tag), row.tools, row.chat_template_kwargs) if messages else None
+    return _TrafficQuestion(tuple(messages), right, str(tag), row.tools, row.chat_template_kwargs, row.origin) if messages else None
 
 
 _PERIOD_STARTS = {"reference": datetime(2000, 1, 1), "recent": datetime(2000, 2, 1), "renewed": datetime(2000, 3, 1)}
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #2b954044
 def _answer_traffic(
-    sampler: SamplingClient, renderer: Renderer, asked: Sequence[_TrafficQuestion], config: FeedbackConfig, model: str, period: str
+    sampler: SamplingClient,
+    renderer: Renderer,
+    asked: Sequence[tuple[_TrafficQuestion, Question]],
+    config: FeedbackConfig,
+    model: str,
+    period: str,
 ) -> tuple[Interaction, ...]:
     "One sampled and graded answer to each question, all requests submitted at once."
-    questions = [make_question(renderer, one.messages, Message("assistant", one.right), one.tools, one.chat_template_kwargs) for one in asked]
     params = [
         SamplingParams(
             config.max_tokens, config.temperature, seed=derive_seed(config.seed, "serve", period, number) % 2**31,
@@ -240,9 +272,9 @@ def _answer_traffic(
         )
         for number in range(len(asked))
     ]  # fmt: skip
-    futures = [sampler.sample(question.prompt, 1, one) for question, one in zip(questions, params, strict=True)]
+    futures = [sampler.sample(question.prompt, 1, one) for (_, question), one in zip(asked, params, strict=True)]
     found = []
-    for number, (one, question, future) in enumerate(zip(asked, questions, futures, strict=True)):
+    for number, ((one, question), future) in enumerate(zip(asked, futures, strict=True)):
         said = future.result().completions[0]
         message = read_response(renderer, said.tokens)[0]
         text, right = message.content, grade_answer(config.metric, message, question)
@@ -251,7 +283,7 @@ def _answer_traffic(
         when_asked = (_PERIOD_STARTS[period] + timedelta(seconds=number)).isoformat()
         correction = None if right in (1, None) else one.right
         about = (f"{period}-{number:06}", when_asked, model, one.messages, text)
-        found.append(Interaction(*about, right, correction, one.tag, measures))
+        found.append(Interaction(*about, right, correction, one.tag, measures, one.tools, one.chat_template_kwargs))
     return tuple(found)
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #0a6f83aa
@@ -380,18 +412,18 @@ def export_examples(
 def _corrected_conversation(interaction: Interaction, liked: float = 1.0) -> Conversation:
     "The interaction's conversation, ended with its right answer instead of the model's."
     right = Message("assistant", right_answer(interaction, liked)[0])
-    return Conversation((*interaction.messages, right), interaction.id)
+    return Conversation(
+        (*interaction.messages, right), interaction.id, tools=tuple(interaction.tools), chat_template_kwargs=interaction.chat_template_kwargs
+    )
 
 # %% ../../nbs/55_workflows/7_feedback_loop.ipynb #9ef3c77f
 @stage(gives="reference_questions", remake=True)
 def make_reference_questions(
     config: FeedbackConfig, renderer: Renderer, held_out_interactions: HeldOutInteractions
-) -> list[Question]:
-    "Turn the held-out interactions of the reference period into questions."
-    found = [
-        conversation_to_question(renderer, _corrected_conversation(one, config.liked)) for one in held_out_interactions.reference
-    ]
-    return [one for one in found if one is not None]
+) -> StageEvents[list[Question]]:
+    "Turn the held-out interactions of the reference period into questions; those that leave no room for an answer are bad rows."
+    asked = [_TrafficQuestion.of(one, right_answer(one, config.liked)[0]) for one in held_out_interactions.reference]
+    return [question for _, question in (yield from _fit_traffic(asked, renderer, config))]
 
 
 def _evaluate_parts(
@@ -449,10 +481,9 @@ def write_baseline(
     version: int,
 ) -> StageEvents[Window]:  # fmt: skip
     "Let the new model answer the held-out recent prompts once more, sampled, and write that window as the next baseline."
-    asked = [
-        _TrafficQuestion(one.messages, right_answer(one, config.liked)[0], one.tag)
-        for one in held_out_interactions.recent
-    ]
+    asked = yield from _fit_traffic(
+        [_TrafficQuestion.of(one, right_answer(one, config.liked)[0]) for one in held_out_interactions.recent], renderer, config
+    )
     model = f"{run.spec.recipe}:{version}"
     found = _answer_traffic(training.create_sampling_client(), renderer, asked, config, model, "renewed")
     window = replace(

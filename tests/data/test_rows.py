@@ -19,6 +19,7 @@ from kitchen.data.formats import (
     parse_each,
     parse_row,
     parse_rows,
+    question_answer_reader,
 )
 from kitchen.data.messages import THINKING_KEYS
 from kitchen.data.references import Table
@@ -1304,3 +1305,51 @@ def test_problems_with_solutions_are_conversations():
         parse_row({**ANSWERED, "solution": "Count on three from two."})
     assert caught.value.field == "solution"
     assert parse_row({"messages": [USER, GOOD], "problem": "2 + 3?", "solution": "Count on."}).unused == ("problem", "solution")
+
+
+PLAIN = {
+    "chat": {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]},
+    "prompt and answer": {"prompt": "1 + 1?", "completion": "2"},
+}
+
+
+@pytest.mark.parametrize("form", PLAIN)
+def test_reading_a_plain_row_costs_few_calls(form):
+    """Counted, not timed: it were 470 calls a row when types were compared again for each, and formats looked up anew."""
+    import cProfile
+    import pstats
+
+    rows = [(f"rows.jsonl, row {number}", PLAIN[form]) for number in range(1, 301)]
+    list(parse_each(rows[:10]))
+    profile = cProfile.Profile()
+    assert len(profile.runcall(lambda: list(parse_each(rows)))) == 300
+    assert pstats.Stats(profile).total_calls / 300 < 240
+
+
+def test_formats_that_are_added_or_taken_away_are_seen_at_once():
+    row = {"frage": "1 + 1?", "antwort": "2"}
+    with pytest.raises(RowError, match="no known format"):
+        parse_row(row)
+    FORMATS["german"] = RowFormat("german", ("frage", "antwort"), question_answer_reader("frage", "antwort"))
+    try:
+        assert parse_row(row).messages[1].content == "2"
+    finally:
+        del FORMATS["german"]
+    with pytest.raises(RowError, match="no known format"):
+        parse_row(row)
+    for wrong in ([1, 2], "text", None):
+        (found,) = parse_each(iter([("rows.jsonl, row 1", wrong)]), "set_aside")
+        assert isinstance(found, RowError) and "must be an object" in found.reason and found.row == 1
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_ratings_where_pairs_are_wanted_say_what_to_do(loss, tmp_path):
+    from kitchen.session.kitchen import Kitchen
+
+    path = tmp_path / "rated.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{n}?", "completion": "yes", "label": n % 2 == 0}) + "\n" for n in range(20)))
+    k = Kitchen("dpo", backend="toy", dataset=f"file:{path}", preference_loss=loss, batch_size=4, run_dir=tmp_path / "run")
+    with pytest.raises(RowError, match="row 1: .*are ratings.*chosen and rejected.*sft on the good answers") as error:
+        k.run()
+    assert error.value.row == 1
+    k.close()

@@ -455,3 +455,63 @@ def test_a_session_goes_back_and_comes_to_the_same_end():
     again = {made.name: made.sha256 for made in k.run_record.artifacts()}
     assert again == {made.name: made.sha256 for made in first}
     k.close()
+
+
+# -- what a model is shown beside messages, and what it cannot read --------------------------------
+
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {"type": "object"}}}
+
+
+def logged(path, count=40, **beside):
+    """A log of corrected interactions of two periods."""
+    log = [Interaction(f"i{n}", f"2020-01-{n // 2 + 1:02}", "v", (Message("user", f"How warm is it in {n}?"),), "?", 0.0, f"{n} degrees", **beside)
+           for n in range(count)]  # fmt: skip
+    return write_interactions(log, path)
+
+
+def test_tools_and_template_variables_of_traffic_reach_what_is_learnt_and_asked(tmp_path):
+    beside = {"tools": (WEATHER,), "chat_template_kwargs": {"enable_thinking": False}}
+    path = logged(tmp_path / "log.jsonl", **beside)
+    assert read_interactions(path)[0][0].tools == (WEATHER,) and read_interactions(path)[0][0].chat_template_kwargs == {"enable_thinking": False}
+    plain = logged(tmp_path / "plain.jsonl")
+    assert "tools" not in plain.read_text() and read_interactions(plain)[0][0].tools == ()
+    triggers = {"volume": {"least": 5}}
+    asked = {**SMALL, "renderer": "qwen3", "triggers": triggers, "batch_size": 4, "max_length": 1024, "epochs": 1, "graded": 4}
+    with Kitchen("feedback_loop", **asked, interactions=str(path)) as k:
+        k.run()
+        rows = [json.loads(line) for line in (k.run_dir / "artifacts" / "curated.jsonl").read_text().splitlines()]
+        assert rows and all(row["tools"] == [WEATHER] and row["chat_template_kwargs"] == {"enable_thinking": False} for row in rows)
+        splits, tokenizer = k.state["conversations"], k.state["renderer"].tokenizer
+        assert all(one.tools == (WEATHER,) for one in (*splits.train, *splits.test))
+        for datum in k.state["data"].train:
+            assert "weather" in tokenizer.decode(datum.tokens.tolist())
+        for question in (*k.state["questions"], *k.state["reference_questions"]):
+            assert "weather" in tokenizer.decode(list(question.prompt))
+        assert k.run_record.verify() == []
+    with pytest.raises(RowError, match="tools"):
+        Interaction.from_json({**json.loads(plain.read_text().splitlines()[0]), "tools": [{"name": 3}]})
+    with pytest.raises(RowError, match="chat_template_kwargs"):
+        Interaction.from_json({**json.loads(plain.read_text().splitlines()[0]), "chat_template_kwargs": ["thinking"]})
+
+
+def test_traffic_beyond_the_context_is_a_bad_row_before_anything_is_asked(tmp_path, monkeypatch):
+    from kitchen.adapters.toy.tokenizer import ToyTokenizer
+
+    monkeypatch.setattr(ToyTokenizer, "model_max_length", 60, raising=False)
+    log = [Interaction(f"i{n}", f"2020-01-{n // 2 + 1:02}", "v", (Message("user", "long " * 20 if n in (3, 35) else f"{n}?"),), "?", 0.0, "yes")
+           for n in range(40)]  # fmt: skip
+    path = write_interactions(log, tmp_path / "log.jsonl")
+    asked = {**SMALL, "triggers": {"volume": {"least": 5}}, "batch_size": 4, "epochs": 1, "graded": 4, "interactions": str(path)}
+    with Kitchen("feedback_loop", **asked) as k, pytest.raises(RowError, match=r"i3.*more than the 60 tokens that the model reads"):
+        k.run()
+    with Kitchen("feedback_loop", **asked, on_bad_row="set_aside") as k:
+        k.run()
+        assert [item["source"].rpartition(" ")[2] for item in k.log.named("data.set_aside")] == ["i3", "i35"] and k.status == "completed"
+    rows = tmp_path / "questions.jsonl"
+    rows.write_text("".join(json.dumps({"question": "long " * 20 if n == 2 else f"{n}?", "answer": "yes"}) + "\n" for n in range(20)))
+    served = {**SMALL, "reference_traffic": {f"file:{rows}": 1.0}, "recent_traffic": {f"file:{rows}": 1.0}}
+    with Kitchen("feedback_loop", **served) as k, pytest.raises(RowError, match=r"row 3.*more than the 60 tokens"):
+        k.run(until="collect_traffic")
+    with Kitchen("feedback_loop", **served, on_bad_row="set_aside") as k:
+        k.run(until="collect_traffic")
+        assert {item["row"] for item in k.log.named("data.set_aside")} == {3} and len(k.state["traffic"].recent) == 120
