@@ -140,7 +140,7 @@ def call_text(call: Mapping[str, Any]) -> str:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
-        except ValueError:  # not JSON: compared as the text that it is
+        except (ValueError, RecursionError):  # not JSON: compared as the text that it is
             arguments = arguments.strip()
     return f"{name}({json.dumps(_json_value(arguments or {}), sort_keys=True, ensure_ascii=False, default=str)})"
 

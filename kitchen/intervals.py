@@ -89,6 +89,18 @@ def _are_shares(*samples: np.ndarray) -> bool:
     return all(bool(np.isin(one, (0.0, 1.0)).all()) for one in samples)
 
 
+def _is_constant(*samples: np.ndarray) -> bool:
+    "Whether each has one value, but for the rounding of its numbers: 0.2 - 0.1 is not quite 0.3 - 0.2."
+    return all(bool(np.ptp(one) <= 1e-12 * max(float(np.abs(one).max()), 1.0)) for one in samples)
+
+
+def _heavy(weight: np.ndarray, *samples: np.ndarray) -> list[np.ndarray]:
+    "Weights and samples without the items that weigh nothing, which no resample may consist of; InvalidValue where a weight is negative."
+    if (weight < 0).any():
+        raise InvalidValue(f"a weight is 0 or more, not {weight.min():g}")
+    return [one[weight > 0] for one in (weight, *samples)]
+
+
 def _are_grades(*samples: np.ndarray) -> bool:
     "Whether every value lies between 0 and 1."
     return all(bool(((one >= 0) & (one <= 1)).all()) for one in samples)
@@ -98,7 +110,8 @@ def mean_interval(values: Iterable[float], weights: Iterable[float] | None = Non
     "95 % interval of a mean: Wilson's for yes or no, else the bootstrap's; None where one value says nothing about the others."
     (numbers,) = _columns(values)
     (weight,) = _columns(np.ones(len(numbers)) if weights is None else weights)
-    if weights is None and _are_grades(numbers) and (_are_shares(numbers) or np.ptp(numbers) == 0):
+    weight, numbers = _heavy(weight, numbers)
+    if weights is None and _are_grades(numbers) and (_are_shares(numbers) or _is_constant(numbers)):
         return wilson_interval(float(numbers.mean()), len(numbers))
     if len(numbers) < 2:
         return None
@@ -122,6 +135,11 @@ class Change:
     def includes_none(self) -> bool:
         "Whether no change at all lies within the interval."
         return self.low <= 0 <= self.high
+
+    @property
+    def told_from_none(self) -> bool:
+        "Whether interval and test both say that something changed; of two or five items an interval alone says it too easily."
+        return not self.includes_none and self.p <= 0.05
 
     @property
     def needed_count(self) -> int | None:
@@ -184,6 +202,9 @@ def paired_change(
     (weight,) = _columns(np.ones(len(old)) if weights is None else weights)
     if not len(old) == len(new) == len(weight):
         raise InvalidValue(f"items are compared one by one: {len(old)} before, {len(new)} after, {len(weight)} weights")
+    weight, old, new = _heavy(weight, old, new)
+    if not len(old):
+        return None
     if weights is None and _are_shares(old, new):
         gained, lost = int((new > old).sum()), int((new < old).sum())
         both = int((old * new).sum())
@@ -191,7 +212,7 @@ def paired_change(
         return Change((gained - lost) / len(old), low, high, mcnemar_p(gained, lost), len(old), "Newcombe, McNemar")
     differences = new - old
     value = float((differences * weight).sum() / weight.sum())
-    if np.ptp(differences) == 0 and _are_grades(old, new):  # nothing varied: at most Wilson's share of other items would
+    if _is_constant(differences) and _are_grades(old, new):  # nothing varied: at most Wilson's share of other items would
         rest = wilson_interval(0.0, len(old))[1]
         return Change(value, max(value - rest, -1.0), min(value + rest, 1.0), _sign_flip_p(differences), len(old), "Wilson, sign flips")
     if len(old) < 2:
@@ -234,6 +255,9 @@ def unpaired_change(before: Iterable[float], after: Iterable[float]) -> Change |
         return Change(value, max(low, -1.0), min(high, 1.0), p, fewer, "Newcombe, Fisher")
     if fewer < 2:
         return None
+    if _is_constant(old, new) and _are_grades(old, new):  # nothing varied, as above, on two sides
+        rest = math.hypot(*(wilson_interval(0.0, len(one))[1] for one in (old, new)))
+        return Change(value, max(value - rest, -1.0), min(value + rest, 1.0), _dealt_p(old, new), fewer, "Wilson, random dealing")
     generator, ones = np.random.default_rng(0), (np.ones(len(old)), np.ones(len(new)))
     resampled = -_resampled_means(old, ones[0], generator) + _resampled_means(new, ones[1], generator)
     left_out = [new.mean() - _left_out_means(old, ones[0]), _left_out_means(new, ones[1]) - old.mean()]
@@ -244,8 +268,9 @@ def unpaired_change(before: Iterable[float], after: Iterable[float]) -> Change |
 def holm(probabilities: Sequence[float]) -> list[float]:
     "Adjusted so that all comparisons together err no more often than one (Holm, Scand. J. Statistics 6, 1979)."
     adjusted, largest, count = [1.0] * len(probabilities), 0.0, len(probabilities)
-    for rank, place in enumerate(sorted(range(count), key=lambda place: probabilities[place])):
-        largest = max(largest, min((count - rank) * probabilities[place], 1.0))
+    known = [one if math.isfinite(one) else 1.0 for one in probabilities]  # what is no number proves nothing
+    for rank, place in enumerate(sorted(range(count), key=lambda place: known[place])):
+        largest = max(largest, min((count - rank) * known[place], 1.0))
         adjusted[place] = largest
     return adjusted
 

@@ -104,7 +104,7 @@ def read_response(renderer: Renderer, tokens: Sequence[int]) -> tuple[Message, b
     A model may say anything, so an answer that a format cannot read is a wrong answer and no end of a run."""
     try:
         return renderer.parse_response(tokens)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Message("assistant", renderer.tokenizer.decode(tokens, control=True)), False
 
 # %% ../../nbs/20_rendering/0_base.ipynb #247c5411

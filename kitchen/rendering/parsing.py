@@ -66,7 +66,7 @@ def split_tool_calls(text: str) -> tuple[str, tuple[dict[str, Any], ...]]:
     try:
         calls = [json.loads(written) for written in _TOOL_CALL_PATTERN.findall(text)]
         functions = [{"name": call["name"], "arguments": call.get("arguments", {})} for call in calls]
-    except (ValueError, TypeError, LookupError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return text, ()
     found = tuple({"type": "function", "function": function} for function in functions)
     return _TOOL_CALL_PATTERN.sub("", text).strip(), found

@@ -67,6 +67,10 @@ class SftThenRlConfig(RlConfig):
     "Reinforcement learning of a policy that is shown answers first."
 
     sft_dataset: str = Field("builtin:reworded[:800]", description="right answers to begin with")
+    on_bad_row: Literal["stop", "set_aside"] = Field("stop", description="what a malformed row of a dataset does")
+    on_unused: Literal["stop", "count"] = Field(
+        "stop", description="what a key or column does that holds part of a conversation and is not read: make its row malformed, or count"
+    )
     sft_epochs: int = Field(1, ge=1, description="passes over them")
     sft_batch_size: int = Field(32, ge=1, description="conversations for each optimizer step there")
     sft_learning_rate: float | None = Field(None, gt=0, description="peak learning rate there; none: what suits the model")
@@ -128,7 +132,7 @@ class RlhfConfig(SftThenRlConfig):
 # what the run sets holds in each of its trainings; all else is that recipe's own default
 _SHARED_SETTINGS = frozenset(
     "model backend renderer chat_template_kwargs max_length method lora_rank lora_alpha lora_dropout grad_clip_norm snapshot_every "
-    "snapshots_kept keep_best seed device dtype graded max_tokens".split()
+    "snapshots_kept keep_best seed device dtype graded max_tokens on_bad_row on_unused".split()
 )
 
 # %% ../../nbs/55_workflows/5_rlhf.ipynb #b0331f5c

@@ -22,6 +22,7 @@ from kitchen.intervals import (
     values_to_text,
     wilson_interval,
 )
+from kitchen.types import InvalidValue
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -126,3 +127,36 @@ def test_holm_and_nothing_known():
     assert paired_change([2.0], [3.0]) is None and unpaired_change([0.5], [0.2, 0.3]) is None
     with pytest.raises(ValueError, match="numbers only"):
         mean_interval([math.nan])
+
+
+def test_numbers_that_differ_by_rounding_alone_do_not_vary():
+    "0.2 - 0.1 is not quite 0.3 - 0.2: the interval is that of a constant, not one as narrow as the rounding."
+    change = paired_change([0.1, 0.2, 0.3], [0.2, 0.3, 0.4])
+    assert change.method == "Wilson, sign flips" and change.value == pytest.approx(0.1)
+    assert change.low < -0.3 and change.high > 0.5
+    low, high = mean_interval([0.3, 0.1 + 0.2, 0.3])
+    assert (low, high) == pytest.approx(wilson_interval(0.3, 3))
+
+
+def test_two_constant_samples_have_an_interval_of_some_width():
+    change = unpaired_change([0.5] * 4, [0.7] * 4)
+    rest = wilson_interval(0.0, 4)[1] * math.sqrt(2)
+    assert (change.low, change.high) == pytest.approx((0.2 - rest, 0.2 + rest)) and change.includes_none
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 4.0], [0.2, 0.9, 0.4]])
+def test_what_weighs_nothing_does_not_count(values):
+    heavy = [2.0, 1.0, 3.0]
+    assert mean_interval([*values, 9.0], [*heavy, 0]) == mean_interval(values, heavy)
+    after = [one + 0.1 * place for place, one in enumerate(values)]
+    assert paired_change([*values, 9.0], [*after, 1.0], [*heavy, 0]) == paired_change(values, after, heavy)
+    assert paired_change(values, after, [0, 0, 0]) is None and mean_interval(values, [0, 5, 0]) is None
+    with pytest.raises(InvalidValue, match="a weight is 0 or more"):
+        mean_interval(values, [-1.0, 1.0, 1.0])
+
+
+def test_few_items_prove_nothing_though_their_interval_is_narrow():
+    assert not paired_change([0.1, 0.2], [0.4, 0.3]).told_from_none  # p 1/2
+    assert not paired_change([0] * 5, [1] * 5).told_from_none  # p 1/16
+    assert paired_change([0] * 6, [1] * 6).told_from_none  # p 1/32
+    assert holm([float("nan"), 0.01]) == [1.0, 0.02]

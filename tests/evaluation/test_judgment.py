@@ -142,3 +142,15 @@ def test_a_reference_earns_its_own_grade(text):
 def test_an_empty_reference_is_no_success(text):
     assert contains(text, "") == token_f1(text, " ") == 0 and grade_answer("contains", text, Question("q", (), " \n")) is None
     assert exact_match("e\u0301", "é") == 1
+
+
+DEEP = "[" * 200_000 + "]" * 200_000
+
+
+def test_nesting_that_no_parser_follows_is_a_wrong_answer():
+    said = f'<tool_call>{{"name": "add", "arguments": {DEEP}}}</tool_call>'
+    call = {"function": {"name": "add", "arguments": DEEP}}
+    wanted = Question("?", (1,), "", ({"function": {"name": "add", "arguments": {}}},))
+    assert grade_answer("exact_match", said, wanted) == 0
+    assert grade_answer("exact_match", Message("assistant", "", None, (call,)), wanted) == 0
+    assert call_text(call).startswith("add(")

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from family_cases import CASES, CONTROL_TOKENS, MODES, TOOLS, marked
 
 from kitchen.adapters.toy.tokenizer import ToyTokenizer
-from kitchen.rendering.base import concatenate_tokens, to_datums
+from kitchen.rendering.base import concatenate_tokens, read_response, to_datums
 from kitchen.rendering.registry import get_renderer
 from kitchen.types import InvalidValue, Message, RowError
 
@@ -482,3 +482,18 @@ def test_an_answer_that_nobody_answers_ends_as_the_last_one_does(mode, between):
         trained = [int(target) for target, weight in zip(datum.targets, datum.weights, strict=True) if weight]
         assert trained[-1] in renderer.stop_sequences()
         assert sum(token in renderer.stop_sequences() for token in trained) == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nesting_that_no_parser_follows_stays_text(mode):
+    name, values = MODES[mode]["ours"]
+    renderer = get_renderer(name, FamilyTokenizer(MODES[mode]["family"]), values)
+    deep = "[" * 3_000 + "]" * 3_000
+    chat = [Message("user", "?"), Message("assistant", "PLACE")]
+    if name not in ("gemma3", "llama3", "role_colon", "deepseekv3_0324"):
+        call = {"type": "function", "id": "functions.add:0", "function": {"name": "add", "arguments": {"a": "PLACE"}}}
+        chat[1] = Message("assistant", "", tool_calls=(call,))
+    (part,) = [one for one in renderer.render(chat, {1}) if one.generated and one.message_index == 1]
+    text = renderer.tokenizer.decode(part.tokens, control=True).replace('"PLACE"', deep).replace("PLACE", deep)
+    said, _ = read_response(renderer, renderer.tokenizer.encode(text, True))
+    assert deep in said.content + str(said.tool_calls)

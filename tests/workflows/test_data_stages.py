@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from small_settings import SMALL_SETTINGS
 
 import kitchen
 from kitchen import Kitchen
@@ -230,3 +231,22 @@ def test_check_of_a_folder_tells_what_stands_on_both_sides(tmp_path):
     assert found.ok and (found.overlap.conversations, found.overlap.prompts) == (3, 4) and found.splits == ("test", "train")
     assert found.train.counts.duplicates == 2 and found.test is not None and found.test.read == 4
     assert "3 held-out rows are trained on, 4 with their prompt" in repr(found) and "<b>other" not in found._repr_html_()
+
+
+@pytest.mark.parametrize("phase", ["sft/render", "reward/render"])
+def test_phases_obey_what_the_run_says_of_bad_rows(tmp_path, phase):
+    answers = [{"question": f"q {n}", "answer": LONG if n == 17 else "five"} for n in range(40)]
+    pairs = [{"prompt": f"q {n}", "chosen": LONG if n == 23 else "five", "rejected": "no"} for n in range(40)]
+    settings = {
+        **SMALL_SETTINGS["rlhf"],
+        "sft_dataset": write(tmp_path / "answers.jsonl", answers),
+        "pair_dataset": write(tmp_path / "pairs.jsonl", pairs),
+        "sft_batch_size": 16,
+    }
+    k = Kitchen("rlhf", **settings, on_bad_row="set_aside")
+    k.run(until=phase)
+    assert [one["row"] for one in told(k, "data.set_aside")] == [18, 24][: 1 + phase.startswith("reward")]
+    k.close()
+    if phase.startswith("sft"):
+        with pytest.raises(RowError, match="answers.jsonl, row 18"):
+            Kitchen("rlhf", **settings).run(until=phase)
