@@ -277,7 +277,7 @@ def _small_evaluation(before: Event) -> str | None:
 def _unsure_change(before: Event, after: Event) -> str | None:
     "Warns if the grades after training cannot be told from those before; None otherwise."
     change = change_between(ItemValues.from_event(before), ItemValues.from_event(after))
-    if change is None or not change.includes_none:
+    if change is None or change.told_from_none:
         return None
     ends = f"{100 * change.value:+.1f} points, {100 * change.low:.1f} to {100 * change.high:.1f}"
     more = f" Some {change.needed_count:,} answers would tell a change of this size." if (change.needed_count or 0) > change.count else ""

@@ -131,6 +131,10 @@ declare_event(
     seconds="s",
 )
 declare_event("render.family", "the renderer of the model's family took conversations that its chat template refuses", "renderer reason")
+declare_event(  # names with * for any layer; `trained` and `frozen`: numbers of values
+    "train.adapters", "weights that were to be trained are in no layer that an adapter fits: fused experts, routers", "adapted left_out",
+    trained="values", frozen="values",
+)  # fmt: skip
 declare_event(
     "train.start",
     "a training loop begins; `unit` is that of its loss",

@@ -40,6 +40,8 @@ class RowReading(Mapping[str, Any]):
 
     def unread(self, names: Iterable[str]) -> list[str]:
         "Those of the names that the row has, that say something, and that nobody has read."
+        if len(self.read) == len(self.row):  # as in most rows: this is asked seven times of each
+            return []
         return [name for name in names if name in self.row and name not in self.read and carries_content(self.row[name])]
 
 
@@ -193,9 +195,9 @@ def refuse_unused_columns(
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     "Refuse columns that hold part of a conversation, say something new, and were not read; note all others that nobody read."
-    calls = [call["function"] for one in messages for call in one.tool_calls]
     for name in row.unread(row):
-        word, value = name.casefold(), row.row[name]
+        word, calls = name.casefold(), [call["function"] for one in messages for call in one.tool_calls]
+        value = row.row[name]
         if word in THINKING_KEYS and names_a_mode(value):
             row.notes.note(name)
         elif word in _MEDIA_COLUMNS:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from kitchen.data.columns import (
@@ -30,7 +31,7 @@ from kitchen.data.columns import (
 from .messages import content_text, join_thinking, parse_messages, split_thinking
 from .pairs import read_asked, read_continuation, same_answer, split_pair
 from .references import PlacedRow, Row, Stream, Table
-from .tools import RowNotes, drop_absent_arguments, json_value, parse_tool_calls, plain_value
+from .tools import RowNotes, drop_absent_arguments, json_type_name, json_value, parse_tool_calls, plain_value
 from ..input import checked_arguments
 from ..ports.protocols import Rows
 from ..types import ON_BAD_ROW, InvalidValue, Message, RowError, UnknownName, is_list, is_mapping, nearest, printable_text
@@ -337,17 +338,34 @@ FORMATS: dict[str, RowFormat] = {
 # %% ../../nbs/22_data/5_formats.ipynb #d78a4eb9
 def _find_format(row: Row, kind: type | None = None) -> RowFormat:
     "The first format (of that kind) whose columns the row has; else an error with the nearest."
-    fitting = [one for one in FORMATS.values() if all(column in row for column in one.columns)]
-    wanted = [one for one in fitting if kind is None or one.kind is kind]
-    if not wanted:
+    fitting = _fitting_formats(tuple(row), tuple(map(id, FORMATS.values())))
+    found = next((one for one in fitting if kind is None or one.kind is kind), None)
+    if found is None:
         raise RowError(_format_error_text(row, fitting, kind))
-    return wanted[0]
+    return found
+
+
+@lru_cache(maxsize=256)
+def _fitting_formats(columns: tuple[str, ...], known: tuple[int, ...]) -> tuple[RowFormat, ...]:
+    "The formats whose columns are all there, in order; rows of a file have the same columns. `known` tells which formats there were."
+    return tuple(one for one in FORMATS.values() if set(one.columns) <= set(columns))
+
+
+@lru_cache(maxsize=16)
+def _turn_columns(found: RowFormat, known: tuple[int, ...]) -> frozenset[str]:
+    "Columns that are turns of a conversation in some format, and so part of what a row of this one says."
+    return frozenset(column for one in FORMATS.values() for column in one.columns) - _beside_turns(found)
 
 # %% ../../nbs/22_data/5_formats.ipynb #2d682887
 def _format_error_text(row: Row, fitting: Sequence[RowFormat], kind: type | None) -> str:
     "Why a row has no format: it is of another kind, or a column is missing or misspelt."
     if fitting and kind:
         held = " + ".join(fitting[0].columns)
+        if fitting[0].kind is Rating and kind is Preference:
+            return (
+                f"these are ratings ({held}), but pairs are wanted: no recipe learns from single ratings yet. Write a good and a bad answer to one "
+                "question as a row of prompt, chosen and rejected (preference_loss='kto' takes such pairs), or train sft on the good answers alone"
+            )
         return f"this is a {fitting[0].kind.__name__} ({held}), but a {kind.__name__} is wanted; name its columns"
     known = [one for one in FORMATS.values() if kind is None or one.kind is kind]
     names = {column for one in known for column in one.columns}
@@ -388,7 +406,7 @@ def _own_field_path(path: str | None, columns: Mapping[str, str]) -> str | None:
 def _choose_format(seen: Row, columns: Mapping[str, str], kind: type) -> tuple[RowFormat, bool]:
     "The format of a row, and whether the columns that were named are all that it needs."
     named = {name: seen[name] for name in columns if name in seen}
-    decided = any(one.kind is kind and set(one.columns) <= named.keys() for one in FORMATS.values())
+    decided = bool(named) and any(one.kind is kind and set(one.columns) <= named.keys() for one in FORMATS.values())
     return _find_format(named if decided else seen, kind), decided
 
 
@@ -423,7 +441,8 @@ def _add_beside(row: RowReading, found: RowFormat, parts: Sequence[Any]) -> tupl
         calls = drop_absent_arguments(message.tool_calls, tools, "tool_calls", row.notes)
         return replace(message, tool_calls=calls) if message.tool_calls else message
 
-    return [tuple(settled(message) for message in one) if is_list(one) else one for one in parts], tools
+    calling = any(message.tool_calls for one in parts if is_list(one) for message in one)
+    return [tuple(map(settled, one)) if calling and is_list(one) else one for one in parts], tools
 
 
 def _read_row(row: RowReading, found: RowFormat, origin: str, whole: Row, decided: bool) -> Any:
@@ -440,7 +459,7 @@ def _read_row(row: RowReading, found: RowFormat, origin: str, whole: Row, decide
         parts, tools = _add_beside(row, found, parts)
         variables = read_template_variables(row)
     said: list[Message] = [message for one in parts if is_list(one) for message in one]
-    turns = set[str]() if decided else {column for one in FORMATS.values() for column in one.columns} - _beside_turns(found)
+    turns = frozenset[str]() if decided else _turn_columns(found, tuple(map(id, FORMATS.values())))
     refuse_unused_columns(row, said, " + ".join(found.columns), turns, tools)
     text: dict[str, Any] = {"text": text_kind(said[0].content)} if found.is_text else {}
     return noun(*parts, origin, whole, tools, variables, **text)
@@ -466,8 +485,13 @@ def parse_row(
     on_unused: str = "stop",  # or "count": what part of a conversation that nobody reads does
 ) -> Any:
     "One row as a noun of that kind; raises RowError naming the field."
-    columns = dict(columns or {}) | (_label_alias(row, columns or {}) if kind is Rating else {})
-    notes = RowNotes(on_unused)
+    return _parse_row(row, origin, kind, dict(columns or {}), RowNotes(on_unused))
+
+
+def _parse_row(row: Row, origin: str, kind: type[Any], columns: Mapping[str, str], notes: RowNotes) -> Any:
+    "The same, with arguments that are known to fit: comparing them with their types again for each row took as long as reading it."
+    if kind is Rating:
+        columns = dict(columns) | _label_alias(row, columns)
     try:
         seen = _rename_columns(row, columns) if columns else row
         found, decided = _choose_format(seen, columns, kind)
@@ -479,7 +503,7 @@ def parse_row(
         raise RowError(str(error)) from None
     except RecursionError:  # in a reader of somebody's own
         raise RowError("is nested too deeply") from None
-    hidden = [name for name in row if name in columns and name not in columns.values()]  # behind a column that was named
+    hidden = [name for name in columns if name in row and name not in columns.values()]  # behind a column that was named
     unused = (*(str(_own_field_path(one, columns)) for one in notes.unused), *hidden)
     return replace(parsed, unused=unused) if unused and isinstance(parsed, (Conversation, Preference, Rating)) else parsed
 
@@ -508,13 +532,16 @@ def parse_each(
     if on_bad_row not in ON_BAD_ROW:
         raise UnknownName("on_bad_row", on_bad_row, ON_BAD_ROW)
     RowNotes(on_unused)  # a name that nobody knows is no fault of a row
+    columns = dict(columns or {})
     for origin, row in rows:
         try:
             if isinstance(row, RowError):
                 raise row
+            if not is_mapping(row):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise RowError(f"must be an object with columns, not {json_type_name(row)}")
             if not all(isinstance(name, str) for name in row):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise RowError("names of columns must be text")
-            yield parse_row(row, origin, kind, columns, on_unused)
+            yield _parse_row(row, origin, kind, columns, RowNotes(on_unused))
         except RowError as error:
             placed = error if error is row else _error_at(error, origin)
             if on_bad_row == "stop":

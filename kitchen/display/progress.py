@@ -33,6 +33,8 @@ _STAGE_REMARKS: dict[str, Callable[[Event], str]] = {
     "render.data": lambda item: (
         f"{item['split']} {item['datums']:,.0f} datums, {item['trained_tokens']:,.0f} of {item['tokens']:,.0f} tokens count"
     ),
+    "render.family": lambda item: f"{item['renderer']} where the chat template refuses",
+    "train.adapters": lambda item: f"no adapters on {item['left_out']}",
     "train.evaluate": lambda item: f"held-out loss {loss_text(item)}",
     "train.stop": lambda item: f"{item['steps']:,.0f} steps",
     "evaluate.answers": lambda item: f"accuracy {item['accuracy']:.1%} of {item['count']:,.0f}",

@@ -355,7 +355,7 @@ class FamilyRenderer:
             return message, ended
         try:
             content, calls = self.split_calls(message.content)
-        except (ValueError, TypeError, LookupError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return message, ended
         made = tuple(call.as_openai() for call in calls)
         return Message("assistant", content.strip(), message.reasoning_content, made), ended

@@ -36,8 +36,8 @@ def change_note(change: Change | None) -> str:
     if change is None:
         return ""
     p = f"p = {change.p:.2g}" if change.p >= 0.001 else "p < 0.001"
-    more = f", {change.needed_count:,} would tell it" if change.includes_none and (change.needed_count or 0) > change.count else ""
-    said = f"; not distinguishable from none{more}" if change.includes_none else "; change"
+    more = f", {change.needed_count:,} would tell it" if not change.told_from_none and (change.needed_count or 0) > change.count else ""
+    said = f"; not distinguishable from none{more}" if not change.told_from_none else "; change"
     return f"{said}: {p} ({change.method.rpartition(', ')[2]})"
 
 # %% ../../nbs/64_reports/0_scores.ipynb #f7b3a740

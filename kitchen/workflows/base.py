@@ -6,10 +6,10 @@
 __all__ = ['MODEL_PRESETS', 'StageEvents', 'UNLIMITED', 'save', 'live_field', 'check_known_name', 'name_in_table',
            'TrainingConfig', 'DataConfig', 'AnswerConfig', 'Splits', 'ReadSettings', 'GradeSettings', 'context_length',
            'TokenLimit', 'fit_data', 'fit_questions', 'read_split', 'bad_row_events', 'render_event', 'dataset_splits',
-           'unread_splits', 'held_out_reference', 'read_splits', 'open_training', 'open_training_client', 'adam_params',
-           'open_renderer', 'renderer_events', 'make_question', 'conversation_to_question', 'ask_questions', 'baseline',
-           'evaluate', 'save_as', 'register_model', 'measurements_of', 'write_results', 'side_by_side',
-           'change_of_answers']
+           'unread_splits', 'held_out_reference', 'read_splits', 'open_training', 'adapter_events',
+           'open_training_client', 'adam_params', 'open_renderer', 'renderer_events', 'make_question',
+           'conversation_to_question', 'ask_questions', 'baseline', 'evaluate', 'save_as', 'register_model',
+           'measurements_of', 'write_results', 'side_by_side', 'change_of_answers']
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f1b95254
 import json
@@ -28,7 +28,7 @@ from ..data.statistics import LengthCounts, count_overlap, count_rows, row_keys,
 from ..engine.workflow import Stage, stage
 from ..evaluation import METRICS, Answer, MetricName, Question, ask, evaluation_events, read_message
 from ..intervals import paired_change
-from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, Tokenizer, TrainingClient
+from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, TellsAdapters, Tokenizer, TrainingClient
 from ..ports.registry import adapter_names
 from kitchen.rendering.base import (
     TRAIN_ON,
@@ -459,9 +459,19 @@ def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type
 
 # %% ../../nbs/55_workflows/0_base.ipynb #31419b1e
 @stage(gives="training", requires="cross_entropy", name="open")
-def open_training(config: TrainingConfig, service: ServiceClient) -> TrainingClient:
+def open_training(config: TrainingConfig, service: ServiceClient) -> StageEvents[TrainingClient]:
     "Open the model for training: LoRA adapters, or all weights."
-    return open_training_client(config, service, config.model)
+    training = open_training_client(config, service, config.model)
+    yield from adapter_events(training)
+    return training
+
+
+def adapter_events(training: TrainingClient) -> StageEvents[None]:
+    "What got adapters and what did not, where something was left out; a generator, like `read_split`."
+    adapted, left = training.adapter_coverage() if isinstance(training, TellsAdapters) else ({}, {})
+    if left:
+        names = {"adapted": ", ".join(adapted), "left_out": ", ".join(left)}
+        yield event("train.adapters", **names, trained=sum(adapted.values()), frozen=sum(left.values()))
 
 
 def open_training_client(config: TrainingConfig, service: ServiceClient, model: str) -> TrainingClient:

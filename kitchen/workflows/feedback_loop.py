@@ -490,7 +490,8 @@ def write_baseline(
         Window.from_interactions(found, seed=config.seed), until=traffic.recent[-1].time
     )  # what is newer is new to it
     _save_json(run, "baseline.json", "baseline", asdict(window))
-    low, high = mean_interval([one.grade for one in found if one.grade is not None] or [0.0]) or (None, None)
+    grades = [one.grade for one in found if one.grade is not None]
+    low, high = (mean_interval(grades) if grades else None) or (None, None)
     yield event(
         "feedback.baseline", model=model, interactions=window.interactions, accuracy=window.accuracy, low=low, high=high
     )

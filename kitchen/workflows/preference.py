@@ -169,7 +169,7 @@ def fit_pair(pair: Pair, limit: TokenLimit) -> Pair:
     context = None if limit.context is None else limit.context - 1
     for name, datum in (("chosen", pair.chosen), ("rejected", pair.rejected)):  # earlier datums of a side are beginnings of these
         if problem := TokenLimit(limit.max_length, context).problem(len(datum)):
-            placed = row_error_at(problem, datum.origin)
+            placed = row_error_at(f"{problem}; shorten the row, or raise what it is held against", datum.origin)
             raise RowError(placed.reason, placed.source, placed.row, field=name)
     return pair
 
