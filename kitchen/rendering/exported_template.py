@@ -9,11 +9,10 @@ __all__ = ['KNOWN_TEMPLATES', 'NO_TEMPLATE', 'exported_variables', 'exported_cha
 import copy
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from ..ports.protocols import Tokenizer
 from .base import Messages, Renderer
-from .families import FamilyRenderer
 from .model_template import TemplateRenderer
 from ..types import InvalidValue, Message
 
@@ -44,12 +43,20 @@ _BOS = "{{ bos_token }}"
 KNOWN_TEMPLATES = (_CHATML, _BOS + _CHATML, _LLAMA3, _ROLE_COLON, _BOS + _ROLE_COLON)
 
 # %% ../../nbs/20_rendering/6_exported_template.ipynb #a099a9d4
+@runtime_checkable
+class _HasVariables(Protocol):
+    "A renderer that was given template variables."
+
+    given: dict[str, Any]
+
+
 def exported_variables(renderer: Renderer) -> dict[str, Any]:
     "The template variables of training that the exported template carries: those its own template reads, but for the date."
-    if not isinstance(renderer, (TemplateRenderer, FamilyRenderer)) or not renderer.tokenizer.chat_template or not renderer.given:
+    given = renderer.given if isinstance(renderer, _HasVariables) else {}
+    if not given or not renderer.tokenizer.chat_template:
         return {}
     known = renderer if isinstance(renderer, TemplateRenderer) else TemplateRenderer(renderer.tokenizer)
-    return {name: value for name, value in renderer.given.items() if name in known.template.settable and name != "strftime_now"}
+    return {name: value for name, value in given.items() if name in known.template.settable and name != "strftime_now"}
 
 
 def _jinja_literal(value: Any) -> str:
