@@ -63,7 +63,7 @@ def _print_run_settings(path: Path) -> None:
 @click.command("describe")
 @click.argument("name")
 def describe_command(name: str) -> None:
-    "A recipe's workflow and all its settings, or the settings that are in force in a run, with what was edited.\n\nNAME is a recipe, a notebook, or a run's id or path."
+    "A recipe's workflow and settings, or the settings in force of a run.\n\nNAME is a recipe, a notebook, or a run's id or path."
     from kitchen.formatting import align_columns
     from kitchen.recipes.plan import stage_rows
     from kitchen.recipes.registry import RECIPES, get_recipe
