@@ -167,6 +167,17 @@ declare_event(
     trained_tokens="tokens",
     seconds="s",
 )
+declare_event(
+    "train.teacher",
+    "how far a student is from its teacher: KL(teacher ‖ student) over the teacher's `kept` most likely tokens and all others as one, which is at "
+    "most the whole divergence; `mass` is the share of the teacher's probability that the kept ones hold",
+    "split items row_losses row_tokens",
+    kl="nats/token",
+    mass="share",
+    kept="tokens",
+    trained_tokens="tokens",
+    seconds="s",
+)
 declare_event("train.stop", "a training loop ended", "", steps="steps", tokens="tokens", seconds="s")
 
 # %% ../nbs/10_core/3_telemetry.ipynb #e75b6ee5
