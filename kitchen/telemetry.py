@@ -381,7 +381,7 @@ def loss_text(item: Event, unit_of_loss: str = "") -> str:
 
 def measured_texts(item: Event, unit_of_loss: str = "") -> list[str]:
     "Each measurement of an event as name=number and unit; without one where it has none, is a share, or is named as its unit."
-    known = EVENTS[item.name].measurements if item.name in EVENTS else {}
+    known: Mapping[str, str] = EVENTS[item.name].measurements if item.name in EVENTS else {}
     units = {name: unit_of(item.name, name, unit_of_loss) if name in known else "1" for name in item.measurements}
     if not unit_of_loss and (item.name, "loss") in _LOSSES_OF_A_TRAINING and "loss" in units:
         units["loss"] = "in the unit of its train.start"

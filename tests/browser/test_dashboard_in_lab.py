@@ -148,7 +148,7 @@ def test_a_reloaded_page_finds_the_dashboard_again_and_says_when_its_kernel_has_
     tab.shot("dashboard-reloaded")
     board.click("pause")
     tab.until(lambda: board.has("run.pause", reason="asked to"))
-    stopped = board.events()[-1].step
+    stopped = max(item.step for item in board.events() if item.name == "train.step")
     tab.until(lambda: max(plot["last"] for plot in tab.page.evaluate(PLOTS)) == stopped)
     drawn = tab.page.evaluate(CURVES)
     tab.run(2)  # the same run, drawn afresh from its log
