@@ -57,7 +57,7 @@ def initial_values(recipe: Recipe, adapters: Mapping[str, str], config: Config, 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #a5586de7
 _RESULT_EVENTS = (  # events whose values are results
     "train.step", "train.evaluate", "train.pairs", "train.policy", "train.critic", "rollout.batch", "rollout.reward",
-    "evaluate.answers", "evaluate.distance",
+    "evaluate.answers", "evaluate.distance", "train.teacher",
 )  # fmt: skip
 COUNT_UNITS = frozenset({"datums", "tokens", "epochs", "answers"})  # units of what the settings decide
 

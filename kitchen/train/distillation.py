@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TeacherView', 'student_view', 'InstructionView', 'instruction_view', 'on_policy_data', 'learn_from_teachers',
-           'train_on_policy', 'on_policy_settings', 'soft_targets', 'train_off_policy', 'distillation_step']
+           'train_on_policy', 'on_policy_settings', 'soft_targets', 'train_off_policy', 'distillation_step',
+           'teacher_divergence', 'interleaved']
 
 # %% ../../nbs/35_train/7_distillation.ipynb #ba2b0651
 import time
@@ -16,7 +17,8 @@ import numpy as np
 
 from ..data.batches import Batches
 from ..envs.base import Problem
-from ..losses.distillation import DistillLoss, distillation_loss, ranked_datums, renormalize_ranks
+from ..intervals import values_to_text
+from ..losses.distillation import MIN_REST_PROBABILITY, DistillLoss, distillation_loss, ranked_datums, renormalize_ranks
 from ..losses.policy import OBJECTIVES
 from ..ports.protocols import Future, SamplingClient, TrainingClient
 from ..rendering.base import Messages, Renderer, prompt_tokens
@@ -30,7 +32,7 @@ from kitchen.train.rollouts import (
     rollout_events,
     trajectory_to_datums,
 )
-from .sft import split_micro_batches, step_measurements, train_start_event
+from .sft import data_digest, split_micro_batches, step_measurements, train_start_event
 from .trajectories import DEFAULT_LIMITS, EpisodeLimits, TrajectoryGroup
 from kitchen.types import (
     AdamParams,
@@ -261,3 +263,40 @@ def distillation_step(
             forwards.append(training.forward_backward_custom(data, distillation_loss(loss, len(batch[0]), weight)))
     update = training.optim_step(adam)
     return sum(forward.result().loss_sum for forward in forwards), update.result().metrics
+
+# %% ../../nbs/35_train/7_distillation.ipynb #9a1d0d20
+def _with_rest(logprobs: np.ndarray) -> np.ndarray:
+    "[T, K+1]: with the log-probability of all other tokens together as the last entry, as distillation losses have it."
+    rest = np.log(np.clip(1 - np.exp(logprobs).sum(-1, keepdims=True), MIN_REST_PROBABILITY, None))
+    return np.concatenate([logprobs, rest], -1)
+
+
+def _row_divergence(ranks: Sequence[Datum], student: Sequence[np.ndarray]) -> tuple[float, float]:
+    "Weighted sums over the trained tokens of one row: KL(teacher ‖ student), and the probability of the kept tokens."
+    learnt = ranks[0].weights != 0
+    teacher = np.stack([one.loss_fn_inputs["teacher_logprobs"][learnt] for one in ranks], -1).astype(np.float64)
+    mine = np.stack([np.asarray(one, dtype=np.float64)[learnt] for one in student], -1)
+    first, second = _with_rest(teacher), _with_rest(mine)
+    weights = ranks[0].weights[learnt].astype(np.float64)
+    return float(weights @ (np.exp(first) * (first - second)).sum(-1)), float(weights @ np.exp(teacher).sum(-1))
+
+
+def teacher_divergence(training: TrainingClient, soft: Sequence[list[Datum]], step: int, split: str, batch_size: int = 64) -> Event:
+    "`train.teacher`: how far the student is from its teacher on soft targets; nothing is trained."
+    started, count = time.perf_counter(), len(soft[0])
+    chunks = [interleaved(soft[start : start + batch_size]) for start in range(0, len(soft), batch_size)]
+    futures = [training.forward(chunk, "cross_entropy") for chunk in chunks]
+    told = [output["logprobs"] for future in futures for output in future.result().loss_fn_outputs]
+    sums = [_row_divergence(ranks, told[place * count : (place + 1) * count]) for place, ranks in enumerate(soft)]
+    tokens, firsts = [float(ranks[0].weights.sum(dtype=np.float64)) for ranks in soft], [ranks[0] for ranks in soft]
+    return event(
+        "train.teacher", step, split=split, kl=sum(kl for kl, _ in sums) / sum(tokens), mass=sum(mass for _, mass in sums) / sum(tokens),
+        kept=count, trained_tokens=sum(int(np.count_nonzero(datum.weights)) for datum in firsts), seconds=time.perf_counter() - started,
+        items=data_digest(firsts), row_losses=values_to_text(kl / weight if weight else None for (kl, _), weight in zip(sums, tokens, strict=True)),
+        row_tokens=values_to_text(tokens),
+    )  # fmt: skip
+
+
+def interleaved(soft: Sequence[list[Datum]]) -> list[Datum]:
+    "The ranked datums of all rows in one list."
+    return [datum for ranks in soft for datum in ranks]

@@ -38,6 +38,7 @@ from kitchen.train.distillation import (
     learn_from_teachers,
     soft_targets,
     student_view,
+    teacher_divergence,
     train_off_policy,
 )
 from ..train.rollouts import RolloutRound
@@ -413,18 +414,21 @@ def _prompt_messages(row: Conversation) -> list[Message]:
     return messages
 
 
-@stage(gives="batches", remake=True, requires="topk")
+@stage(gives="batches measured_targets", remake=True, requires="topk")
 def make_soft_targets(
     config: OffPolicyDistillationConfig, teacher_sampler: SamplingClient, distillation_examples: Splits
-) -> Batches[list[Datum]]:
-    "Ask the teacher for its most likely tokens, and cut into batches."
+) -> tuple[Batches[list[Datum]], tuple[str, list[list[Datum]]]]:
+    "Ask the teacher for its most likely tokens, and cut into batches; beside them those by which the distance from the teacher is measured."
     soft = soft_targets(
         teacher_sampler,
         [one.datum for one in distillation_examples.train],
         config.teacher_top_k,
         [one.teacher_datum for one in distillation_examples.train],
     )
-    return Batches(soft, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed)
+    # what the teacher says of held-out texts; with an instruction it sees others than these, and the first rows of training have to do
+    held_out = [] if config.instruction else soft_targets(teacher_sampler, distillation_examples.test, config.teacher_top_k)
+    measured = ("test", held_out) if held_out else ("train", soft[: config.held_out])
+    return Batches(soft, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed), measured
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #c56fc231
 @stage(gives="teacher_answers", name="evaluate_teacher")
@@ -443,8 +447,8 @@ def evaluate_teacher_answers(
 # %% ../../nbs/55_workflows/6_distillation.ipynb #726d3a74
 @stage(gives="steps", requires="custom_loss", name="train")
 def train_student(
-    config: OffPolicyDistillationConfig, training: TrainingClient, batches: Batches[list[Datum]], data: Splits, renderer: Renderer,
-    progress: dict[str, Any],
+    config: OffPolicyDistillationConfig, training: TrainingClient, batches: Batches[list[Datum]],
+    measured_targets: tuple[str, list[list[Datum]]], data: Splits, renderer: Renderer, progress: dict[str, Any],
 ) -> StageEvents[int]:  # fmt: skip
     "Optimizer steps on the teacher's distributions, with held-out losses in between."
     total, token_bytes = len(batches), renderer.tokenizer.token_bytes()
@@ -459,7 +463,11 @@ def train_student(
         return step % (config.evaluate_every or max(total // 10, 1)) == 0
 
     loss = get_distill_loss(config.distill_loss)
+    split, soft = measured_targets
+    if not progress:
+        yield teacher_divergence(training, soft, 0, split, config.batch_size)
     yield from train_off_policy(training, batches, loss, adam, config.gradient_accumulation_steps, look, due, progress)
+    yield teacher_divergence(training, soft, total, split, config.batch_size)
     return total
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #a1524fcd

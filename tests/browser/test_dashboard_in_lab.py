@@ -7,6 +7,10 @@ from kitchen.store.log import EventLog
 LONG = """from kitchen import Kitchen
 k = Kitchen('sft', backend='toy', dataset='builtin:sort[:2000]', epochs=400)
 k.dashboard()"""
+CURVES = """() => [...document.querySelectorAll('.js-plotly-plot')].slice(-1).map(plot => plot.data.map(
+    trace => [trace.name, [...(trace.x || [])], [...(trace.y || [])]]))[0]"""
+BANNERS = """() => [...document.querySelectorAll('.kitchen-dashboard')].filter(board => board.offsetWidth > 0).map(
+    board => getComputedStyle(board, '::before').content)"""
 PLOTS = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => ({
     points: plot.data.map(trace => trace.x ? trace.x.length : 0), names: plot.data.map(trace => trace.name),
     last: Math.max(...plot.data.map(trace => trace.x && trace.x.length ? trace.x[trace.x.length - 1] : 0)),
@@ -126,7 +130,7 @@ def test_curves_grow_and_every_button_has_its_effect(board, tab):
     tab.until(lambda: not board.button("play").is_enabled())
 
 
-def test_a_reloaded_page_finds_the_dashboard_again(board, tab):
+def test_a_reloaded_page_finds_the_dashboard_again_and_says_when_its_kernel_has_gone(board, tab, lab):
     board.click("play")
     tab.until(lambda: board.plot["last"] > 30)
     tab.page.locator(".jp-Notebook").click()
@@ -144,3 +148,15 @@ def test_a_reloaded_page_finds_the_dashboard_again(board, tab):
     tab.shot("dashboard-reloaded")
     board.click("pause")
     tab.until(lambda: board.has("run.pause", reason="asked to"))
+    stopped = max(item.step for item in board.events() if item.name == "train.step")
+    tab.until(lambda: max(plot["last"] for plot in tab.page.evaluate(PLOTS)) == stopped)
+    drawn = tab.page.evaluate(CURVES)
+    tab.run(2)  # the same run, drawn afresh from its log
+    tab.until(lambda: tab.page.evaluate(CURVES) == drawn, 20)
+    assert any(len(steps) > 60 for _, steps, _ in drawn)
+    assert not any("kernel has gone" in said for said in tab.page.evaluate(BANNERS))
+    lab.end_kernels()
+    tab.until(lambda: any("kernel has gone" in said for said in tab.page.evaluate(BANNERS)), 30)
+    assert max(plot["last"] for plot in tab.page.evaluate(PLOTS)) == stopped, "what it showed last"
+    tab.errors.clear()  # that the server has no such kernel any more
+    tab.shot("dashboard-without-kernel")

@@ -82,3 +82,38 @@ def test_teachers_by_kind_in_a_run(runs):
     opened = [item for item in k.log if item.name == "port.call" and item["verb"] == "create_sampling_client"]
     assert k.status == "completed" and opened and set(k.state["teacher_samplers"]) == {"", "guess"}
     k.close()
+
+
+def test_the_distance_from_a_teacher_is_the_divergence_of_its_distributions():
+    """Against both whole distributions, asked of samplers: over all tokens it is the divergence, over few a lower bound with its mass."""
+    from kitchen.train.distillation import soft_targets, teacher_divergence
+
+    service = ToyService()
+    renderer = get_renderer("auto", service.get_tokenizer("toy"))
+    data = [to_datum(renderer, [Message("user", f"{n}?"), Message("assistant", f"{n + 1} it is")]) for n in range(3)]
+    teaching = service.create_training_client("toy", None, 1)
+    for _ in range(4):
+        teaching.forward_backward(data, "cross_entropy").result()
+        teaching.optim_step(AdamParams(0.05)).result()
+    student, teacher = service.create_training_client("toy", None, 0), teaching.create_sampling_client()
+    size = len(renderer.tokenizer.token_bytes())
+
+    def whole(sampler, datum):
+        likely = sampler.compute_topk(datum.tokens.tolist(), size).result()
+        logprobs = np.zeros((len(datum), size))
+        np.put_along_axis(logprobs, likely.tokens, likely.logprobs, -1)
+        return logprobs
+
+    total, kept, tokens = 0.0, 0.0, 0.0
+    for datum in data:
+        first, second = whole(teacher, datum), whole(student.create_sampling_client(), datum)
+        total += float(datum.weights @ (np.exp(first) * (first - second)).sum(-1))
+        kept += float(datum.weights @ np.sort(np.exp(first), -1)[:, -4:].sum(-1))
+        tokens += float(datum.weights.sum())
+    found = {count: teacher_divergence(student, soft_targets(teacher, data, count), 0, "test", 2) for count in (1, 4, 32, size)}
+    np.testing.assert_allclose(found[size]["kl"], total / tokens, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(found[4]["mass"], kept / tokens, rtol=1e-5)
+    values = [found[count]["kl"] for count in (1, 4, 32, size)]
+    assert values == sorted(values) and values[0] > 0 and found[4]["kept"] == 4
+    own = soft_targets(student.create_sampling_client(), data, 4)
+    assert abs(teacher_divergence(student, own, 0, "test")["kl"]) < 1e-5, "a student is nowhere from itself"
