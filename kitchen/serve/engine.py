@@ -200,7 +200,8 @@ class ServeEngine:
         known = self.backend.models.get(spec.base_model, spec.base_model)
         data = {"arch": "causal-lm", "model_name": spec.base_model, "tokenizer_id": known}
         rank = None if spec.lora is None else spec.lora.rank
-        return {"type": "get_info", "model_data": data, "model_id": model_id, "is_lora": rank is not None, "lora_rank": rank, "model_name": spec.base_model}
+        kind = {"is_lora": rank is not None, "lora_rank": rank, "model_name": spec.base_model}
+        return {"type": "get_info", "model_data": data, "model_id": model_id, **kind}
 
     def unload_model(self, owner: str, model_id: str) -> Promise:
         "Forget a model; its checkpoints stay."
