@@ -1,4 +1,5 @@
 # made from the modules' __all__ by `make prepare`
+from . import answers as answers
 from . import app as app
 from . import backend as backend
 from . import engine as engine
@@ -11,8 +12,22 @@ from . import promises as promises
 from . import protobuf as protobuf
 from . import records as records
 from . import server as server
+from . import targets as targets
 from . import tinker as tinker
 from . import wire as wire
+from .answers import AnswerBody as AnswerBody
+from .answers import AnswerModel as AnswerModel
+from .answers import AnswerRoute as AnswerRoute
+from .answers import ChatBody as ChatBody
+from .answers import Choice as Choice
+from .answers import CompletionBody as CompletionBody
+from .answers import answer_routes as answer_routes
+from .answers import chat_choices as chat_choices
+from .answers import cut_at as cut_at
+from .answers import logprobs_body as logprobs_body
+from .answers import message_body as message_body
+from .answers import stream_events as stream_events
+from .answers import usage_body as usage_body
 from .app import create_app as create_app
 from .app import metrics_text as metrics_text
 from .backend import ServedBackend as ServedBackend
@@ -64,6 +79,11 @@ from .server import HEAD_SECONDS as HEAD_SECONDS
 from .server import KitchenServer as KitchenServer
 from .server import PatientProtocol as PatientProtocol
 from .server import ServeSettings as ServeSettings
+from .targets import AnswerTarget as AnswerTarget
+from .targets import export_backend as export_backend
+from .targets import find_target as find_target
+from .targets import registry_target as registry_target
+from .targets import run_target as run_target
 from .tinker import Engine as Engine
 from .tinker import Owner as Owner
 from .tinker import POLL_SECONDS as POLL_SECONDS

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import APIRouter
+from filelock import FileLock, Timeout
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .app import create_app
@@ -105,6 +106,7 @@ class KitchenServer:
         self.guard: Guard = create_app(engine, keys, limits, routers, due=self._end_when_due)
         self.engine = engine
         self.began = time.monotonic()
+        self.hold = _hold_folder(engine.folder)
         self.socket = _listen(self.settings.host, self.settings.port)
         config = uvicorn.Config(
             self.guard,
@@ -128,7 +130,15 @@ class KitchenServer:
     def run(self) -> None:
         "Serve until told to end."
         self.began = time.monotonic()
-        self.server.run(sockets=[self.socket])
+        try:
+            self.server.run(sockets=[self.socket])
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        "Let go of the address and of the folder."
+        self.socket.close()
+        self.hold.release()
 
     def stop(self) -> None:
         "End in order; `run` returns."
@@ -142,6 +152,16 @@ class KitchenServer:
         over = self.settings.most_seconds is not None and now - self.began > self.settings.most_seconds
         if over or (idle and not self.engine.promises.under_way):
             self.stop()
+
+
+def _hold_folder(folder: Path) -> FileLock:
+    "The lock of a server's folder; InvalidValue where another server has it."
+    lock = FileLock(folder / "server.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InvalidValue(f"another server uses {folder}; stop it, or give this one a --folder of its own") from None
+    return lock
 
 
 def _listen(host: str, port: int) -> socket.socket:

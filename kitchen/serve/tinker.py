@@ -21,6 +21,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,10 +99,8 @@ def _take_number(request: Request, body: Any, error: RequestRefused) -> None:
     model_id, seq = (body.get("model_id"), body.get("seq_id")) if isinstance(body, dict) else (None, None)
     engine = getattr(request.app.state, "engine", None)
     if engine is not None and verb in _NUMBERED and isinstance(model_id, str) and isinstance(seq, int) and 0 < seq < 1 << 62:
-        try:
+        with suppress(RequestRefused):  # there is no such model, or it has enough to do
             engine.model(request.state.owner, model_id).refuse(verb, seq, error)
-        except RequestRefused:  # there is no such model, or it has enough to do
-            pass
 
 # %% ../../nbs/94_serve/11_tinker.ipynb #12359bf0
 POLL_SECONDS = 20.0  # of one wait; clients give up after 45
