@@ -103,7 +103,7 @@ def start_lines(server: Any, key: str | None, models: Sequence[str]) -> list[str
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the backend, such as device=cuda.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 lets other machines connect.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8931, show_default=True, help="0 takes any that is free.")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Where keys, sessions and states are kept; default: serve beside the runs.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Where keys and states are kept; default: serve beside the runs.")
 @click.option("--idle-minutes", type=click.FloatRange(min=0, min_open=True), help="End when nobody has asked for so long.")
 @click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="End after so long, whatever is going on.")
 @click.option("--new-key", metavar="NAME", help="Make one more key, show it, and end.")

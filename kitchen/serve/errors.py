@@ -44,6 +44,8 @@ def failure_of(error: BaseException) -> Failure:
     "The failure that an error is to a client: the user's own where a value or a wish was wrong, else the server's."
     if isinstance(error, RequestRefused):
         return Failure(printable_text(str(error), _LONGEST_REASON), error.category)
+    if isinstance(error, UnicodeEncodeError):
+        return Failure("a text holds half of a surrogate pair, which nothing can keep", "user")
     if isinstance(error, (InvalidValue, MissingCapability)):
         return Failure(printable_text(str(error), _LONGEST_REASON), "user")
     if isinstance(error, KitchenError):
@@ -57,9 +59,10 @@ def refusal_of(error: BaseException) -> RequestRefused:
     if isinstance(error, RequestRefused):
         return error
     failure = failure_of(error)
-    return RequestRefused(422 if isinstance(error, InvalidValue) else 400, failure.error, failure.category)
+    return RequestRefused(422 if isinstance(error, (InvalidValue, UnicodeEncodeError)) else 400, failure.error, failure.category)
 
 
 def error_body(refused: RequestRefused) -> Mapping[str, str]:
     "The JSON of a refusal: `detail` is what people read, `error` and `category` what clients do."
-    return {"detail": str(refused), "error": str(refused), "category": refused.category}
+    reason = printable_text(str(refused), _LONGEST_REASON)
+    return {"detail": reason, "error": reason, "category": refused.category}

@@ -23,7 +23,7 @@ from ..types import DamagedData, InvalidValue, short_value
 
 # %% ../../nbs/94_serve/6_records.ipynb #ed3be467
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
-_ID = re.compile(r"[A-Za-z0-9_-]{1,128}(:[A-Za-z0-9_-]{1,64}){0,4}", re.ASCII)
+_ID = re.compile(r"[A-Za-z0-9_-]{2,128}(:[A-Za-z0-9_-]{1,64}){0,4}", re.ASCII)
 
 
 def check_name(name: str) -> str:

@@ -26,12 +26,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
-from starlette.background import BackgroundTask
 
 from .backend import close_client, export_weights
 from .engine import ServeEngine
@@ -86,7 +85,7 @@ class RefusingRoute(APIRoute):
             except (RequestValidationError, ValidationError) as error:
                 refused = RequestRefused(422, validation_words(error))
                 _take_number(request, getattr(error, "body", None), refused)
-            except KitchenError as error:
+            except (KitchenError, UnicodeEncodeError) as error:
                 refused = refusal_of(error)
             return JSONResponse(dict(error_body(refused)), refused.status)
 
@@ -496,7 +495,9 @@ def download(model_id: str, kind: str, name: str, owner: str, until: int, signat
     except BaseException:
         _remove(folder)
         raise
-    return FileResponse(archive, media_type="application/x-tar", filename=f"{name}.tar", background=BackgroundTask(_remove, folder))
+    afterwards = BackgroundTasks()
+    afterwards.add_task(_remove, folder)
+    return FileResponse(archive, media_type="application/x-tar", filename=f"{name}.tar", background=afterwards)
 
 
 def _write_archive(engine: ServeEngine, found: Checkpoint, folder: Path) -> Path:
