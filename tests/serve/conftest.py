@@ -15,10 +15,16 @@ def serve(tmp_path):
     """Open a server; several one after another have the same folder."""
     opened = []
 
-    def start(limits: ServeLimits | None = None, guard: GuardLimits | None = None, poll: float = 5.0, **backend) -> Wire:
+    def start(
+        limits: ServeLimits | None = None, guard: GuardLimits | None = None, poll: float = 5.0, **backend
+    ) -> Wire:
         engine = open_engine(tmp_path, limits, **backend)
         keys = KeyRing(tmp_path / "keys.json", {"ann": KEY, "bob": OTHER_KEY})
-        client = TestClient(create_app(engine, keys, guard, poll_seconds=poll), raise_server_exceptions=False, follow_redirects=False)
+        client = TestClient(
+            create_app(engine, keys, guard, poll_seconds=poll),
+            raise_server_exceptions=False,
+            follow_redirects=False,
+        )
         client.__enter__()
         opened.append(client)
         return Wire(client)

@@ -7,7 +7,15 @@ import json
 import sys
 from pathlib import Path
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+)
 STUDENT, TEACHER = "Qwen/Qwen3-8B", "Qwen/Qwen3-32B"
 
 
@@ -19,10 +27,15 @@ def write_model(folder: Path, seed: int) -> None:
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     tokenizer.add_special_tokens(list(SPECIAL[:3]))
     tokenizer.add_tokens(list(SPECIAL[3:]))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     fast.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -45,7 +58,10 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 def chat(index: int) -> list[dict]:
     """A question, and an answer that can be learned."""
     word = "red green blue black white".split()[index % 5]
-    return [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": f"{word} {word} {word}!"}]
+    return [
+        {"role": "user", "content": f"Say {word}."},
+        {"role": "assistant", "content": f"{word} {word} {word}!"},
+    ]
 
 
 def hh(index: int, good: bool) -> str:
@@ -59,15 +75,28 @@ def write_hub(folder: Path) -> None:
     for name, seed in ((STUDENT, 1), (TEACHER, 2)):
         write_model(folder / name, seed)
     for split, count in (("train", 320), ("test", 16)):
-        write_rows(folder / f"HuggingFaceH4/no_robots/{split}.jsonl", [{"messages": chat(index)} for index in range(count)])
-        sums = [{"question": f"What is {index % 7} plus 1?", "answer": f"#### {index % 7 + 1}"} for index in range(count)]
+        write_rows(
+            folder / f"HuggingFaceH4/no_robots/{split}.jsonl",
+            [{"messages": chat(index)} for index in range(count)],
+        )
+        sums = [
+            {"question": f"What is {index % 7} plus 1?", "answer": f"#### {index % 7 + 1}"}
+            for index in range(count)
+        ]
         write_rows(folder / f"openai/gsm8k/main/{split}.jsonl", sums)
-        write_rows(folder / f"allenai/tulu-3-sft-mixture/{split}.jsonl", [{"messages": chat(index)} for index in range(count)])
+        write_rows(
+            folder / f"allenai/tulu-3-sft-mixture/{split}.jsonl",
+            [{"messages": chat(index)} for index in range(count)],
+        )
         pairs = [{"chosen": hh(index, True), "rejected": hh(index, False)} for index in range(count)]
         write_rows(folder / f"Anthropic/hh-rlhf/{split}.jsonl", pairs)
-        write_rows(folder / f"zwhe99/DeepMath-103K/{split}.jsonl", [{"question": f"What is {index % 7} plus 1?"} for index in range(count)])
+        write_rows(
+            folder / f"zwhe99/DeepMath-103K/{split}.jsonl",
+            [{"question": f"What is {index % 7} plus 1?"} for index in range(count)],
+        )
     write_rows(folder / "chats.jsonl", [{"messages": chat(index)} for index in range(320)])
-    card = "---\nconfigs:\n- config_name: main\n  data_files:\n  - split: train\n    path: main/train.jsonl\n  - split: test\n    path: main/test.jsonl\n---\n"
+    files = "".join(f"  - split: {split}\n    path: main/{split}.jsonl\n" for split in ("train", "test"))
+    card = f"---\nconfigs:\n- config_name: main\n  data_files:\n{files}---\n"
     (folder / "openai/gsm8k/README.md").write_text(card)
 
 

@@ -9,17 +9,28 @@ import numpy as np
 from kitchen.ports.registry import create_adapter
 from kitchen.types import AdamParams, Datum, LoraParams
 
-LOSSES = {"cross_entropy": {}, "importance_sampling": {}, "ppo": {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}, "cispo": {}}
+LOSSES = {
+    "cross_entropy": {},
+    "importance_sampling": {},
+    "ppo": {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1},
+    "cispo": {},
+}
 
 
-def random_inputs(rng: np.random.Generator, vocabulary: int, loss: str) -> tuple[list[int], dict[str, list[float]]]:
+def random_inputs(
+    rng: np.random.Generator, vocabulary: int, loss: str
+) -> tuple[list[int], dict[str, list[float]]]:
     """Tokens of a datum and its loss inputs, as the wire names them; float32, so that JSON and bytes hold the same numbers."""
     count = int(rng.integers(3, 12))
     tokens, targets = (rng.integers(0, vocabulary, count).tolist() for _ in range(2))
     if loss == "cross_entropy":
         return tokens, {"target_tokens": targets, "weights": rng.random(count, np.float32).tolist()}
     logprobs = (-3 * rng.random(count, np.float32)).tolist()
-    return tokens, {"target_tokens": targets, "logprobs": logprobs, "advantages": rng.standard_normal(count, np.float32).tolist()}
+    return tokens, {
+        "target_tokens": targets,
+        "logprobs": logprobs,
+        "advantages": rng.standard_normal(count, np.float32).tolist(),
+    }
 
 
 def reference(backend: str, model: str, steps: int = 8) -> dict:
@@ -27,7 +38,11 @@ def reference(backend: str, model: str, steps: int = 8) -> dict:
     service, rng = create_adapter("service", backend), np.random.default_rng(7)
     lora = LoraParams(4, 32.0, 0.0, True, True, backend == "torch")
     training = service.create_training_client(model, lora, 11)
-    vocabulary, adam, told = min(len(service.get_tokenizer(model)), 250), {"learning_rate": 0.01, "eps": 1e-8, "weight_decay": 0.01}, []
+    vocabulary, adam, told = (
+        min(len(service.get_tokenizer(model)), 250),
+        {"learning_rate": 0.01, "eps": 1e-8, "weight_decay": 0.01},
+        [],
+    )
     for index in range(steps):
         loss, settings = list(LOSSES.items())[index % len(LOSSES)]
         rows = [random_inputs(rng, vocabulary, loss) for _ in range(5)]

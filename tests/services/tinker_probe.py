@@ -41,7 +41,9 @@ state = {}
 def create():
     lora = reference["lora"]
     names = ("rank", "seed", "train_mlp", "train_attn", "train_unembed")
-    state["training"] = service.create_lora_training_client(model, **{name: lora[name] for name in names}).result(timeout=WAIT)
+    state["training"] = service.create_lora_training_client(
+        model, **{name: lora[name] for name in names}
+    ).result(timeout=WAIT)
     return f"model {state['training'].model_id.split(':', 1)[1]}"
 
 
@@ -79,7 +81,11 @@ def custom_loss():
         loss = sum((one**2).sum() for one in logprobs)
         return loss, {"mean": float(loss) / len(data)}
 
-    before = state["training"].forward_backward_custom([datum(one) for one in reference["steps"][0]["data"]], squares).result(timeout=WAIT)
+    before = (
+        state["training"]
+        .forward_backward_custom([datum(one) for one in reference["steps"][0]["data"]], squares)
+        .result(timeout=WAIT)
+    )
     state["training"].optim_step(tinker.AdamParams(learning_rate=0.01)).result(timeout=WAIT)
     assert torch.__version__ and "loss:sum" in before.metrics, before.metrics
     return f"loss {before.metrics['loss:sum']:.4f}"
@@ -105,7 +111,9 @@ def sampling():
     sampler = client_of(training.save_weights_and_get_sampling_client())
     prompt = tinker.ModelInput.from_ints(reference["steps"][0]["data"][0]["tokens"][:5])
     params = tinker.SamplingParams(max_tokens=6, temperature=0.7, seed=3, stop=[])
-    drawn = sampler.sample(prompt, 3, params, include_prompt_logprobs=True, topk_prompt_logprobs=2).result(timeout=WAIT)
+    drawn = sampler.sample(prompt, 3, params, include_prompt_logprobs=True, topk_prompt_logprobs=2).result(
+        timeout=WAIT
+    )
     assert [len(one.tokens) for one in drawn.sequences] == [6, 6, 6] and len(drawn.topk_prompt_logprobs) == 5
     logprobs = sampler.compute_logprobs(prompt).result(timeout=WAIT)
     assert logprobs[0] is None and len(logprobs) == 5 and list(drawn.prompt_logprobs)[1:] == logprobs[1:]
@@ -114,9 +122,17 @@ def sampling():
     same = other.compute_logprobs(prompt).result(timeout=WAIT)
     worst = max(abs(left - right) for left, right in zip(same[1:], logprobs[1:], strict=True))
     assert worst < 1e-5, worst
-    base = client_of(service.create_sampling_client(base_model=model)).compute_logprobs(prompt).result(timeout=WAIT)
+    base = (
+        client_of(service.create_sampling_client(base_model=model))
+        .compute_logprobs(prompt)
+        .result(timeout=WAIT)
+    )
     assert base[1:] != logprobs[1:]
-    copy = tinker.SamplingClient.from_sampler_handle(other.get_sampler_handle()) if hasattr(other, "get_sampler_handle") else other
+    copy = (
+        tinker.SamplingClient.from_sampler_handle(other.get_sampler_handle())
+        if hasattr(other, "get_sampler_handle")
+        else other
+    )
     assert copy.compute_logprobs(prompt).result(timeout=WAIT) == same
     return f"3 completions, stored weights within {worst:.0e}"
 
@@ -128,7 +144,9 @@ def two_clients():
     for _ in range(3):
         other.forward_backward(batch, "cross_entropy")
         other.optim_step(tinker.AdamParams(learning_rate=0.05)).result(timeout=WAIT)
-    assert state["training"].forward(batch, "cross_entropy").result(timeout=WAIT).metrics["loss:sum"] == before
+    assert (
+        state["training"].forward(batch, "cross_entropy").result(timeout=WAIT).metrics["loss:sum"] == before
+    )
     return "one trains, the other stays"
 
 
@@ -140,7 +158,10 @@ def errors_are_raised_at_once():
     began, raised = time.perf_counter(), []
     spare = client_of(service.create_lora_training_client(model, rank=2, seed=6))
     batch = [datum(one) for one in reference["steps"][0]["data"]]
-    wrong = tinker.Datum(model_input=tinker.ModelInput.from_ints([10**8]), loss_fn_inputs={"target_tokens": [1], "weights": [1.0]})
+    wrong = tinker.Datum(
+        model_input=tinker.ModelInput.from_ints([10**8]),
+        loss_fn_inputs={"target_tokens": [1], "weights": [1.0]},
+    )
     attempts = {
         "unknown loss": lambda: spare.forward_backward(batch, "no_such_loss").result(timeout=WAIT),
         "token outside": lambda: spare.forward_backward([wrong], "cross_entropy").result(timeout=WAIT),
@@ -163,7 +184,11 @@ def errors_are_raised_at_once():
 
 
 def checkpoints():
-    rest = tinker.RestClient(base_url=address, api_key=key) if hasattr(tinker, "RestClient") else service.create_rest_client()
+    rest = (
+        tinker.RestClient(base_url=address, api_key=key)
+        if hasattr(tinker, "RestClient")
+        else service.create_rest_client()
+    )
     listed = rest.list_checkpoints(state["training"].model_id).result(timeout=WAIT).checkpoints
     assert {one.checkpoint_id for one in listed} == {"weights/probe", "sampler_weights/probe"}
     info = rest.get_weights_info_by_tinker_path(state["saved"]).result(timeout=WAIT)
