@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['ServeLimits', 'Sampler', 'ServeEngine']
 
-# %% ../../nbs/94_serve/8_engine.ipynb #ee2aca21
+# %% ../../nbs/94_serve/8_engine.ipynb #e3fb30d5
 import secrets
+import sys
 import threading
 import time
+import traceback
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,7 +78,6 @@ class ServeEngine:
         self.models: dict[str, ServedModel] = {}
         self.samplers: OrderedDict[str, Sampler] = OrderedDict()
         self.seen: dict[str, float] = {}  # session -> when it was heard of last
-        self.counts: Counter[str] = Counter()  # verb -> requests taken
         self.tokens: Counter[str] = Counter()  # "trained" and "sampled"
         self.lock = threading.RLock()
 
@@ -481,7 +482,7 @@ class ServeEngine:
     def _release(self, session_id: str) -> None:
         "Let a session's models leave memory; each is saved first if need be, and comes back when it is asked for."
         for model in [one for name, one in self.models.items() if name.startswith(f"{session_id}:")]:
-            model.lane.put(model.park)
+            model.lane.put(lambda model=model: _park(model))
         with self.lock:
             for key in [key for key, one in self.samplers.items() if key.startswith(f"{session_id}:")]:
                 del self.samplers[key]
@@ -489,8 +490,16 @@ class ServeEngine:
     def close(self) -> None:
         "Let what runs end, save what no state has, and let go of everything."
         self.lanes.close()
-        for model in self.models.values():
-            model.park()
+        for model in list(self.models.values()):
+            _park(model)
+
+
+def _park(model: ServedModel) -> None:
+    "Save a model and let it go; one that cannot be saved is told of in the log, and hinders no other."
+    try:
+        model.park()
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
 
 
 def _at(found: Checkpoint, reference: str, size: int | None = None) -> Checkpoint:
