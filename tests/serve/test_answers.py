@@ -1,20 +1,26 @@
 """Chats and completions over a run, an export and a base model, as clients of OpenAI's wire ask for them."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from served import KEY, open_engine
 from small_settings import SMALL_SETTINGS
 
 from kitchen import Kitchen
+from kitchen.ports.registry import create_adapter
 from kitchen.rendering.base import prompt_tokens
 from kitchen.rendering.registry import get_renderer
 from kitchen.serve.answers import ChatBody, answer_routes, chat_choices
+from kitchen.serve.keys import KeyRing
+from kitchen.serve.server import KitchenServer, ServeSettings
 from kitchen.serve.targets import find_target
-from kitchen.types import Message
+from kitchen.types import BackendError, Message, SamplingParams
 
 ADD = {
     "type": "function",
@@ -217,3 +223,35 @@ def test_labels_are_let_pass(client):
         ).status_code
         == 200
     )
+
+
+def test_our_own_client_of_that_wire_is_answered(models, tmp_path, monkeypatch):
+    keys = KeyRing(tmp_path / "keys.json", {"ann": KEY})
+    server = KitchenServer(
+        open_engine(tmp_path), keys, ServeSettings(port=0, stop_seconds=1), (answer_routes(models),)
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.server.started:
+            time.sleep(0.005)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        completer = create_adapter(
+            "completer", "openai", judge="run", base_url=f"{server.address}/v1", tries=1
+        )
+        asked = [Message("user", "hello")]
+        said = completer.complete(asked, SamplingParams(max_tokens=8, temperature=0.0)).result(30)
+        body = {
+            "model": "run",
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": 8,
+            "temperature": 0,
+        }
+        _, choices = chat_choices(models["run"], ChatBody.model_validate(body))
+        assert said.content == choices[0].message.content
+        monkeypatch.setenv("OPENAI_API_KEY", "tml-" + "w" * 30)
+        with pytest.raises(BackendError):
+            completer.complete(asked, SamplingParams(max_tokens=8)).result(30)
+    finally:
+        server.stop()
+        thread.join(20)
