@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help cook test docs prepare hooks clean
+.PHONY: help cook test docs services prepare hooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ $(VENV)/documented: $(VENV)/developed
 docs: $(VENV)/documented  ## build the documentation site, docs/_build/html/index.html; DOCS="--help" lists its settings
 	$(BIN)/python docs/build.py $(DOCS)
 
+services: $(VENV)/developed  ## unmodified clients of services against `kitchen serve`, each in an environment of its own; prints a table
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/services/run.py
+
 prepare: $(VENV)/developed  ## after editing a page: export, clean, README
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
@@ -53,4 +56,4 @@ hooks: $(VENV)/developed  ## once for each clone: merge drivers for pages and ge
 	$(BIN)/pre-commit install
 
 clean:  ## remove what was built (runs stay)
-	rm -rf $(VENV) docs/_build build dist *.egg-info .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) .venv-services docs/_build build dist *.egg-info .pytest_cache .ruff_cache .coverage*

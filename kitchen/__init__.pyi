@@ -22,6 +22,7 @@ from . import rendering as rendering
 from . import reports as reports
 from . import secrets as secrets
 from . import seeding as seeding
+from . import serve as serve
 from . import session as session
 from . import store as store
 from . import telemetry as telemetry

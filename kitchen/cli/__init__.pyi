@@ -10,3 +10,4 @@ from . import parameters as parameters
 from . import recipes as recipes
 from . import render as render
 from . import runs as runs
+from . import serve as serve

@@ -18,6 +18,7 @@ from .lab import lab_command
 from .recipes import describe_command, list_command, plan_group, validate_group
 from .render import render_command
 from .runs import report_command, reproduce_command, runs_command, sign_command, verify_command
+from .serve import serve_command
 
 # %% ../../nbs/68_cli/8_main.ipynb #7a595989
 _COMMANDS = (
@@ -35,6 +36,7 @@ _COMMANDS = (
     sign_command,
     reproduce_command,
     lab_command,
+    serve_command,
     doctor_command,
 )
 
