@@ -70,7 +70,7 @@ declare_event(
 )
 declare_event("state.edit", "a value was replaced while the run stood at a boundary", "value object position")
 declare_event(  # `kept` names all that are left after it: what verification expects to find
-    "snapshot.save", "the state can be returned to", "snapshot digest kept", bytes="bytes", seconds="s"
+    "snapshot.save", "the state can be returned to; `states`: those that services keep", "snapshot digest kept states", bytes="bytes", seconds="s"
 )
 declare_event("snapshot.error", "a snapshot could not be written or read; others are used", "snapshot reason")
 declare_event("stage.start", "a stage of the workflow begins", "stage")

@@ -4,13 +4,12 @@ from . import protocols as protocols
 from . import registry as registry
 from . import spans as spans
 from .futures import AdapterFuture as AdapterFuture
-from .protocols import BlobStore as BlobStore
+from .futures import await_result as await_result
 from .protocols import Completer as Completer
 from .protocols import CustomLoss as CustomLoss
 from .protocols import DatasetStore as DatasetStore
 from .protocols import EmbeddingClient as EmbeddingClient
 from .protocols import Future as Future
-from .protocols import HubClient as HubClient
 from .protocols import ModelRegistry as ModelRegistry
 from .protocols import Profiler as Profiler
 from .protocols import Rows as Rows
@@ -26,5 +25,6 @@ from .registry import adapter_address as adapter_address
 from .registry import adapter_class as adapter_class
 from .registry import adapter_names as adapter_names
 from .registry import create_adapter as create_adapter
+from .registry import port_methods as port_methods
 from .spans import ObservedPort as ObservedPort
 from .spans import observe as observe

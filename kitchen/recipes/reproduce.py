@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ..store.objects import ObjectStore
 from ..store.run import Run, runs_root
 from ..store.trust import require_trusted_settings
 from ..telemetry import EVENTS, ITEM_VALUES, NONDETERMINISTIC_UNITS, Event, event, loss_unit, unit_of
-from ..types import InvalidValue, is_list, is_mapping, short_value
+from ..types import InvalidValue, MissingCapability, is_list, is_mapping, short_value
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #f8fe7f4d
 def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dict[str, Any]:
@@ -37,7 +38,6 @@ def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dic
     directories = {
         "service": run.path / "snapshots",
         "registry": runs_root() / "registry",
-        "blobs": run.path / "blobs",
     }
     ports = {}
     for port, name in adapters.items():
@@ -293,12 +293,13 @@ def reproduce(
         if not runner.ended:
             runner.snapshot()
             run.log.append(event("run.stop", status="stopped", seconds=time.perf_counter() - began))
-            runner.close()
+            runner.disconnect()
             raise pressed.error(f"the repetition of {recorded['run_id']} was stopped on a step boundary, in {run.path}")
-        run.log.append(event("run.digest", digest=runner.digest()))
+        with suppress(MissingCapability):  # of a service that keeps the weights out of reach
+            run.log.append(event("run.digest", digest=runner.digest()))
         run.log.append(event("run.stop", status="completed", seconds=time.perf_counter() - began))
-        runner.close()
         reason = _why_not_bitwise(old.environment, spec.environment, base["service"].capabilities().deterministic)
+        runner.disconnect()
         rows = _comparison_rows(recorded, manifest(run), not reason, tolerance)
         return Reproduction(rows, not reason, tolerance, reason, run.path)
     finally:

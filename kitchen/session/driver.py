@@ -37,7 +37,7 @@ from ..store.log import LogFailed
 from ..store.run import Run, runs_root
 from ..store.trust import trust_settings
 from ..telemetry import Event, event
-from ..types import InvalidValue, KitchenError, UnknownName
+from ..types import InvalidValue, KitchenError, MissingCapability, UnknownName
 from ..workflows.distillation import OffPolicyDistillationConfig, OnPolicyDistillationConfig, PromptDistillationConfig
 from ..workflows.feedback_loop import FeedbackConfig
 from ..workflows.preference import PreferenceConfig, RewardModelConfig
@@ -162,7 +162,7 @@ def new_run(recipe: Recipe, config: Any, adapters: Mapping[str, str], run_dir: s
 
 def snapshot_policy(config: Any) -> SnapshotPolicy:
     "How a recipe's settings want snapshots; a recipe that lacks such a setting takes the default."
-    names = {"every": "snapshot_every", "last": "snapshots_kept", "best": "keep_best"}
+    names = {"every": "snapshot_every", "last": "snapshots_kept", "best": "keep_best", "ttl": "snapshot_ttl"}
     return SnapshotPolicy(**{field: getattr(config, name) for field, name in names.items() if hasattr(config, name)})
 
 # %% ../../nbs/66_session/0_driver.ipynb #c0ffed02
@@ -460,7 +460,8 @@ class SessionDriver:
         if runner.ended and not over:
             if runner.history.snapshot_policy.every >= 0:
                 runner.snapshot()
-            self.run_record.log.append(event("run.digest", digest=runner.digest()))
+            with contextlib.suppress(MissingCapability):  # of a service that keeps the weights out of reach
+                self.run_record.log.append(event("run.digest", digest=runner.digest()))
             self.log_stop("completed")
         if remembered and not runner.paused:
             self._command = None
@@ -530,7 +531,7 @@ class SessionDriver:
                 with contextlib.suppress(LogFailed, OSError):  # a full disk: the run counts as interrupted
                     self.log_stop("stopped")
             with contextlib.suppress(LogFailed):
-                runner.close()
+                runner.disconnect()
         if self.opened_run is not None:
             self.opened_run.close()
 

@@ -10,6 +10,7 @@ __all__ = ['ObjectStore', 'pack_tensors', 'TrainingState', 'WriteFuture', 'State
 import base64
 import dataclasses
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +23,7 @@ import numpy as np
 from ..config import canonical_json, json_digest
 from ..ports.futures import AdapterFuture
 from .files import check_regular, path_inside, read_json, write_atomically
-from ..types import DamagedData, InvalidValue, KitchenError, SavedState, is_list, is_mapping
+from ..types import DamagedData, InvalidValue, KitchenError, MissingCapability, SavedState, is_list, is_mapping
 
 # %% ../../nbs/14_store/4_objects.ipynb #7ebe83b2
 _OBJECT_NAME = re.compile(r"[0-9a-f]{64}")
@@ -65,9 +66,13 @@ class ObjectStore:
     def prune(self, keep: Iterable[str]) -> int:
         "Remove every object that is not named; how many those were."
         dropped = self.names() - set(keep)
-        for name in dropped:
-            self.path(name).unlink(missing_ok=True)
+        self.remove(dropped)
         return len(dropped)
+
+    def remove(self, names: Iterable[str]) -> None:
+        "Remove these objects; those that are not there are passed over."
+        for name in names:
+            self.path(name).unlink(missing_ok=True)
 
 # %% ../../nbs/14_store/4_objects.ipynb #77ce9098
 _TensorT = TypeVar("_TensorT")
@@ -133,8 +138,10 @@ class StateStore:
         self.objects = ObjectStore(self.folder / "objects")
         self._lock = threading.Lock()  # one state is written at a time
 
-    def save(self, name: str, capture: Callable[[], TrainingState]) -> WriteFuture:
-        "Write the state that `capture` answers (it may wait); its future gives the path."
+    def save(self, name: str, capture: Callable[[], TrainingState], ttl_seconds: int | None = None) -> WriteFuture:
+        "Write the state that `capture` answers (it may wait); its future gives the path. MissingCapability for a time to live: files have none."
+        if ttl_seconds is not None:
+            raise MissingCapability("states in files do not expire by themselves; leave ttl_seconds out")
         if not name or Path(name).name != name:
             raise InvalidValue(f"a saved state needs a plain name, such as 'step-40', not {name!r}")
 
@@ -148,6 +155,27 @@ class StateStore:
                 )
 
         return WriteFuture(work)
+
+    def delete(self, path: str) -> None:
+        "Remove a state of this folder, and its packs that no other state here names; nothing if it is not there."
+        if os.path.dirname(path) != str(self.folder):
+            raise InvalidValue(f"{path} is no state in {self.folder}")
+        with self._lock:
+            if not os.path.lexists(path):
+                return
+            packs = set(self.read_listing(path)["packs"].values())
+            os.unlink(path)
+            self.objects.remove(packs - self._named_packs())
+
+    def _named_packs(self) -> set[str]:
+        "Objects that the states in this folder name."
+        named: set[str] = set()
+        for one in self.folder.glob("*.json"):
+            try:
+                named.update(self.read_listing(one)["packs"].values())
+            except (DamagedData, InvalidValue):  # a snapshot, which names a state and not its packs
+                continue
+        return named
 
     @classmethod
     def load(cls, path: str | Path) -> tuple[dict[str, dict[str, bytes]], dict[str, Any]]:

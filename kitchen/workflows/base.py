@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEL_PRESETS', 'StageEvents', 'UNLIMITED', 'save', 'live_field', 'check_known_name', 'name_in_table',
            'TrainingConfig', 'DataConfig', 'AnswerConfig', 'Splits', 'ReadSettings', 'GradeSettings', 'context_length',
-           'TokenLimit', 'fit_data', 'fit_questions', 'read_split', 'bad_row_events', 'render_event', 'dataset_splits',
+           'TokenLimit', 'fit_data', 'fit_questions', 'read_split', 'bad_row_events', 'render_event',
            'held_out_reference', 'read_splits', 'open_training', 'open_training_client', 'adam_params', 'open_renderer',
            'make_question', 'conversation_to_question', 'ask_questions', 'baseline', 'evaluate', 'save_as',
            'register_model', 'measurements_of', 'write_results', 'side_by_side', 'change_of_answers']
@@ -123,6 +123,7 @@ class TrainingConfig(Config):
     )
     snapshots_kept: int = Field(3, ge=1, description="how many of the newest snapshots are kept")
     keep_best: str = Field("", description="keep the best as well: min train.evaluate.loss, or max …; empty: no")
+    snapshot_ttl: int = Field(0, ge=0, description="seconds after which a service may forget a snapshot's state, where it can; 0: never")
 
     seed: int = Field(0, ge=0, description="one seed for every random stream")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
@@ -241,7 +242,7 @@ class GradeSettings(Protocol):
 # %% ../../nbs/55_workflows/0_base.ipynb #951d4126
 def context_length(tokenizer: Tokenizer) -> int | None:
     "Tokens that a sequence of the tokenizer's model may have; None where there is no limit."
-    return getattr(tokenizer, "model_max_length", None)  # a tokenizer made before the port had it sets none
+    return tokenizer.model_max_length
 
 
 @dataclass(frozen=True)
@@ -386,17 +387,9 @@ def render_event(
     )
 
 # %% ../../nbs/55_workflows/0_base.ipynb #016963e7
-def dataset_splits(datasets: DatasetStore, reference: str) -> list[str]:
-    "The names of a dataset's splits; none where it is one whole, or where the store knows nothing of splits."
-    names = getattr(datasets, "splits", None)  # the port asks for `load` alone
-    if names is None:
-        return ["train", "test"] if reference.startswith("builtin:") else []
-    return list(names(reference))
-
-
 def _own_test_split(datasets: DatasetStore, reference: str) -> tuple[list[str], str | None]:
     "The names of a dataset's splits, and the one that is meant for testing; None where there is none."
-    names = dataset_splits(datasets, reference)
+    names = list(datasets.splits(reference))
     return names, find_test_split(names, (parse_reference(reference).split or "train")) if names else None
 
 
