@@ -64,6 +64,8 @@ declare_event("run.fork", "this run left its parent here; the events before are 
 declare_event("run.spec", "what the run is, as spec.json says it from here on", "spec")
 declare_event("run.file", "a file of the run was written, other than an artifact", "path sha256", bytes="bytes")
 declare_event("run.digest", "the state a run ended with", "digest")
+declare_event("run.backend", "who computes, and how equal a step is that is done again: bit-equal, equal within …, approximate", "adapter guarantee")
+declare_event("tracker.error", "a tracker did not take events; the run goes on without it", "tracker reason", events="events")
 declare_event("log.repair", "the log was torn by a crash and mended", "reason", bytes="bytes")
 declare_event(
     "config.edit", "a setting was edited while the run stood at a boundary", "setting before after position"

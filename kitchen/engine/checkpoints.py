@@ -362,12 +362,13 @@ class SnapshotFolder:
     def service_states(self) -> list[dict[str, str]]:
         "States of this run's own, but for kitchen's kind of files, that services were to keep when the last snapshot was written."
         told = [item for item in self.run.log.events.named("snapshot.save") if item.sequence >= self.begins]
-        return [dict(one) for one in told[-1].metadata.get("states", ())] if told else []
+        lines = [str(one).split(" ", 2) for one in told[-1].metadata.get("states", ())] if told else []
+        return [dict(zip(("adapter", "where", "state"), line, strict=True)) for line in lines if len(line) == 3]
 
     def unproved(self) -> list[str]:
         "In words, each state that lies with its service, of which nothing here can prove that it is there."
         return [
-            f"snapshot {path.stem}: its service keeps the state of {name!r} as {entry['state']!r}, which is not checked from here"
+            f"snapshot {path.stem}: its service keeps the state of {name!r} as {entry['state']}, which is not checked from here"
             for path, snapshot in self.readable()
             for name, entry in snapshot.client_entries().items()
             if entry.get("where") == "service"
@@ -680,7 +681,8 @@ class History:
             left = prune_service_states(self.snapshots, owners, self._saved.unlisted)
             self._saved.unlisted = []
             about = {
-                "snapshot": path.stem, "digest": whole.digest, "kept": [one.stem for one in self.snapshots.paths()], "states": left or None
+                "snapshot": path.stem, "digest": whole.digest, "kept": [one.stem for one in self.snapshots.paths()],
+                "states": [f"{one['adapter']} {one['where']} {one['state']}" for one in left] or None,
             }  # fmt: skip
             said = event("snapshot.save", snapshot.step, **about, bytes=size, seconds=time.perf_counter() - began)
         except Exception as error:  # training goes on; the event says what failed
@@ -762,7 +764,7 @@ def _reopen_client(entry: Mapping[str, Any], base: Mapping[str, Any], reference:
         raise StateLost(f"its service does not have the state {reference!r} any more: {error}") from error
 
 # %% ../../nbs/50_engine/3_checkpoints.ipynb #7c20a013
-_BACKGROUND_EVENTS = frozenset({"port", "snapshot", "run", "log", "config", "state"})  # events that are not a stage's own
+_BACKGROUND_EVENTS = frozenset({"port", "snapshot", "run", "log", "config", "state", "tracker"})  # events that are not a stage's own
 
 
 def _remake_stage(flow: Flow, path: tuple[int, ...], known: Flow | None, told: Sequence[Event]) -> None:

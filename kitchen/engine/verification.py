@@ -127,7 +127,8 @@ def open_resumable(path: Path) -> Run:
 def settings_to_trust(run: Run) -> dict[str, Any]:
     "Everything of a run that may name what is executed, or where something is sent: settings, edits, also those taken back, and what snapshots hold."
     edits = [item["after"] for item in run.log.events.named("config.edit")]
-    return {"settings": run.settings, "edits": edits, "snapshots": [one.config for _, one in SnapshotFolder(run).readable()]}
+    snapshots = [one.config for _, one in SnapshotFolder(run).readable()]
+    return {"adapters": dict(run.spec.adapters), "settings": run.settings, "edits": edits, "snapshots": snapshots}
 
 
 def recover_run(path: Path) -> list[str]:

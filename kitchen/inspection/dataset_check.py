@@ -257,7 +257,7 @@ def check(
     _kind_of(found.config)
     config: Any = found.config(**{**settings, "dataset": dataset})
     store = create_adapter("datasets", found.adapters["datasets"])
-    renderer = get_renderer(config.renderer, create_adapter("service", config.backend).get_tokenizer(config.model))
+    renderer = get_renderer(config.renderer, create_adapter("service", config.backend, **config.backend_options).get_tokenizer(config.model))
     train, own = _check_split(store, config, (dataset, "train"), renderer), held_out_reference(store, config)
     test, used = None, max(config.held_out, config.graded)
     if own:

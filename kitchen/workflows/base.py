@@ -28,7 +28,7 @@ from ..engine.workflow import Stage, stage
 from ..evaluation import METRICS, Answer, MetricName, Question, ask, evaluation_events, read_message
 from ..intervals import paired_change
 from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, Tokenizer, TrainingClient
-from ..ports.registry import adapter_names
+from ..ports.registry import adapter_names, is_adapter_address
 from kitchen.rendering.base import (
     TRAIN_ON,
     Renderer,
@@ -84,7 +84,10 @@ class TrainingConfig(Config):
     model: str = Field(
         "", description="hub name, local folder, folder/file.gguf or builtin:NAME; empty: the embedded model"
     )
-    backend: str = Field("torch", description="who trains: torch, toy, or an installed adapter")
+    backend: str = Field("torch", description="who trains: torch, toy, an installed adapter, or my_module:MyService")
+    backend_options: dict[str, Any] = Field({}, description="options of the backend, which `kitchen describe BACKEND` lists: {latency: 0.1}")
+    trackers: list[str] = Field([], description="who else is told every event: jsonl, an installed adapter, or my_module:MyTracker")
+    tracker_options: dict[str, Any] = Field({}, description="options of trackers by name: {jsonl: {path: events.jsonl}}")
 
     renderer: RendererName = Field(
         "auto", description="how messages become tokens: auto, template, chatml, qwen3, llama3, role_colon"
@@ -147,7 +150,15 @@ class TrainingConfig(Config):
     @classmethod
     def _check_backend(cls, value: str) -> str:
         "A backend that no adapter is installed for is answered with the nearest."
+        if isinstance(value, str) and is_adapter_address(value):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return value
         return check_known_name("backend", value, adapter_names("service"))
+
+    @field_validator("trackers")
+    @classmethod
+    def _check_trackers(cls, value: list[str]) -> list[str]:
+        "A tracker that no adapter is installed for is answered with the nearest."
+        return [name if is_adapter_address(name) else check_known_name("tracker", name, adapter_names("tracker")) for name in value]
 
     _check_renderer = name_in_table("renderer", RENDERERS, "auto")
     _check_schedule = name_in_table("schedule", SCHEDULES)

@@ -7,7 +7,7 @@ import pytest
 
 from kitchen.envs.retrieval import HashedEmbeddings, MemoryVectors, Passage, PassageIndex, _word_pieces
 from kitchen.envs.search import _atlas_index, _make_towns, search_problems
-from kitchen.ports.registry import ADAPTERS, PORTS, port_methods, adapter_class, create_adapter
+from kitchen.ports.registry import ADAPTERS, PORTS, adapter_class, create_adapter, port_methods
 from kitchen.ports.spans import observe
 from kitchen.telemetry import MemoryLog
 from kitchen.types import Message
