@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -43,7 +44,7 @@ from kitchen.rendering.base import (
 )
 from ..rendering.exported_template import NO_TEMPLATE, exported_chat_template
 from ..rendering.registry import RENDERERS, RendererName, fit_datum, get_renderer
-from ..store.run import Artifact, Run
+from ..store.run import Artifact, Run, keep_reference, weights_reference
 from ..telemetry import Event, event, event_content
 from ..train.schedules import SCHEDULES, ScheduleName
 from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, RowError, SamplingParams, UnknownName
@@ -559,7 +560,12 @@ def save_as(prefix: str = "") -> Stage:
         stop, template = tuple(renderer.stop_sequences()), exported_chat_template(renderer)
         if template is None:
             yield event("artifact.template", renderer=config.renderer, reason=NO_TEMPLATE)
-        return run.save_artifact(prefix + kind, kind, lambda path: training.save_weights(path, stop=stop, chat_template=template).result())
+
+        def write(path: Path) -> None:
+            saved = training.save_weights(path, stop=stop, chat_template=template).result()
+            keep_reference(path, saved.path)
+
+        return run.save_artifact(prefix + kind, kind, write)
 
     return exporting
 
@@ -586,6 +592,8 @@ def register_model(
         },
         "simulated": simulated,
     }
+    if (reference := weights_reference(artifact.path)) != entry["path"]:  # the weights are with their service
+        entry["reference"] = reference
     version = registry.register(run.spec.recipe, entry)
     yield event(
         "artifact.register",
