@@ -181,6 +181,8 @@ LOSS_INPUT_TYPES = {
     "targets": np.int64,  # [T] token to predict
     "weights": np.float32,  # [T] share of each target in the loss; 0 outside the trained span
     "advantages": np.float32,  # [T] of the sampled token
+    "clip_low_threshold": np.float32,  # [T] bounds of each token's ratio, in place of the request's setting of that name
+    "clip_high_threshold": np.float32,
     "logprobs": np.float32,  # [T] natural log-probabilities under the policy that sampled
     "temperatures": np.float64,  # [T] logits are divided by them before the softmax; left out: 1 (`Capabilities.tempered_logprobs`)
     "read_mask": np.float32,  # [T] not 0 where the log-probability is wanted although the loss gives nothing there; left out: 0
