@@ -54,6 +54,7 @@ from .objects import StateStore as StateStore
 from .objects import TrainingState as TrainingState
 from .objects import WriteFuture as WriteFuture
 from .objects import allow_in_snapshots as allow_in_snapshots
+from .objects import check_state_place as check_state_place
 from .objects import decode_value as decode_value
 from .objects import encode_value as encode_value
 from .objects import local_name as local_name

@@ -140,7 +140,8 @@ def test_a_run_from_elsewhere_imports_nothing_untrusted(package, tmp_path, monke
     sys.modules.pop("somebackend")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "somebody-else"))
     monkeypatch.delenv("KITCHEN_TRUSTED", raising=False)
-    for act in (lambda: Kitchen.open(folder), lambda: subprocess.run([sys.executable, "-c", "from kitchen.cli.main import main; main()", "verify", str(folder)], check=False)):
+    verify = [sys.executable, "-c", "from kitchen.cli.main import main; main()", "verify", str(folder)]
+    for act in (lambda: Kitchen.open(folder), lambda: subprocess.run(verify, check=False)):
         try:
             act()
         except NotTrusted as error:

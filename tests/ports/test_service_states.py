@@ -5,6 +5,7 @@ import remote_backend
 from remote_backend import CALLS, RemoteService
 
 from kitchen import Kitchen
+from kitchen.adapters.toy.client import ToyService
 from kitchen.engine.verification import verify_run
 from kitchen.ports.registry import ADAPTERS
 from kitchen.types import InvalidValue, MissingCapability
@@ -164,3 +165,15 @@ def test_weights_out_of_reach_have_no_digest(begin):
     with pytest.raises(MissingCapability, match="with the service"):
         k.digest()
     k.close()
+
+
+def test_a_reference_leads_no_local_backend_out_of_the_run(tmp_path):
+    """A run from elsewhere may say that its service keeps a state under any name, such as a file of the user's own."""
+    mine = ToyService(tmp_path / "mine" / "snapshots").create_training_client("toy", None, 0).save_state("private").result().path
+    foreign = ToyService(tmp_path / "foreign" / "snapshots")
+    for path in (mine, str(tmp_path / "foreign" / ".." / "mine" / "snapshots" / "private.json")):
+        with pytest.raises(InvalidValue, match="does not lie in"):
+            foreign.create_training_client_from_state(path)
+    with pytest.raises(InvalidValue, match="no state in"):
+        foreign.delete_state(mine)
+    assert ToyService().create_training_client_from_state(mine).digest()

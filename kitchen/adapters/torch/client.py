@@ -54,7 +54,7 @@ from ...losses.token import LOSSES, Loss, check_batch, cross_entropy, get_loss, 
 from ...ports.protocols import CustomLoss, ServiceClient, TrainingClient
 from ...seeding import derive_seed
 from ...store.files import write_atomically
-from ...store.objects import StateStore, TrainingState, WriteFuture, local_name, pack_tensors, portable_name
+from ...store.objects import StateStore, TrainingState, WriteFuture, check_state_place, local_name, pack_tensors, portable_name
 from ...telemetry import resident_memory
 from kitchen.types import (
     AdamParams,
@@ -345,6 +345,7 @@ def resolve_device(name: str) -> torch.device:
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #71a963a7
 def _resume_client(service: "TorchService", path: str, with_optimizer: bool) -> TorchTrainingClient:
     "A client that goes on from a saved state; InvalidValue for another dtype, DamagedData where the base has changed."
+    check_state_place(path, service.directory)
     groups, settings = StateStore.load(path)
     tensors = {
         group: {name: tensor for pack in packs.values() for name, tensor in load(pack).items()}

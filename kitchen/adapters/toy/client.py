@@ -29,7 +29,7 @@ from ...losses.token import LOSSES, Loss, cross_entropy, get_loss, resolve_loss_
 from ...ports.protocols import CustomLoss, Future, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from ...seeding import derive_seed, random_generator
 from ...store.files import write_atomically
-from ...store.objects import StateStore, TrainingState, local_name, pack_tensors, portable_name
+from ...store.objects import StateStore, TrainingState, check_state_place, local_name, pack_tensors, portable_name
 from ...telemetry import resident_memory
 from kitchen.types import (
     AdamParams,
@@ -233,6 +233,7 @@ class ToyService:
 
     def create_training_client_from_state(self, path: str, with_optimizer: bool = True) -> ToyTrainingClient:
         "Go on from a saved state."
+        check_state_place(path, self.directory)
         groups, settings = StateStore.load(path)
         tensors = {name: array for pack in groups["state"].values() for name, array in load(pack).items()}
         base = self._open(local_name(settings["model"], path, self.directory))
