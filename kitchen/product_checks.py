@@ -42,6 +42,7 @@ from kitchen.testing import (
     expect_error,
     expect_true,
 )
+from .telemetry import Event
 from .types import Capabilities, FutureTimeout, InvalidValue, KitchenError, LoraParams, UnknownName
 
 # %% ../nbs/67_product_checks/0_product_checks.ipynb #15f5937c
@@ -293,7 +294,12 @@ def copies_aside_disturb_nothing(bench: ProductBench) -> Iterator[CheckFinding]:
 def pause_cancels_nothing(bench: ProductBench) -> Iterator[CheckFinding]:
     "A run in the background that is paused, closed and opened again ends as one that was left alone."
     with bench.run("paused") as session:
-        session.driver.listeners.append(lambda item: item.name == "train.step" and item.step == 2 and session.pause())
+
+        def pause_after_two(item: Event) -> None:
+            if item.name == "train.step" and item.step == 2:
+                session.pause()
+
+        session.driver.listeners.append(pause_after_two)
         session.run(wait=False).wait(bench.timeout)
         yield expect_true("paused after the step", len(losses_of(session.run_record)) == 2 and session.status == "running", session.status)
         folder = session.run_record.path

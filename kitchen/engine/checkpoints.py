@@ -91,7 +91,10 @@ def is_training_client(value: Any) -> bool:
 
 def _fills(value: Any, port: str, protocol: type) -> bool:
     "Whether a value fills a port."
-    return value.port == port if isinstance(value, ObservedPort) else _is_kind_of(type(value), protocol)
+    if isinstance(value, ObservedPort):
+        return value.port == port
+    kind: type[object] = value.__class__
+    return _is_kind_of(kind, protocol)
 
 
 @functools.cache  # asked at every boundary of every value, and a protocol takes some microseconds to compare

@@ -38,7 +38,11 @@ class _ObservedFuture:
 
     def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
         "Call it, with this future, when the result is there."
-        self.future.add_done_callback(lambda _: callback(self))
+
+        def tell(_: Any) -> None:
+            callback(self)
+
+        self.future.add_done_callback(tell)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return await_result(self)
