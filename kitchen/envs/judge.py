@@ -44,7 +44,11 @@ class _MessageFuture:
 
     def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
         "Call it, with this future, when the message is there."
-        self.future.add_done_callback(lambda _: callback(self))
+
+        def tell(_: Any) -> None:
+            callback(self)
+
+        self.future.add_done_callback(tell)
 
     def __await__(self) -> Generator[Any, None, Message]:
         return await_result(self)

@@ -227,7 +227,7 @@ class DatasetStore(Protocol):
         "The rows of one split."
         ...
 
-    def stream(self, reference: str, split: str = "train") -> Iterable[tuple[str, dict[str, Any] | RowError]]:
+    def stream(self, reference: str, split: str = "train") -> Iterable[tuple[str, Mapping[str, Any] | RowError]]:
         "The rows of one split one by one, each with its origin, or the error of a row that cannot be read; nothing is kept in memory."
         ...
 
