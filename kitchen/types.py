@@ -181,6 +181,8 @@ LOSS_INPUT_TYPES = {
     "targets": np.int64,  # [T] token to predict
     "weights": np.float32,  # [T] share of each target in the loss; 0 outside the trained span
     "advantages": np.float32,  # [T] of the sampled token
+    "clip_low_threshold": np.float32,  # [T] bounds of each token's ratio, in place of the request's setting of that name
+    "clip_high_threshold": np.float32,
     "logprobs": np.float32,  # [T] natural log-probabilities under the policy that sampled
     "temperatures": np.float64,  # [T] logits are divided by them before the softmax; left out: 1 (`Capabilities.tempered_logprobs`)
     "read_mask": np.float32,  # [T] not 0 where the log-probability is wanted although the loss gives nothing there; left out: 0
@@ -395,7 +397,7 @@ class OptimStepOutput:
 # %% ../nbs/10_core/0_types.ipynb #b6c91ae6
 @dataclass(frozen=True)
 class SavedState:
-    "Where a state or exported weights went. The path is opaque: only the backend that made it reads it."
+    "Where a state or exported weights went. The path is opaque: text that only the backend that made it reads, such as a file or `tinker://…`."
 
     path: str
 
@@ -486,6 +488,9 @@ class Capabilities:
     topk: bool = False  # compute_topk
     tempered_logprobs: bool = False  # log-probabilities at temperatures other than 1, of sampler and trainer
     deterministic: bool = False  # same seed, same machine: same bits
+    tolerance: float | None = None  # where not deterministic: relative difference within which equal work gives equal numbers; None: not promised
+    digest: bool = True  # training clients tell a digest of their state
+    state_ttl: bool = False  # save_state takes a time to live
     simulated: bool = False
 
     def require(self, *names: str) -> None:
@@ -496,3 +501,15 @@ class Capabilities:
                 raise MissingCapability(
                     f"this backend has no {name!r} (losses: {', '.join(sorted(self.losses))})"
                 )
+
+    @property
+    def repeats(self) -> bool:
+        "Whether steps that are done again come to the state that they came to before, exactly or within `tolerance`."
+        return self.deterministic or self.tolerance is not None
+
+    @property
+    def guarantee(self) -> str:
+        "How equal a repeated run is, in words."
+        if self.deterministic:
+            return "bit-equal"
+        return "approximate" if self.tolerance is None else f"equal within {self.tolerance:g}"

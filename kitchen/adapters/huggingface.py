@@ -15,7 +15,7 @@ from .files.datasets import DatasetSource, FileDatasets
 from .files.readers import NumberedRows
 from ..data.references import DatasetReference, PlacedRow, Stream, Table, parse_reference
 from ..input import parse_json_object
-from ..ports.protocols import DatasetStore, HubClient
+from ..ports.protocols import DatasetStore
 from ..store.files import refuse_secrets
 from ..types import BackendError, InvalidValue, UnknownName
 
@@ -168,6 +168,3 @@ class HuggingFaceHub:
             return str(HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message=message))
         except Exception as error:
             raise _hub_error(f"cannot publish to {name!r}", error) from error
-
-# %% ../../nbs/93_adapters/1_huggingface.ipynb #722580c6
-_hub: type[HubClient] = HuggingFaceHub

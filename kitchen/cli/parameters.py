@@ -18,6 +18,7 @@ from .errors import KitchenGroup, debug_option
 
 if TYPE_CHECKING:
     from kitchen.config import ConfigField
+    from kitchen.recipes.registry import Recipe
 
 # %% ../../nbs/68_cli/1_parameters.ipynb #fe3c03f9
 _NOTEBOOK_KINDS = {
@@ -92,6 +93,42 @@ def _cast_setting(setting: "ConfigField", value: Any, place: str) -> Any:
     return found if isinstance(found, float) else to_jsonable(found)
 
 # %% ../../nbs/68_cli/1_parameters.ipynb #17a0a30a
+_OPTIONS = "backend."  # before the name of an option of the backend
+
+
+def _nest_options(given: Mapping[str, Any], recipe: "Recipe") -> dict[str, Any]:
+    "What was given, with options such as `backend.base_url` as one setting, their words as values of the kinds that the backend's class says."
+    from kitchen.config import parse_settings
+    from kitchen.input import parse_yaml
+    from kitchen.ports.registry import adapter_options, checked_options
+    from kitchen.types import InvalidValue
+
+    flat = {key.removeprefix(_OPTIONS).replace("-", "_"): value for key, value in given.items() if key.startswith(_OPTIONS)}
+    rest = {key: value for key, value in given.items() if not key.startswith(_OPTIONS)}
+    if not flat:
+        return rest
+    backend = rest.get("backend") or recipe.adapters_for(recipe.config())["service"]
+    nested = rest.get("backend_options") or {}
+    nested = parse_yaml(nested, "backend_options") if isinstance(nested, str) else nested
+    if not isinstance(nested, dict):
+        raise InvalidValue(f"backend_options must map names to values, not {nested!r}")
+    words = parse_settings(adapter_options("service", str(backend)), flat)
+    return {**rest, "backend_options": checked_options("service", str(backend), {**nested, **words})}
+
+
+class _OptionsCommand(click.Command):
+    "A command that takes options of the backend beside its own flags: `--backend.latency 0.1` is `-p backend.latency 0.1`."
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        "The words, with options of the backend as pairs."
+        words: list[str] = []
+        for word in args:
+            name, sign, value = word.partition("=")
+            flag = f"--{_OPTIONS}"
+            words += ["-p", name.removeprefix("--"), *([value] if sign else [])] if word.startswith(flag) else [word]
+        return super().parse_args(ctx, words)
+
+
 @dataclass(frozen=True)
 class CookRequest:
     "A recipe or notebook and the values given for it, all checked: what `cook`, `validate` and `plan` act on."
@@ -117,7 +154,7 @@ def make_request(name: str, given: Mapping[str, Any]) -> CookRequest:
     from kitchen.session.kitchen import Kitchen
 
     recipe = get_recipe(name)
-    settings = parse_settings(recipe.config, given)
+    settings = parse_settings(recipe.config, _nest_options(given, recipe))
     values = Kitchen(recipe, **settings).config.model_dump(mode="json")
     return CookRequest(name, recipe.notebook, {key: values[key] for key in settings})
 
@@ -233,4 +270,5 @@ class RecipeGroup(KitchenGroup):
 
         flags = [_setting_flag(item) for item in recipe_settings(name) if item.name not in _RESERVED_OPTIONS]
         options: list[click.Parameter] = [*self.options(), *_setting_options(), *flags, debug_option()]
-        return click.Command(name, params=options, callback=call, help=_recipe_summary(name))
+        more = "Options of the backend: --backend.NAME VALUE; `kitchen describe BACKEND` lists them."
+        return _OptionsCommand(name, params=options, callback=call, help=_recipe_summary(name), epilog=more)

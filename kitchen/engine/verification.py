@@ -34,6 +34,7 @@ class Verification:
     snapshots: int
     problems: tuple[str, ...]
     added: tuple[str, ...] = ()  # files that were put there since the run signed off, of which nothing is known
+    unproved: tuple[str, ...] = ()  # states that lie with their service, where nothing here can prove them
 
     @property
     def sound(self) -> bool:
@@ -45,6 +46,7 @@ class Verification:
         if self.sound:
             lines = [f"{self.run_id}: {counts} agree"]
             lines += [f"added since it ended, and not checked: {', '.join(self.added)}"] if self.added else []
+            lines += self.unproved
             return "\n".join(map(printable_text, lines))
         return "\n".join(map(printable_text, (f"{self.run_id}: {len(self.problems)} problems in {counts}", *self.problems)))
 
@@ -67,7 +69,7 @@ def verify_run(path: str | Path) -> Verification:
         problems = [*_torn_line(run), *run.verify(), *snapshots.problems(), *_report_problems(run), *secret_findings(path)]
         return Verification(
             run.run_id, run.status, len(run.log.events), len(run.artifacts()), len(snapshots.paths()),
-            tuple(dict.fromkeys(problems)), tuple(run.added_files()),
+            tuple(dict.fromkeys(problems)), tuple(run.added_files()), tuple(snapshots.unproved()),
         )  # fmt: skip
     except DamagedData as error:
         return Verification(path.name, "damaged", 0, 0, 0, (str(error),))
@@ -125,7 +127,8 @@ def open_resumable(path: Path) -> Run:
 def settings_to_trust(run: Run) -> dict[str, Any]:
     "Everything of a run that may name what is executed, or where something is sent: settings, edits, also those taken back, and what snapshots hold."
     edits = [item["after"] for item in run.log.events.named("config.edit")]
-    return {"settings": run.settings, "edits": edits, "snapshots": [one.config for _, one in SnapshotFolder(run).readable()]}
+    snapshots = [one.config for _, one in SnapshotFolder(run).readable()]
+    return {"adapters": dict(run.spec.adapters), "settings": run.settings, "edits": edits, "snapshots": snapshots}
 
 
 def recover_run(path: Path) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import re
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from ..data.references import Row
 from .base import Problem, QuestionEnv, Step, first_messages, independent_envs, question_problems
 from .rewards import gold_answer, short_repr
+from ..ports.futures import await_result
 from ..ports.protocols import Completer, SamplingClient
 from ..rendering.base import Renderer, read_response
 from ..types import InvalidValue, Message, SamplingParams
@@ -40,6 +41,17 @@ class _MessageFuture:
     def result(self, timeout: float | None = None) -> Message:
         "The message."
         return read_response(self.renderer, self.future.result(timeout).completions[0].tokens)[0]
+
+    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
+        "Call it, with this future, when the message is there."
+
+        def tell(_: Any) -> None:
+            callback(self)
+
+        self.future.add_done_callback(tell)
+
+    def __await__(self) -> Generator[Any, None, Message]:
+        return await_result(self)
 
 # %% ../../nbs/25_envs/6_judge.ipynb #7031603c
 class LocalCompleter:

@@ -75,8 +75,8 @@ def importance_sampling(logprobs: np.ndarray, inputs: LossInputs, settings: Loss
 def clipped_gain(
     ratio: np.ndarray,  # float64 [T]: ρ, of the policy's probability of a token to the sampler's
     advantages: np.ndarray,  # float64 [T]
-    low: float,  # bounds of the ratio, as absolute numbers
-    high: float,
+    low: float | np.ndarray,  # bounds of the ratio, as absolute numbers; of all tokens, or of each [T]
+    high: float | np.ndarray,
     cap: float = math.inf,  # dual clip (arXiv 1912.09729): the most a ratio may count
 ) -> tuple[np.ndarray, np.ndarray]:
     r"$\min(\rho A, \mathrm{clip}(\rho) A)$ of each token, and the derivative of its **negative** by $\log\rho$: 0 where the bound holds; [T] each."
@@ -86,17 +86,24 @@ def clipped_gain(
     return np.minimum(free, kept), np.where(moves, -free, 0.0)
 
 
+def _clip_bounds(inputs: LossInputs, settings: LossSettings) -> tuple[float | np.ndarray, float | np.ndarray]:
+    "Lower and upper bound of the ratio: of each token, float64 [T], where the datum brings them, else those of the settings."
+    names = ("clip_low_threshold", "clip_high_threshold")
+    low, high = (inputs[name].astype(np.float64) if name in inputs else settings[name] for name in names)
+    return low, high
+
+
 def ppo(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> LossTerm:
     r"$-\sum_t \min(\rho_t A_t, \mathrm{clip}(\rho_t) A_t)$ (arXiv 1707.06347; Tinker's `ppo`, whose bounds are absolute)."
     advantages, ratio = inputs["advantages"].astype(np.float64), np.exp(_log_ratio(logprobs, inputs))
-    gain, slope = clipped_gain(ratio, advantages, settings["clip_low_threshold"], settings["clip_high_threshold"])
+    gain, slope = clipped_gain(ratio, advantages, *_clip_bounds(inputs, settings))
     return LossTerm(float(-gain.sum()), slope)
 
 # %% ../../nbs/30_losses/0_token.ipynb #4d001250
 def cispo(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> LossTerm:
     r"$-\sum_t \mathrm{sg}(\mathrm{clip}(\rho_t))\, \ell_t A_t$ (arXiv 2506.13585; Tinker's `cispo`)."
     advantages, ratio = inputs["advantages"].astype(np.float64), np.exp(_log_ratio(logprobs, inputs))
-    slope = -np.clip(ratio, settings["clip_low_threshold"], settings["clip_high_threshold"]) * advantages
+    slope = -np.clip(ratio, *_clip_bounds(inputs, settings)) * advantages
     return LossTerm(float((slope * np.where(advantages != 0, logprobs, 0.0)).sum()), slope)
 
 

@@ -8,9 +8,12 @@ __all__ = ['ObservedPort', 'observe']
 # %% ../../nbs/12_ports/3_spans.ipynb #63c40d99
 import inspect
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar, cast, get_origin
 
+from .futures import await_result
+from .protocols import Future, SamplingClient, TrainingClient
+from .registry import PORTS, port_methods
 from ..telemetry import Log, event
 
 # %% ../../nbs/12_ports/3_spans.ipynb #f2cb4b29
@@ -23,8 +26,7 @@ class _ObservedFuture:
     def __init__(self, future: Any, started: float, note: Callable[[float, str, float], None]):
         self.future, self.started, self.note = future, started, note
         self.arrived: float | None = None
-        if hasattr(future, "add_done_callback"):
-            future.add_done_callback(self._note_arrival)
+        future.add_done_callback(self._note_arrival)
 
     def _note_arrival(self, future: Any) -> None:
         "Keep the time at which the result came, whenever it is collected."
@@ -33,6 +35,17 @@ class _ObservedFuture:
     def done(self) -> bool:
         "Whether the result is there."
         return self.future.done()
+
+    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
+        "Call it, with this future, when the result is there."
+
+        def tell(_: Any) -> None:
+            callback(self)
+
+        self.future.add_done_callback(tell)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return await_result(self)
 
     def result(self, timeout: float | None = None) -> Any:
         "Wait for the result, and log how long it took."
@@ -63,6 +76,18 @@ _CLIENT_PORTS = {
 _STATE_CHANGING_VERBS = frozenset(
     {"forward_backward", "forward_backward_custom", "optim_step"}
 )  # calls after which a state is another
+_OBSERVED_PORTS: dict[str, type] = {**PORTS, "training": TrainingClient, "sampling": SamplingClient}
+_VERBS = {port: frozenset(port_methods(protocol)) for port, protocol in _OBSERVED_PORTS.items()}
+
+
+def _answers_with_future(protocol: type, verb: str) -> bool:
+    "Whether a port's verb is declared to answer with a future."
+    return get_origin(inspect.signature(getattr(protocol, verb)).return_annotation) is Future
+
+
+_FUTURE_VERBS = frozenset(
+    verb for port, protocol in _OBSERVED_PORTS.items() for verb in _VERBS[port] if _answers_with_future(protocol, verb)
+)
 
 # %% ../../nbs/12_ports/3_spans.ipynb #81f865d7
 class ObservedPort:
@@ -74,7 +99,7 @@ class ObservedPort:
 
     def __getattr__(self, verb: str) -> Any:
         attribute = getattr(self.wrapped, verb)
-        if verb.startswith("_") or not inspect.ismethod(attribute):
+        if verb not in _VERBS[self.port]:
             return attribute
         call = self._trace(verb, attribute)
         self.__dict__[verb] = call  # the next call finds it at once
@@ -95,9 +120,10 @@ class ObservedPort:
             except BaseException as error:
                 note(time.perf_counter() - started, type(error).__name__)
                 raise
-            if callable(getattr(answer, "result", None)):
+            if verb in _FUTURE_VERBS:
                 return _ObservedFuture(answer, started, note)
-            note(time.perf_counter() - started, "ok")
+            if verb != "close":  # a run that ends has signed off before it lets go of its ports
+                note(time.perf_counter() - started, "ok")
             return (
                 ObservedPort(answer, _CLIENT_PORTS[verb], self.adapter, self.log) if verb in _CLIENT_PORTS else answer
             )

@@ -2,6 +2,7 @@
 from . import plan as plan
 from . import registry as registry
 from . import reproduce as reproduce
+from . import tracking as tracking
 from .plan import Plan as Plan
 from .plan import stage_rows as stage_rows
 from .registry import RECIPES as RECIPES
@@ -15,3 +16,6 @@ from .reproduce import final_metrics as final_metrics
 from .reproduce import initial_values as initial_values
 from .reproduce import manifest as manifest
 from .reproduce import metric_name as metric_name
+from .tracking import RunTrackers as RunTrackers
+from .tracking import TrackerThread as TrackerThread
+from .tracking import start_trackers as start_trackers

@@ -258,6 +258,7 @@ def show_manifest(run: Run) -> View:
     rows += [[f"data: {name}", fingerprint] for name, fingerprint in found["spec"]["datasets"].items()]
     rows += [[f"made: {made['name']}", made["sha256"]] for made in found["artifacts"]]
     rows += [["events", f"{found['events']['count']:,}, chain head {found['events']['head']}"]]
+    rows += [[f"done again by {item['adapter']}", item["guarantee"]] for item in list(run.log.events.named("run.backend"))[-1:]]
     rows += [["simulated", "yes: its numbers stand for nothing"]] if found["simulated"] else []
     short = {name: part for name, part in found.items() if name != "curves"}
     whole = html.escape(json.dumps(short, indent=1, ensure_ascii=False))

@@ -22,14 +22,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import ExperimentSpec, package_version, runtime_environment
+from ..config import ExperimentSpec, package_version, runtime_environment, settings_in_use
 from ..engine.checkpoints import SnapshotPolicy
 from ..engine.control import Interrupt, RunControl, Terminated, deferred_interrupt, handle_sigterm, is_headless, is_terminating, works_for_run
 from ..engine.runner import Breakpoint, Runner
 from ..engine.workflow import WorkflowPart, compositions, stages
-from ..ports.registry import adapter_address
+from ..ports.registry import adapter_address, checked_options
 from ..recipes.registry import Recipe, get_recipe
 from ..recipes.reproduce import initial_values
+from ..recipes.tracking import RunTrackers, start_trackers
 from ..store.events import EventSequence, PackedEvents
 from ..store.files import FolderMoved, make_folder
 from ..store.index import RunIndex
@@ -37,7 +38,7 @@ from ..store.log import LogFailed
 from ..store.run import Run, runs_root
 from ..store.trust import trust_settings
 from ..telemetry import Event, event
-from ..types import InvalidValue, KitchenError, UnknownName
+from ..types import InvalidValue, KitchenError, MissingCapability, UnknownName
 from ..workflows.distillation import OffPolicyDistillationConfig, OnPolicyDistillationConfig, PromptDistillationConfig
 from ..workflows.feedback_loop import FeedbackConfig
 from ..workflows.preference import PreferenceConfig, RewardModelConfig
@@ -141,13 +142,16 @@ def checked_recipe(
     chosen = found.adapters_for(config) | dict(adapters or {})
     for port, name in chosen.items():
         adapter_address(port, name)
+    checked_options("service", chosen["service"], getattr(config, "backend_options", {}))
+    for name in getattr(config, "trackers", ()):
+        checked_options("tracker", name, getattr(config, "tracker_options", {}).get(name, {}))
     found.check(chosen)
     return found, config, chosen
 
 # %% ../../nbs/66_session/0_driver.ipynb #290a4618
 def new_run(recipe: Recipe, config: Any, adapters: Mapping[str, str], run_dir: str | Path | None) -> Run:
     "A run directory with the specification of what is to be done; without a folder it is one under the root of runs."
-    trust_settings(config.model_dump())  # who begins a run has named what it executes
+    trust_settings({**config.model_dump(), "adapters": dict(adapters)})  # who begins a run has named what it executes
     spec = ExperimentSpec(
         recipe=recipe.name,
         config=config.model_dump(),
@@ -162,7 +166,7 @@ def new_run(recipe: Recipe, config: Any, adapters: Mapping[str, str], run_dir: s
 
 def snapshot_policy(config: Any) -> SnapshotPolicy:
     "How a recipe's settings want snapshots; a recipe that lacks such a setting takes the default."
-    names = {"every": "snapshot_every", "last": "snapshots_kept", "best": "keep_best"}
+    names = {"every": "snapshot_every", "last": "snapshots_kept", "best": "keep_best", "ttl": "snapshot_ttl"}
     return SnapshotPolicy(**{field: getattr(config, name) for field, name in names.items() if hasattr(config, name)})
 
 # %% ../../nbs/66_session/0_driver.ipynb #c0ffed02
@@ -200,6 +204,7 @@ class SessionDriver:
         self.forks: list[Any] = []  # sessions that left this one
         self.was_completed = False  # whether this is a run that had ended, and has not been entered yet
         self._viewer: Runner | None = None  # at the end of such a run, to look at it
+        self.trackers: RunTrackers | None = None
         self.control = RunControl(self._write_end)
         self.process = os.getpid()
         self._connecting = threading.RLock()  # held while ports are connected, or settings changed before
@@ -264,6 +269,8 @@ class SessionDriver:
         self.run_record.log.append(
             event("run.stop", status=status, reason=reason, seconds=time.perf_counter() - self._started_at)
         )
+        if self.trackers is not None:
+            self.trackers.wait()
         with contextlib.suppress(OSError, FolderMoved):  # a full disk: `verify` says that it is missing
             self.run_record.sign_off()
         self.update_index()
@@ -284,7 +291,10 @@ class SessionDriver:
             raise InvalidValue("this session was closed before it had begun; Kitchen.open takes up its run, if it has one")
         run = self.run_record
         if not run.log.active_events or run.log.active_events[0].name != "run.start":
+            self._start_trackers(run, list(run.log.events))
             run.log.append(event("run.start", recipe=self.recipe.name, run_id=run.run_id))
+        else:
+            self._start_trackers(run)
         self.update_index()
         try:
             base = initial_values(self.recipe, self.adapters, self.initial_config, run)
@@ -296,6 +306,13 @@ class SessionDriver:
         if self.was_completed:
             self.runner.go_back("resume")
         return self.runner
+
+    def _start_trackers(self, run: Run, past: Sequence[Event] = ()) -> None:
+        "Have the trackers of the settings and of the adapters told every event."
+        names = [*getattr(self.initial_config, "trackers", ()), *(name for port, name in self.adapters.items() if port == "tracker")]
+        if names and self.trackers is None:
+            self.trackers = start_trackers(run, names, settings_in_use(getattr(self.initial_config, "tracker_options", {})), past)
+            atexit.register(self.trackers.close, 2.0)
 
     @property
     def looking_runner(self) -> Runner:
@@ -460,7 +477,8 @@ class SessionDriver:
         if runner.ended and not over:
             if runner.history.snapshot_policy.every >= 0:
                 runner.snapshot()
-            self.run_record.log.append(event("run.digest", digest=runner.digest()))
+            with contextlib.suppress(MissingCapability):  # of a service that keeps the weights out of reach
+                self.run_record.log.append(event("run.digest", digest=runner.digest()))
             self.log_stop("completed")
         if remembered and not runner.paused:
             self._command = None
@@ -530,7 +548,10 @@ class SessionDriver:
                 with contextlib.suppress(LogFailed, OSError):  # a full disk: the run counts as interrupted
                     self.log_stop("stopped")
             with contextlib.suppress(LogFailed):
-                runner.close()
+                runner.disconnect()
+        if self.trackers is not None:
+            self.trackers.close()
+            atexit.unregister(self.trackers.close)
         if self.opened_run is not None:
             self.opened_run.close()
 

@@ -54,6 +54,7 @@ from .objects import StateStore as StateStore
 from .objects import TrainingState as TrainingState
 from .objects import WriteFuture as WriteFuture
 from .objects import allow_in_snapshots as allow_in_snapshots
+from .objects import check_state_place as check_state_place
 from .objects import decode_value as decode_value
 from .objects import encode_value as encode_value
 from .objects import local_name as local_name
@@ -64,8 +65,10 @@ from .run import ORDER_FILE as ORDER_FILE
 from .run import Run as Run
 from .run import SEAL_FILE as SEAL_FILE
 from .run import is_run_folder as is_run_folder
+from .run import keep_reference as keep_reference
 from .run import runs_root as runs_root
 from .run import snapshot_files as snapshot_files
+from .run import weights_reference as weights_reference
 from .signature import sign_run as sign_run
 from .signature import verify_signature as verify_signature
 from .trust import NotTrusted as NotTrusted

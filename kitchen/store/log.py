@@ -99,7 +99,7 @@ _NEEDED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "snapshot.error": {"snapshot": str, "reason": str}, "stage.start": {"stage": str}, "stage.stop": {"stage": str}, "stage.error": {"stage": str},
 }  # fmt: skip
 _PLAIN_EVENTS = frozenset(EVENTS) - {"sample.answer"}  # kitchen's own, whose parts are compared and shown; an answer's reference is the user's
-_STRUCTURED = frozenset({"spec", "gives", "reads", "kept", "before", "after", "position"})
+_STRUCTURED = frozenset({"spec", "gives", "reads", "kept", "states", "before", "after", "position"})
 
 
 def event_from_text(text: str | bytes) -> Event:

@@ -22,6 +22,7 @@ from typing import Any, cast
 from filelock import FileLock
 from platformdirs import user_state_path
 
+from ..ports.registry import is_adapter_address
 from ..secrets import referenced_variables
 from .files import parse_stored_json, read_bounded, read_json, write_atomically
 from ..types import DamagedData, InvalidValue, is_list, is_mapping
@@ -86,9 +87,26 @@ _MODULE_WORLD = re.compile(r"(?:^|\+)module:([^:+]+):")  # without a function no
 
 
 def named_modules(settings: object) -> Iterator[str]:
-    "Modules that settings name: in environments such as `module:NAME:FUNCTION`, also among several."
+    "Modules that settings name: in environments such as `module:NAME:FUNCTION`, also among several, and as adapters, `NAME:CLASS`."
     for text in _texts(settings):
         yield from _MODULE_WORLD.findall(text)
+    for text in _texts(list(_named_adapters(settings))):
+        module = text.partition(":")[0]
+        if is_adapter_address(text) and module.partition(".")[0] != "kitchen":
+            yield module
+
+
+_ADAPTER_SETTINGS = frozenset({"backend", "adapters", "trackers"})  # settings that name adapters
+
+
+def _named_adapters(settings: object) -> Iterator[object]:
+    "What stands in settings where adapters are named."
+    if is_mapping(settings):
+        for name, value in settings.items():
+            yield from [value] if name in _ADAPTER_SETTINGS else _named_adapters(value)
+    elif is_list(settings):
+        for value in settings:
+            yield from _named_adapters(value)
 
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#]*)", re.IGNORECASE)
@@ -107,6 +125,20 @@ def named_variables(settings: object) -> Iterator[str]:
     "Environment variables to which settings refer, each as `$NAME`."
     for text in _texts(settings):
         yield from (f"${name}" for name in referenced_variables(text))
+    yield from (f"${name}" for name in _variable_options(settings))
+
+
+def _variable_options(settings: object) -> Iterator[str]:
+    "Variables that options of adapters name: `api_key_env` and the like."
+    if is_mapping(settings):
+        for name, value in settings.items():
+            if isinstance(name, str) and name.endswith("_env") and isinstance(value, str):
+                yield value
+            else:
+                yield from _variable_options(value)
+    elif is_list(settings):
+        for value in settings:
+            yield from _variable_options(value)
 
 
 def _texts(settings: object) -> Iterator[str]:

@@ -50,7 +50,7 @@ from ..rendering.registry import get_renderer
 from ..seeding import derive_seed, random_generator
 from ..store.files import parse_stored_json, read_json
 from ..store.objects import decode_value, encode_value
-from ..store.run import Run
+from ..store.run import Run, weights_reference
 from ..train.ppo import Critic, learn_with_critic
 from ..train.preference import RewardModel
 from ..train.rl import PolicyUpdateSettings, learn_from_rollouts
@@ -261,8 +261,9 @@ def load_reward_model(folder: Path, service: ServiceClient) -> RewardModel:
     if weights is None or head is None:
         raise InvalidValue(f"{folder} (recipe {run.spec.recipe!r}) holds no reward model; name an ended run of reward_model")
     variables = run.spec.config.get("chat_template_kwargs", {})  # runs of before had none
-    renderer = get_renderer(run.spec.config["renderer"], service.get_tokenizer(str(weights)), variables)
-    return RewardModel(service.create_sampling_client(str(weights)), renderer, ScalarHead(head["token"], head["offset"]))
+    reference = weights_reference(weights)
+    renderer = get_renderer(run.spec.config["renderer"], service.get_tokenizer(reference), variables)
+    return RewardModel(service.create_sampling_client(reference), renderer, ScalarHead(head["token"], head["offset"]))
 
 # %% ../../nbs/55_workflows/4_rl.ipynb #f274d531
 def rollout_sampling_params(config: RolloutConfig, renderer: Renderer, temperature: float) -> SamplingParams:

@@ -82,11 +82,11 @@ def sinks(tmp_path_factory):
     numbered = {f"setting_{place}": text for place, text in enumerate(TEXTS)}
     run = Run.create(ExperimentSpec(recipe="sft", config=numbered, datasets=dict.fromkeys(TEXTS, "0" * 64)), folder / "runs" / "one")
     run.log.append(event("run.start", recipe="sft", run_id=run.run_id))
-    port = observe(BrokenPort(), "blobs", "broken", run.log)
+    port = observe(BrokenPort(), "datasets", "broken", run.log)
     memory, found = MemoryLog(), {}
     for text in TEXTS:
         with pytest.raises(OSError, match="refused") as caught:
-            port.fetch(text)
+            port.load(text)
         said = event("stage.error", stage="train", error=f"{type(caught.value).__name__}: {caught.value}", seconds=1.0)
         run.log.append(said)
         memory.append(said)

@@ -7,7 +7,7 @@ import pytest
 
 from kitchen.envs.retrieval import HashedEmbeddings, MemoryVectors, Passage, PassageIndex, _word_pieces
 from kitchen.envs.search import _atlas_index, _make_towns, search_problems
-from kitchen.ports.registry import ADAPTERS, PORTS, _port_methods, adapter_class, create_adapter
+from kitchen.ports.registry import ADAPTERS, PORTS, adapter_class, create_adapter, port_methods
 from kitchen.ports.spans import observe
 from kitchen.telemetry import MemoryLog
 from kitchen.types import Message
@@ -21,7 +21,7 @@ minilm = pytest.mark.skipif(
 @pytest.mark.parametrize("port", ["completer", "embeddings", "vectors"])
 def test_every_adapter_has_the_verbs_of_its_port(port):
     for name in ADAPTERS[port]:
-        assert all(callable(getattr(adapter_class(port, name), verb)) for verb in _port_methods(PORTS[port])), name
+        assert all(callable(getattr(adapter_class(port, name), verb)) for verb in port_methods(PORTS[port])), name
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -94,7 +94,7 @@ def native_formulas(name, logprobs, inputs, bounds):
     ratio = (logprobs - torch.tensor(inputs["logprobs"])).exp()
     if name == "importance_sampling":
         return -(ratio * advantages).sum()
-    limited = ratio.clamp(bounds["clip_low_threshold"], bounds["clip_high_threshold"])
+    limited = ratio.clamp(torch.as_tensor(bounds["clip_low_threshold"]), torch.as_tensor(bounds["clip_high_threshold"]))
     if name == "ppo":
         return -torch.minimum(ratio * advantages, limited * advantages).sum()
     assert name == "cispo"
@@ -123,6 +123,19 @@ def test_native_losses_equal_autograd(name, seed):
     (logprobs, inputs), loss = sampled(seed), LOSSES[name]
     mine, tensor = loss.term(logprobs, inputs, loss.settings), leaf(logprobs)
     theirs = native_formulas(name, tensor, inputs, loss.settings)
+    theirs.backward()
+    same(mine.value, theirs)
+    same(mine.gradient, tensor.grad)
+
+
+@pytest.mark.parametrize("name", ["ppo", "cispo"])
+@often
+@given(seed=seeds)
+def test_bounds_of_each_token_equal_autograd(name, seed):
+    (logprobs, inputs), rng = sampled(seed), np.random.default_rng(seed + 1)
+    bounds = {"clip_low_threshold": rng.uniform(0.2, 1, len(logprobs)), "clip_high_threshold": rng.uniform(1, 2, len(logprobs))}
+    mine, tensor = LOSSES[name].term(logprobs, {**inputs, **bounds}, LOSSES[name].settings), leaf(logprobs)
+    theirs = native_formulas(name, tensor, inputs, bounds)
     theirs.backward()
     same(mine.value, theirs)
     same(mine.gradient, tensor.grad)

@@ -3,6 +3,7 @@ from . import blobs as blobs
 from . import datasets as datasets
 from . import readers as readers
 from . import registry as registry
+from . import tracker as tracker
 from .blobs import FileBlobs as FileBlobs
 from .datasets import DatasetSource as DatasetSource
 from .datasets import FileDatasets as FileDatasets
@@ -12,3 +13,5 @@ from .readers import READERS as READERS
 from .readers import file_ending as file_ending
 from .readers import read_file as read_file
 from .registry import FileRegistry as FileRegistry
+from .tracker import JsonlOptions as JsonlOptions
+from .tracker import JsonlTracker as JsonlTracker

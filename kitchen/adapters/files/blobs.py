@@ -8,7 +8,6 @@ __all__ = ['FileBlobs']
 # %% ../../../nbs/92_adapters.files/2_blobs.ipynb #e66169bc
 from pathlib import Path, PurePosixPath
 
-from ...ports.protocols import BlobStore
 from ...store.files import write_atomically
 from ...types import InvalidValue, UnknownName
 
@@ -53,6 +52,3 @@ class FileBlobs:
             if item.is_file()
         )
         return sorted(key for key in found if key.startswith(prefix) and not key.endswith(".unfinished"))
-
-# %% ../../../nbs/92_adapters.files/2_blobs.ipynb #99121738
-_blobs: type[BlobStore] = FileBlobs

@@ -6,7 +6,7 @@
 __all__ = ['TokenLimits', 'TorchSamplingClient', 'check_tokens']
 
 # %% ../../../nbs/91_adapters.torch/7_sampler.ipynb #b5d52743
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from .generate import Job, generate_completions, stop_criteria
 from .loading import OpenModel
 from .queue import Request, RequestQueue
 from ...losses.token import check_logprob_temperature, check_topk_count
+from ...ports.futures import await_result
 from ...ports.protocols import SamplingClient
 from ...seeding import derive_seed
 from ...types import Datum, InvalidValue, SamplingParams, TopK
@@ -51,11 +52,14 @@ class _BatchedRequest:
         return self.request
 
     def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
-        "Call `callback` with the batch's request once that is done; kept until the batch is submitted."
+        "Call `callback`, with this request, once its batch is done; kept until the batch is submitted."
         if self.request is None:
             self.callbacks.append(callback)
         else:
-            self.request.add_done_callback(callback)
+            self.request.add_done_callback(lambda _: callback(self))
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return await_result(self)
 
     def result(self, timeout: float | None = None) -> Any:
         "Submit the collected batch, wait for it, and return this request's part; raises the batch's error."
@@ -66,7 +70,7 @@ class _BatchedRequest:
         "Take the result from this place of a submitted batch."
         self.request, self.place = request, place
         for callback in self.callbacks:
-            request.add_done_callback(callback)
+            request.add_done_callback(lambda _, callback=callback: callback(self))
 
 # %% ../../../nbs/91_adapters.torch/7_sampler.ipynb #be6686c0
 def _logprob_datum(tokens: np.ndarray, temperature: float) -> Datum:

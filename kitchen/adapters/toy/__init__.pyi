@@ -4,6 +4,7 @@ from . import client as client
 from . import loading as loading
 from . import model as model
 from . import optimizer as optimizer
+from . import options as options
 from . import queue as queue
 from . import sampler as sampler
 from . import tokenizer as tokenizer
@@ -42,6 +43,7 @@ from .optimizer import adam_step as adam_step
 from .optimizer import clip_gradient as clip_gradient
 from .optimizer import flatten_weights as flatten_weights
 from .optimizer import unflatten_weights as unflatten_weights
+from .options import ToyOptions as ToyOptions
 from .queue import ToyQueue as ToyQueue
 from .sampler import ToySamplingClient as ToySamplingClient
 from .tokenizer import PAD_ID as PAD_ID

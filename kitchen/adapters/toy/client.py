@@ -29,7 +29,7 @@ from ...losses.token import LOSSES, Loss, cross_entropy, get_loss, resolve_loss_
 from ...ports.protocols import CustomLoss, Future, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from ...seeding import derive_seed, random_generator
 from ...store.files import write_atomically
-from ...store.objects import StateStore, TrainingState, local_name, pack_tensors, portable_name
+from ...store.objects import StateStore, TrainingState, check_state_place, local_name, pack_tensors, portable_name
 from ...telemetry import resident_memory
 from kitchen.types import (
     AdamParams,
@@ -156,9 +156,9 @@ class ToyTrainingClient:
         "SHA-256 of the state: equal exactly if training would go on in the same way."
         return self.queue.submit(lambda: self._capture_state().digest).result()
 
-    def save_state(self, name: str) -> Future[SavedState]:
+    def save_state(self, name: str, ttl_seconds: int | None = None) -> Future[SavedState]:
         "Weights, optimizer, accumulated gradient and counters; written while training goes on."
-        return self.service.states.save(name, self.queue.submit(self._capture_state).result)
+        return self.service.states.save(name, self.queue.submit(self._capture_state).result, ttl_seconds)
 
     def save_weights(
         self, path: Path, stop: Sequence[int | str] | None = None, chat_template: str | None = None
@@ -172,6 +172,10 @@ class ToyTrainingClient:
         network, steps = self.queue.submit(lambda: (self._network(), self.learner.state.steps)).result()
         seed = derive_seed(self.seed, "sampling", steps)
         return ToySamplingClient(network, seed, self.service.latency, self.base.answers.stop)
+
+    def close(self) -> None:
+        "Wait for what has begun."
+        self.queue.wait()
 
 # %% ../../../nbs/90_adapters.toy/8_client.ipynb #0b800746
 @functools.cache
@@ -229,6 +233,7 @@ class ToyService:
 
     def create_training_client_from_state(self, path: str, with_optimizer: bool = True) -> ToyTrainingClient:
         "Go on from a saved state."
+        check_state_place(path, self.directory)
         groups, settings = StateStore.load(path)
         tensors = {name: array for pack in groups["state"].values() for name, array in load(pack).items()}
         base = self._open(local_name(settings["model"], path, self.directory))
@@ -245,6 +250,14 @@ class ToyService:
         opened = self._open(model)
         network = ToyNetwork(opened.shape, opened.weights, {})
         return ToySamplingClient(network, opened.shape.seed, self.latency, opened.answers.stop)
+
+    def delete_state(self, path: str) -> None:
+        "Remove a saved state, and what only it named."
+        self.states.delete(path)
+
+    def close(self) -> None:
+        "Forget the models that were opened."
+        self.models.clear()
 
 # %% ../../../nbs/90_adapters.toy/8_client.ipynb #53560660
 _: tuple[type[ServiceClient], type[TrainingClient], type[SamplingClient], type[Tokenizer]]

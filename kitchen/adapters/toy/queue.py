@@ -7,11 +7,11 @@ __all__ = ['ToyQueue']
 
 # %% ../../../nbs/90_adapters.toy/5_queue.ipynb #c81b030b
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ...ports.futures import AdapterFuture
+from ...ports.futures import AdapterFuture, await_result
 
 # %% ../../../nbs/90_adapters.toy/5_queue.ipynb #6faac395
 class _ReadyFuture:
@@ -34,6 +34,9 @@ class _ReadyFuture:
         "Call `callback` with this future at once, since it is done."
         callback(self)
 
+    def __await__(self) -> Generator[Any, None, Any]:
+        return await_result(self)
+
 # %% ../../../nbs/90_adapters.toy/5_queue.ipynb #ec50ccb6
 class ToyQueue:
     "Does the requests of one client one after another."
@@ -50,6 +53,11 @@ class ToyQueue:
             return _ReadyFuture(work())
         except Exception as error:
             return _ReadyFuture(error=error)
+
+    def wait(self) -> None:
+        "Wait until everything that was submitted is done."
+        if self.pool is not None:
+            self.pool.submit(lambda: None).result()
 
     def _wait_and_run(self, work: Callable[[], Any]) -> Any:
         "Wait, then work."
