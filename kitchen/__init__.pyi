@@ -17,6 +17,7 @@ from . import intervals as intervals
 from . import losses as losses
 from . import palette as palette
 from . import ports as ports
+from . import product_checks as product_checks
 from . import recipes as recipes
 from . import rendering as rendering
 from . import reports as reports

@@ -65,6 +65,8 @@ declare_event("run.fork", "this run left its parent here; the events before are 
 declare_event("run.spec", "what the run is, as spec.json says it from here on", "spec")
 declare_event("run.file", "a file of the run was written, other than an artifact", "path sha256", bytes="bytes")
 declare_event("run.digest", "the state a run ended with", "digest")
+declare_event("run.backend", "who computes, and how equal a step is that is done again: bit-equal, equal within …, approximate", "adapter guarantee")
+declare_event("tracker.error", "a tracker did not take events; the run goes on without it", "tracker reason", events="events")
 declare_event("log.repair", "the log was torn by a crash and mended", "reason", bytes="bytes")
 declare_event(
     "run.scope", "a training of a workflow inside another begins: those of its settings that rules about a run read", "scope schedule",
@@ -75,7 +77,7 @@ declare_event(
 )
 declare_event("state.edit", "a value was replaced while the run stood at a boundary", "value object position")
 declare_event(  # `kept` names all that are left after it: what verification expects to find
-    "snapshot.save", "the state can be returned to", "snapshot digest kept", bytes="bytes", seconds="s"
+    "snapshot.save", "the state can be returned to; `states`: those that services keep", "snapshot digest kept states", bytes="bytes", seconds="s"
 )
 declare_event("snapshot.error", "a snapshot could not be written or read; others are used", "snapshot reason")
 declare_event("stage.start", "a stage of the workflow begins", "stage")
@@ -169,6 +171,17 @@ declare_event(
     loss="nats/token",
     perplexity="1",
     bits_per_byte="bits/byte",
+    trained_tokens="tokens",
+    seconds="s",
+)
+declare_event(
+    "train.teacher",
+    "how far a student is from its teacher: KL(teacher ‖ student) over the teacher's `kept` most likely tokens and all others as one, which is at "
+    "most the whole divergence; `mass` is the share of the teacher's probability that the kept ones hold",
+    "split items row_losses row_tokens",
+    kl="nats/token",
+    mass="share",
+    kept="tokens",
     trained_tokens="tokens",
     seconds="s",
 )
@@ -377,7 +390,7 @@ def loss_text(item: Event, unit_of_loss: str = "") -> str:
 
 def measured_texts(item: Event, unit_of_loss: str = "") -> list[str]:
     "Each measurement of an event as name=number and unit; without one where it has none, is a share, or is named as its unit."
-    known = EVENTS[item.name].measurements if item.name in EVENTS else {}
+    known: Mapping[str, str] = EVENTS[item.name].measurements if item.name in EVENTS else {}
     units = {name: unit_of(item.name, name, unit_of_loss) if name in known else "1" for name in item.measurements}
     if not unit_of_loss and (item.name, "loss") in _LOSSES_OF_A_TRAINING and "loss" in units:
         units["loss"] = "in the unit of its train.start"

@@ -6,6 +6,7 @@ from . import errors as errors
 from . import kernel as kernel
 from . import lab as lab
 from . import main as main
+from . import new as new
 from . import parameters as parameters
 from . import recipes as recipes
 from . import render as render

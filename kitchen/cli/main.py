@@ -15,6 +15,7 @@ from .cook import cook_group, resume_command
 from .doctor import doctor_command
 from .errors import KitchenGroup
 from .lab import lab_command
+from .new import new_group
 from .recipes import describe_command, list_command, plan_group, validate_group
 from .render import render_command
 from .runs import report_command, reproduce_command, runs_command, sign_command, verify_command
@@ -37,6 +38,7 @@ _COMMANDS = (
     reproduce_command,
     lab_command,
     serve_command,
+    new_group,
     doctor_command,
 )
 

@@ -39,6 +39,26 @@ def _setting_row(setting: "ConfigField") -> list[str]:
     return ["", setting.name, kind, default, setting.bounds, meaning]
 
 # %% ../../nbs/68_cli/5_recipes.ipynb #f890d5f0
+def _backend_text(name: str) -> str:
+    "A backend in words: its guarantee, what it can do, its options."
+    from dataclasses import asdict
+
+    from kitchen.config import config_fields
+    from kitchen.formatting import align_columns
+    from kitchen.ports.registry import adapter_options, create_adapter
+    from kitchen.types import KitchenError
+
+    options = [_setting_row(item) for item in config_fields(adapter_options("service", name))]
+    table = align_columns([["", "name", "type", "default", "bounds", "meaning"], *options]) if options else "  none"
+    try:
+        claims = create_adapter("service", name).capabilities()
+    except KitchenError as error:  # a service that needs an address or a key, or is not reached from here
+        return f"{name}: it cannot be asked what it can do: {error}\n\noptions (--backend.NAME, backend_options)\n{table}"
+    can = [["", key, ", ".join(sorted(value)) if key == "losses" else str(value).lower()] for key, value in asdict(claims).items()]
+    return (
+        f"{name}: a run that is done again is {claims.guarantee}\n\ncapabilities\n{align_columns(can)}\n\n"
+        f"options (--backend.NAME, backend_options)\n{table}"
+    )
 def _run_named(name: str) -> Path | None:
     "The directory of the run that is called so; None if there is none."
     from kitchen.store.run import is_run_folder
@@ -63,11 +83,17 @@ def _print_run_settings(path: Path) -> None:
 @click.command("describe")
 @click.argument("name")
 def describe_command(name: str) -> None:
-    "A recipe's workflow and all its settings, or those in force in a run and its edits.\n\nNAME is a recipe, a notebook, or a run's id or path."
+    """A recipe's workflow and settings; the settings in force of a run; or a backend: its options, what it can do, how equal it is when done again.
+
+    NAME is a recipe, a notebook, a run's id or path, or a backend."""
     from kitchen.formatting import align_columns
+    from kitchen.ports.registry import adapter_names, is_adapter_address
     from kitchen.recipes.plan import stage_rows
     from kitchen.recipes.registry import RECIPES, get_recipe
 
+    if name in adapter_names("service") or is_adapter_address(name):
+        click.echo(_backend_text(name))
+        return
     if name not in RECIPES and not name.endswith(".ipynb") and (path := _run_named(name)):
         _print_run_settings(path)
         return

@@ -25,10 +25,12 @@ from kitchen.engine.checkpoints import (
     History,
     Snapshot,
     SnapshotPolicy,
+    StateLost,
     boundary_state,
     clients_unchanged,
     fork_run,
     is_training_client,
+    services,
     state_hash,
     training_clients,
 )
@@ -429,16 +431,9 @@ class Runner:
 
     def _go_back(self, reason: str, target: int | None) -> int:
         "The same, by whoever owns the run."
-        self.close()
-        snapshot = self.history.newest(target)
-        if snapshot is None and target is None and (saved := self.history.snapshots.standing()):
-            raise DamagedData(
-                f"{self.run.path}: {len(saved)} snapshots were kept, and none of them is whole; `kitchen verify` says what is wrong with each. "
-                "Put them back from a copy, or begin a new run: to go on from step 0 would lose what this one has done"
-            )
-        keep = snapshot.sequence if snapshot else self._events_before_start
+        snapshot, flow = self._restore_newest(target)
+        keep = self._kept_events(snapshot)
         between = [item for item in self.run.log.active_events if keep <= item.sequence < (math.inf if target is None else target)]
-        flow = self.history.restore(snapshot, self.base, self.flow)
         self.run.log.append(
             event(
                 "run.rewind", snapshot.step if snapshot else None, reason=reason, keep=keep,
@@ -450,6 +445,43 @@ class Runner:
         self.history.schedule.recompute_best(self.run.log.active_events)
         self._apply_edits()
         return _count_milestones(between)
+
+    def _restore_newest(self, target: int | None) -> tuple[Snapshot | None, Flow]:
+        "The last snapshot of at most `target` events, restored; one whose service has lost a state is passed over."
+        while True:
+            snapshot = self.history.newest(target)
+            if snapshot is None and target is None and (saved := self.history.snapshots.standing()):
+                raise DamagedData(
+                    f"{self.run.path}: {len(saved)} snapshots were kept, and none of them is whole; `kitchen verify` says what is wrong with each. "
+                    "Put them back from a copy, or begin a new run: to go on from step 0 would lose what this one has done"
+                )
+            self._check_repeatable(snapshot, target)
+            self.close()
+            try:
+                return snapshot, self.history.restore(snapshot, self.base, self.flow)
+            except StateLost as error:
+                assert snapshot is not None, "only what a snapshot names can be lost"
+                self.history.snapshots.leave_out(snapshot, error)
+
+    def _kept_events(self, snapshot: Snapshot | None) -> int:
+        "Events that stand before a snapshot, or before the workflow began."
+        return snapshot.sequence if snapshot else self._events_before_start
+
+    def _check_repeatable(self, snapshot: Snapshot | None, target: int | None) -> None:
+        "InvalidValue where steps would have to be done again to come to the target, by a backend that does not come to the same state."
+        if target is None:
+            return
+        keep = self._kept_events(snapshot)
+        steps = [item for item in self.run.log.active_events.named("train.step") if keep <= item.sequence < target]
+        claims = [one.capabilities() for one in services(self.base)] if steps else []
+        if all(one.repeats for one in claims):
+            return
+        kept = sorted({one.step for _, one in self.history.snapshots.readable() if one.step is not None})
+        there = f"; states were kept of steps {', '.join(map(str, kept))}" if kept else ""
+        raise InvalidValue(
+            f"this backend is {claims[0].guarantee}: a step that is done again comes to another state, so only what was kept can be gone back "
+            f"to{there}. snapshot_every=1 keeps each step"
+        )
 
     @property
     def _events_before_start(self) -> int:
@@ -541,10 +573,21 @@ class Runner:
         self.history.finish_pending(wait=True)
         for name, value in training_clients(self.flow.values).items():
             if name not in self.base:
-                with contextlib.suppress(AttributeError):
-                    value.close()
+                _close_quietly(value)
+
+    def disconnect(self) -> None:
+        "Let go of the flow, and of the services behind it."
+        self.close()
+        for service in services(self.base):
+            _close_quietly(service)
 
 # %% ../../nbs/50_engine/5_runner.ipynb #4ffeae52
+def _close_quietly(port: Any) -> None:
+    "Close a client or a service; what goes wrong is in the log, and is no reason to lose what was done."
+    with contextlib.suppress(Exception):
+        port.close()
+
+
 def _share_value(value: Any, run: Run) -> Any:
     "A value of a flow for another run beside it: places in the data are copied, and calls are logged there."
     if isinstance(value, ObservedPort):

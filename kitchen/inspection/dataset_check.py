@@ -32,7 +32,6 @@ from kitchen.workflows.base import (
     DataConfig,
     TokenLimit,
     conversation_to_question,
-    dataset_splits,
     fit_data,
     fit_questions,
     held_out_reference,
@@ -100,15 +99,6 @@ class SplitCheck:
         }  # fmt: skip
 
 # %% ../../nbs/65_inspection/7_dataset_check.ipynb #07139e9e
-def _placed_rows(store: DatasetStore, reference: str, split: str) -> Iterable[PlacedRow]:
-    "Rows with their origins, one by one where the store can do that."
-    stream = getattr(store, "stream", None)  # the port asks for `load` alone
-    if stream is not None:
-        return stream(reference, split)
-    rows = store.load(reference, split)
-    return ((rows.origin(index), row) for index, row in enumerate(rows))
-
-
 def _note_columns(row: Any, found: SplitCheck, kind: type[Any], columns: Mapping[str, str]) -> None:
     "Count the columns of a row as it stands in the file, and the format that they make."
     if isinstance(row, RowError):
@@ -124,7 +114,7 @@ def _check_split(
     "Read a split to its end; of the first `questions` rows their prompts are asked too."
     found, limit = SplitCheck(*place), TokenLimit.of(config.max_length, renderer.tokenizer)
     _, kind, datums_of = _kind_of(type(config))
-    for origin, row in _placed_rows(store, *place):
+    for origin, row in store.stream(*place):
         found.read += 1
         _note_columns(row, found, kind, config.columns)
         try:
@@ -277,7 +267,7 @@ def check_settings(recipe: str, config: Any, adapters: Mapping[str, str]) -> Dat
     if not config.dataset:
         raise InvalidValue(f"{recipe} names no dataset, its rows are made on the way; check a file by kitchen.check(\"file:…\")")
     store, dataset = create_adapter("datasets", adapters["datasets"]), config.dataset
-    renderer = open_renderer(config, create_adapter("service", adapters["service"]))
+    renderer = open_renderer(config, create_adapter("service", adapters["service"], **config.backend_options))
     train, own = _check_split(store, config, (dataset, "train"), renderer), held_out_reference(store, config)
     test, used = None, max(config.held_out, config.graded)
     if own:
@@ -291,5 +281,5 @@ def check_settings(recipe: str, config: Any, adapters: Mapping[str, str]) -> Dat
     else:
         train_keys, held, source = train.keys, [], "no row is left to hold out"
     example = show_datum(train.example, renderer.tokenizer) if train.example else None
-    limit, splits = TokenLimit.of(config.max_length, renderer.tokenizer), tuple(dataset_splits(store, dataset))
+    limit, splits = TokenLimit.of(config.max_length, renderer.tokenizer), tuple(store.splits(dataset))
     return DatasetCheck(recipe, config.model, limit, train, test, source, len(held), count_overlap(train_keys, held), splits, example)

@@ -7,6 +7,7 @@ from . import value as value
 from .distillation import DISTILL_LOSSES as DISTILL_LOSSES
 from .distillation import DistillLoss as DistillLoss
 from .distillation import DistillLossName as DistillLossName
+from .distillation import MIN_REST_PROBABILITY as MIN_REST_PROBABILITY
 from .distillation import distillation_loss as distillation_loss
 from .distillation import get_distill_loss as get_distill_loss
 from .distillation import ranked_datums as ranked_datums

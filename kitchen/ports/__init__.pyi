@@ -1,16 +1,18 @@
 # made from the modules' __all__ by `make prepare`
 from . import futures as futures
+from . import options as options
 from . import protocols as protocols
 from . import registry as registry
 from . import spans as spans
 from .futures import AdapterFuture as AdapterFuture
-from .protocols import BlobStore as BlobStore
+from .futures import await_result as await_result
+from .options import AdapterOptions as AdapterOptions
+from .options import secret_of as secret_of
 from .protocols import Completer as Completer
 from .protocols import CustomLoss as CustomLoss
 from .protocols import DatasetStore as DatasetStore
 from .protocols import EmbeddingClient as EmbeddingClient
 from .protocols import Future as Future
-from .protocols import HubClient as HubClient
 from .protocols import ModelRegistry as ModelRegistry
 from .protocols import Profiler as Profiler
 from .protocols import Rows as Rows
@@ -22,10 +24,15 @@ from .protocols import Tracker as Tracker
 from .protocols import TrainingClient as TrainingClient
 from .protocols import VectorStore as VectorStore
 from .registry import ADAPTERS as ADAPTERS
+from .registry import OPTIONS as OPTIONS
 from .registry import PORTS as PORTS
 from .registry import adapter_address as adapter_address
 from .registry import adapter_class as adapter_class
 from .registry import adapter_names as adapter_names
+from .registry import adapter_options as adapter_options
+from .registry import checked_options as checked_options
 from .registry import create_adapter as create_adapter
+from .registry import is_adapter_address as is_adapter_address
+from .registry import port_methods as port_methods
 from .spans import ObservedPort as ObservedPort
 from .spans import observe as observe

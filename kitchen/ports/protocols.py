@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['CustomLoss', 'Future', 'Tokenizer', 'SamplingClient', 'TrainingClient', 'TellsAdapters', 'ServiceClient', 'Rows',
-           'DatasetStore', 'BlobStore', 'HubClient', 'ModelRegistry', 'Profiler', 'Tracker', 'Completer',
-           'EmbeddingClient', 'VectorStore']
+           'DatasetStore', 'ModelRegistry', 'Profiler', 'Tracker', 'Completer', 'EmbeddingClient', 'VectorStore']
 
 # %% ../../nbs/12_ports/0_protocols.ipynb #1e0b6e4f
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -24,6 +23,7 @@ from kitchen.types import (
     LoraParams,
     Message,
     OptimStepOutput,
+    RowError,
     SampleOutput,
     SamplingParams,
     SavedState,
@@ -43,6 +43,14 @@ class Future(Protocol[_ResultT]):
 
     def done(self) -> bool:
         "Whether result() would answer at once."
+        ...
+
+    def add_done_callback(self, callback: Callable[[Any], Any], /) -> object:
+        "Call it, with the future, when the result is there; at once if it is."
+        ...
+
+    def __await__(self) -> Generator[Any, None, _ResultT]:
+        "The same as result() for asynchronous code: the event loop goes on with other work meanwhile."
         ...
 
 # %% ../../nbs/12_ports/0_protocols.ipynb #22f86269
@@ -126,8 +134,10 @@ class TrainingClient(Protocol):
         "One AdamW step with the accumulated gradient, which is then cleared."
         ...
 
-    def save_state(self, name: str) -> Future[SavedState]:
-        "Weights, optimizer and random streams: enough to go on as if nothing had happened."
+    def save_state(self, name: str, ttl_seconds: int | None = None) -> Future[SavedState]:
+        """Weights, optimizer and random streams: enough to go on as if nothing had happened. A name that was used before is written over.
+
+        `ttl_seconds`: after so long the service may forget it; only where `capabilities().state_ttl`."""
         ...
 
     def save_weights(
@@ -136,11 +146,23 @@ class TrainingClient(Protocol):
         stop: Sequence[int | str] | None = None,  # what ends an answer: what a sampler over the export stops at unless told
         chat_template: str | None = None,  # in place of the tokenizer's own
     ) -> Future[SavedState]:
-        "Export for others into a new directory: peft's format for LoRA, transformers' for full weights, each with its tokenizer."
+        """Export for others into a new directory: peft's format for LoRA, transformers' for full weights, each with its tokenizer.
+
+        A service that keeps the weights makes no directory, and answers with the reference by which it opens them."""
         ...
 
     def create_sampling_client(self) -> SamplingClient:
         "A sampler over the weights as they are now."
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides how training goes on: equal exactly if the next steps would be.
+
+        MissingCapability where the weights are out of reach, which `capabilities().digest` says."""
+        ...
+
+    def close(self) -> None:
+        "Let go of what the client holds, after what has begun; nothing is asked of it afterwards. Called twice, it does nothing more."
         ...
 
 # %% ../../nbs/12_ports/0_protocols.ipynb #6302f30d
@@ -170,11 +192,21 @@ class ServiceClient(Protocol):
         ...
 
     def create_training_client_from_state(self, path: str, with_optimizer: bool = True) -> TrainingClient:
-        "Go on from what save_state gave; without the optimizer its moments start anew."
+        """Go on from what save_state gave; without the optimizer its moments start anew. InvalidValue if there is no such state (any more).
+
+        In a run that somebody else has written a reference may say anything: it is a name to look up, and never an address to connect to."""
         ...
 
     def create_sampling_client(self, model: str) -> SamplingClient:
-        "A sampler over a model by name, or over an exported directory."
+        "A sampler over a model by name, an exported directory, or what save_weights answered with."
+        ...
+
+    def delete_state(self, path: str) -> None:
+        "Remove what save_state gave; nothing if it is not there any more."
+        ...
+
+    def close(self) -> None:
+        "End the connection, with all clients that were opened through it. Called twice, it does nothing more."
         ...
 
 # %% ../../nbs/12_ports/0_protocols.ipynb #68c425e6
@@ -204,30 +236,12 @@ class DatasetStore(Protocol):
         "The rows of one split."
         ...
 
-# %% ../../nbs/12_ports/0_protocols.ipynb #66590be2
-@runtime_checkable
-class BlobStore(Protocol):
-    "Bytes by key."
-
-    def put(self, key: str, content: bytes) -> None: ...
-
-    def get(self, key: str) -> bytes: ...
-
-    def exists(self, key: str) -> bool: ...
-
-    def keys(self, prefix: str = "") -> list[str]: ...
-
-# %% ../../nbs/12_ports/0_protocols.ipynb #d990d92c
-@runtime_checkable
-class HubClient(Protocol):
-    "Publishes and fetches folders of a model or dataset hub."
-
-    def download(self, name: str, revision: str | None = None) -> Path:
-        "A local folder with the files of a repository."
+    def stream(self, reference: str, split: str = "train") -> Iterable[tuple[str, Mapping[str, Any] | RowError]]:
+        "The rows of one split one by one, each with its origin, or the error of a row that cannot be read; nothing is kept in memory."
         ...
 
-    def upload(self, folder: Path, name: str, message: str) -> str:
-        "Publish a folder; the result is its address."
+    def splits(self, reference: str) -> list[str]:
+        "The names of a dataset's splits; none where it is one whole."
         ...
 
 # %% ../../nbs/12_ports/0_protocols.ipynb #5945e542
@@ -257,9 +271,13 @@ class Profiler(Protocol):
 class Tracker(Protocol):
     "Shows a run's events elsewhere: TensorBoard, W&B, MLflow, …"
 
-    def log(self, event: Event) -> None: ...
+    def log(self, event: Event) -> None:
+        "Take one event of the log, in order, from a thread that does nothing else; it may take its time."
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        "The last event was told."
+        ...
 
 # %% ../../nbs/12_ports/0_protocols.ipynb #5c134800
 @runtime_checkable

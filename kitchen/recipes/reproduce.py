@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..config import Config, ExperimentSpec, json_digest, package_version, runti
 from ..engine.control import deferred_interrupt
 from ..engine.runner import Runner, edits_by_place
 from ..input import checked_arguments
-from ..ports.registry import adapter_class, create_adapter
+from ..ports.registry import adapter_class, checked_options, create_adapter
 from ..ports.spans import observe
 from .registry import Recipe, get_recipe
 from ..secrets import is_masked, mask_values
@@ -28,7 +29,7 @@ from ..store.objects import ObjectStore
 from ..store.run import Run, runs_root
 from ..store.trust import require_trusted_settings
 from ..telemetry import EVENTS, ITEM_VALUES, NONDETERMINISTIC_UNITS, Event, event, loss_unit, unit_of
-from ..types import InvalidValue, is_list, is_mapping, short_value
+from ..types import Capabilities, InvalidValue, MissingCapability, is_list, is_mapping, short_value
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #f8fe7f4d
 def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dict[str, Any]:
@@ -37,13 +38,16 @@ def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dic
     directories = {
         "service": run.path / "snapshots",
         "registry": runs_root() / "registry",
-        "blobs": run.path / "blobs",
     }
     ports = {}
     for port, name in adapters.items():
+        if port == "tracker":  # told events by the session: a call of it would be one more
+            continue
         offered = {**settings, "directory": directories.get(port)}
         taken = inspect.signature(adapter_class(port, name)).parameters
         options = {key: value for key, value in offered.items() if key in taken and value is not None}
+        if port == "service":
+            options |= checked_options(port, name, settings.get("backend_options", {}))
         ports[port] = observe(create_adapter(port, name, **options), port, name, run.log)
     return ports
 
@@ -51,8 +55,19 @@ def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dic
 def initial_values(recipe: Recipe, adapters: Mapping[str, str], config: Config, run: Run) -> dict[str, Any]:
     "What a workflow begins with: config, run and ports; a backend that lacks what the recipe needs is refused."
     base = {"config": config, "run": run, **_connect_ports(adapters, config, run)}
-    recipe.check(adapters, base["service"].capabilities())
+    claims = base["service"].capabilities()
+    recipe.check(adapters, claims)
+    if getattr(config, "snapshot_ttl", 0):  # a recipe made elsewhere may have no such setting
+        claims.require("state_ttl")
+    _tell_backend(run, adapters["service"], claims)
     return base
+
+
+def _tell_backend(run: Run, adapter: str, claims: Capabilities) -> None:
+    "Log who computes and how equal it is when done again, unless the last such event says the same."
+    told = [(item["adapter"], item["guarantee"]) for item in run.log.events.named("run.backend")]
+    if told[-1:] != [(adapter, claims.guarantee)]:
+        run.log.append(event("run.backend", adapter=adapter, guarantee=claims.guarantee))
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #a5586de7
 _RESULT_EVENTS = (  # events whose values are results
@@ -293,12 +308,13 @@ def reproduce(
         if not runner.ended:
             runner.snapshot()
             run.log.append(event("run.stop", status="stopped", seconds=time.perf_counter() - began))
-            runner.close()
+            runner.disconnect()
             raise pressed.error(f"the repetition of {recorded['run_id']} was stopped on a step boundary, in {run.path}")
-        run.log.append(event("run.digest", digest=runner.digest()))
+        with suppress(MissingCapability):  # of a service that keeps the weights out of reach
+            run.log.append(event("run.digest", digest=runner.digest()))
         run.log.append(event("run.stop", status="completed", seconds=time.perf_counter() - began))
-        runner.close()
         reason = _why_not_bitwise(old.environment, spec.environment, base["service"].capabilities().deterministic)
+        runner.disconnect()
         rows = _comparison_rows(recorded, manifest(run), not reason, tolerance)
         return Reproduction(rows, not reason, tolerance, reason, run.path)
     finally:

@@ -193,6 +193,22 @@ def _training_loss_scores(steps: Sequence[Event], unit_of_loss: str = "") -> lis
     return [Score("training loss", unit, first, last, note=note, lower_is_better=True, change=change)]
 
 # %% ../../nbs/64_reports/0_scores.ipynb #f1c1a8f0
+def _teacher_scores(events: Sequence[Event]) -> list[Score]:
+    "How far a student is from its teacher, before and after."
+    groups: dict[str, list[Event]] = {}
+    for item in events:
+        if item.name == "train.teacher":
+            groups.setdefault(item["split"], []).append(item)
+    made = []
+    for split, (before, *_, after) in ((split, group) for split, group in groups.items() if len(group) > 1):
+        old, new = (ItemValues.from_event(item, "row_losses", "row_tokens") for item in (before, after))
+        change = change_between(old, new)
+        note = f"over its {after['kept']:,.0f} likeliest tokens, {after['mass']:.1%} of its probability, and the rest as one: a lower bound"
+        about = {"note": note + change_note(change), "lower_is_better": True, "change": change, "items": new}
+        made.append(Score(f"KL from the teacher ({split})", "nats/token", before["kl"], after["kl"], **about))
+    return made
+
+
 def _step_range_text(group: Sequence[Event]) -> str:
     "At which steps the two values were measured."
     return f"steps {group[0].step:,} and {group[-1].step:,}"
@@ -203,7 +219,7 @@ def scores(events: Iterable[Event]) -> list[Score]:
     return [
         replace(one, name=f"{phase}: {one.name}" if phase else one.name)
         for phase, part in events_by_phase(events).items()
-        for one in _accuracy_scores(part) + _win_rate_scores(part) + _pair_scores(part) + _loss_scores(part)
+        for one in _accuracy_scores(part) + _win_rate_scores(part) + _pair_scores(part) + _teacher_scores(part) + _loss_scores(part)
     ]
 
 # %% ../../nbs/64_reports/0_scores.ipynb #b6eba294

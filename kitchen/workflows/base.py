@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MODEL_PRESETS', 'StageEvents', 'UNLIMITED', 'save', 'live_field', 'check_known_name', 'name_in_table',
            'TrainingConfig', 'DataConfig', 'AnswerConfig', 'Splits', 'ReadSettings', 'GradeSettings', 'context_length',
-           'TokenLimit', 'fit_data', 'fit_questions', 'read_split', 'bad_row_events', 'render_event', 'dataset_splits',
-           'unread_splits', 'held_out_reference', 'read_splits', 'open_training', 'adapter_events',
-           'open_training_client', 'adam_params', 'open_renderer', 'renderer_events', 'make_question',
-           'conversation_to_question', 'ask_questions', 'baseline', 'evaluate', 'save_as', 'register_model',
-           'measurements_of', 'write_results', 'side_by_side', 'change_of_answers']
+           'TokenLimit', 'fit_data', 'fit_questions', 'read_split', 'bad_row_events', 'render_event', 'unread_splits',
+           'held_out_reference', 'read_splits', 'open_training', 'adapter_events', 'open_training_client',
+           'adam_params', 'open_renderer', 'renderer_events', 'make_question', 'conversation_to_question',
+           'ask_questions', 'baseline', 'evaluate', 'save_as', 'register_model', 'measurements_of', 'write_results',
+           'side_by_side', 'change_of_answers']
 
 # %% ../../nbs/55_workflows/0_base.ipynb #f1b95254
 import json
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -29,7 +30,7 @@ from ..engine.workflow import Stage, stage
 from ..evaluation import METRICS, Answer, MetricName, Question, ask, evaluation_events, read_message
 from ..intervals import paired_change
 from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, TellsAdapters, Tokenizer, TrainingClient
-from ..ports.registry import adapter_names
+from ..ports.registry import adapter_names, is_adapter_address
 from kitchen.rendering.base import (
     TRAIN_ON,
     Renderer,
@@ -44,7 +45,7 @@ from kitchen.rendering.base import (
 )
 from ..rendering.exported_template import exported_chat_template, exported_template_reason
 from ..rendering.registry import RENDERERS, AutoRenderer, RendererName, fit_datum, get_renderer
-from ..store.run import Artifact, Run
+from ..store.run import Artifact, Run, keep_reference, weights_reference
 from ..telemetry import Event, event, event_content
 from ..train.schedules import SCHEDULES, ScheduleName
 from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, RowError, SamplingParams, UnknownName
@@ -85,7 +86,10 @@ class TrainingConfig(Config):
     model: str = Field(
         "", description="hub name, local folder, folder/file.gguf or builtin:NAME; empty: the embedded model"
     )
-    backend: str = Field("torch", description="who trains: torch, toy, or an installed adapter")
+    backend: str = Field("torch", description="who trains: torch, toy, an installed adapter, or my_module:MyService")
+    backend_options: dict[str, Any] = Field({}, description="options of the backend, which `kitchen describe BACKEND` lists: {latency: 0.1}")
+    trackers: list[str] = Field([], description="who else is told every event: jsonl, an installed adapter, or my_module:MyTracker")
+    tracker_options: dict[str, Any] = Field({}, description="options of trackers by name: {jsonl: {path: events.jsonl}}")
 
     renderer: RendererName = Field(
         "auto", description="how messages become tokens: auto, template, chatml, qwen3, llama3, role_colon"
@@ -124,6 +128,7 @@ class TrainingConfig(Config):
     )
     snapshots_kept: int = Field(3, ge=1, description="how many of the newest snapshots are kept")
     keep_best: str = Field("", description="keep the best as well: min train.evaluate.loss, or max …; empty: no")
+    snapshot_ttl: int = Field(0, ge=0, description="seconds after which a service may forget a snapshot's state, where it can; 0: never")
 
     seed: int = Field(0, ge=0, description="one seed for every random stream")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
@@ -147,7 +152,15 @@ class TrainingConfig(Config):
     @classmethod
     def _check_backend(cls, value: str) -> str:
         "A backend that no adapter is installed for is answered with the nearest."
+        if isinstance(value, str) and is_adapter_address(value):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return value
         return check_known_name("backend", value, adapter_names("service"))
+
+    @field_validator("trackers")
+    @classmethod
+    def _check_trackers(cls, value: list[str]) -> list[str]:
+        "A tracker that no adapter is installed for is answered with the nearest."
+        return [name if is_adapter_address(name) else check_known_name("tracker", name, adapter_names("tracker")) for name in value]
 
     _check_renderer = name_in_table("renderer", RENDERERS, "auto")
     _check_schedule = name_in_table("schedule", SCHEDULES)
@@ -242,7 +255,7 @@ class GradeSettings(Protocol):
 # %% ../../nbs/55_workflows/0_base.ipynb #951d4126
 def context_length(tokenizer: Tokenizer) -> int | None:
     "Tokens that a sequence of the tokenizer's model may have; None where there is no limit."
-    return getattr(tokenizer, "model_max_length", None)  # a tokenizer made before the port had it sets none
+    return tokenizer.model_max_length
 
 
 @dataclass(frozen=True)
@@ -387,17 +400,9 @@ def render_event(
     )
 
 # %% ../../nbs/55_workflows/0_base.ipynb #016963e7
-def dataset_splits(datasets: DatasetStore, reference: str) -> list[str]:
-    "The names of a dataset's splits; none where it is one whole, or where the store knows nothing of splits."
-    names = getattr(datasets, "splits", None)  # the port asks for `load` alone
-    if names is None:
-        return ["train", "test"] if reference.startswith("builtin:") else []
-    return list(names(reference))
-
-
 def _own_test_split(datasets: DatasetStore, reference: str) -> tuple[list[str], str | None]:
     "The names of a dataset's splits, and the one that is meant for testing; None where there is none."
-    names = dataset_splits(datasets, reference)
+    names = list(datasets.splits(reference))
     return names, find_test_split(names, (parse_reference(reference).split or "train")) if names else None
 
 
@@ -588,7 +593,12 @@ def save_as(prefix: str = "") -> Stage:
         stop, template = tuple(renderer.stop_sequences()), exported_chat_template(renderer)
         if reason := exported_template_reason(renderer, template):
             yield event("artifact.template", renderer=config.renderer, reason=reason)
-        return run.save_artifact(prefix + kind, kind, lambda path: training.save_weights(path, stop=stop, chat_template=template).result())
+
+        def write(path: Path) -> None:
+            saved = training.save_weights(path, stop=stop, chat_template=template).result()
+            keep_reference(path, saved.path)
+
+        return run.save_artifact(prefix + kind, kind, write)
 
     return exporting
 
@@ -615,6 +625,8 @@ def register_model(
         },
         "simulated": simulated,
     }
+    if (reference := weights_reference(artifact.path)) != entry["path"]:  # the weights are with their service
+        entry["reference"] = reference
     version = registry.register(run.spec.recipe, entry)
     yield event(
         "artifact.register",

@@ -29,7 +29,7 @@ from ..ports.protocols import DatasetStore, SamplingClient, ServiceClient, Train
 from ..rendering.base import RenderedPart, Renderer, Tools, prompt_tokens, read_response, renderer_for, row_error_at
 from ..rendering.exported_template import exported_chat_template
 from ..rendering.registry import render_conversations
-from ..store.run import Run
+from ..store.run import Run, keep_reference, weights_reference
 from ..telemetry import Event, event
 from kitchen.train.distillation import (
     InstructionView,
@@ -184,9 +184,11 @@ def prepare_teacher(
     told = list(train_sft(training, batches, adam_schedule(peak, len(batches), "cosine", warmup_steps=20)))
     steps = [one["loss"] for one in told if one.name == "train.step"]
     stop, template = tuple(renderer.stop_sequences()), exported_chat_template(renderer)
-    made = run.save_artifact(
-        "teacher", "adapter", lambda path: training.save_weights(path, stop=stop, chat_template=template).result()
-    )
+
+    def write(path: Path) -> None:
+        keep_reference(path, training.save_weights(path, stop=stop, chat_template=template).result().path)
+
+    made = run.save_artifact("teacher", "adapter", write)
     yield event("teacher.train", steps=len(steps), loss=steps[-1], seconds=time.perf_counter() - started)
     return made.path
 
@@ -203,7 +205,7 @@ class _ReadConfig:
 @stage(gives="teacher_sampler", remake=True)
 def open_teacher(service: ServiceClient, teacher: str | Path) -> SamplingClient:
     "Open a sampling client of the teacher's weights."
-    return service.create_sampling_client(str(teacher))
+    return service.create_sampling_client(weights_reference(teacher))
 
 # %% ../../nbs/55_workflows/6_distillation.ipynb #22f2a9ce
 def _teacher_context(config: TeacherConfig) -> TeacherView:

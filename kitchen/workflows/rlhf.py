@@ -26,7 +26,7 @@ from ..losses.preference import ROUNDING
 from ..ports.protocols import ServiceClient
 from ..rendering.base import Renderer
 from ..rendering.registry import RendererName
-from ..store.run import Artifact
+from ..store.run import Artifact, weights_reference
 from ..telemetry import event
 from ..train.preference import RewardModel
 from ..types import Message
@@ -233,7 +233,7 @@ def open_reward_model(
 ) -> RewardModel:
     "Open a sampling client of the reward model just trained, with the head that reads its score."
     renderer = open_renderer(config, service)
-    return RewardModel(service.create_sampling_client(str(reward_artifact.path)), renderer, scored_pairs.head)
+    return RewardModel(service.create_sampling_client(weights_reference(reward_artifact.path)), renderer, scored_pairs.head)
 
 
 _pairs_chain = chain(

@@ -6,6 +6,7 @@ from . import generate as generate
 from . import loading as loading
 from . import logprobs as logprobs
 from . import lora as lora
+from . import options as options
 from . import queue as queue
 from . import sampler as sampler
 from . import tokenizers as tokenizers
@@ -60,6 +61,7 @@ from .lora import merge_lora as merge_lora
 from .lora import read_lora_config as read_lora_config
 from .lora import reads_no_text as reads_no_text
 from .lora import uncovered_weights as uncovered_weights
+from .options import TorchOptions as TorchOptions
 from .queue import Request as Request
 from .queue import RequestQueue as RequestQueue
 from .sampler import TokenLimits as TokenLimits

@@ -63,7 +63,7 @@ from ...losses.token import LOSSES, Loss, check_batch, cross_entropy, get_loss, 
 from ...ports.protocols import CustomLoss, ServiceClient, TrainingClient
 from ...seeding import derive_seed
 from ...store.files import write_atomically
-from ...store.objects import StateStore, TrainingState, WriteFuture, local_name, pack_tensors, portable_name
+from ...store.objects import StateStore, TrainingState, WriteFuture, check_state_place, local_name, pack_tensors, portable_name
 from ...telemetry import resident_memory
 from kitchen.types import (
     AdamParams,
@@ -299,9 +299,9 @@ class TorchTrainingClient:
         "SHA-256 of the state: equal exactly if training would go on in the same way."
         return self.queue.submit("digest", lambda: self._capture_state().digest).result()
 
-    def save_state(self, name: str) -> WriteFuture:
+    def save_state(self, name: str, ttl_seconds: int | None = None) -> WriteFuture:
         "Weights, optimizer, accumulated gradient and counters; copied in turn, written while training goes on."
-        return self.service.states.save(name, self.queue.submit("save_state", self._capture_state).result)
+        return self.service.states.save(name, self.queue.submit("save_state", self._capture_state).result, ttl_seconds)
 
     def save_weights(
         self, path: Path, stop: Sequence[int | str] | None = None, chat_template: str | None = None
@@ -358,6 +358,7 @@ def resolve_device(name: str) -> torch.device:
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #71a963a7
 def _resume_client(service: "TorchService", path: str, with_optimizer: bool) -> TorchTrainingClient:
     "A client that goes on from a saved state; InvalidValue for another dtype, DamagedData where the base has changed."
+    check_state_place(path, service.directory)
     groups, settings = StateStore.load(path)
     tensors = {
         group: {name: tensor for pack in packs.values() for name, tensor in load(pack).items()}
@@ -458,6 +459,15 @@ class TorchService:
         # modules of its own: some models keep in them what they read last
         network = self.network(opened.copy_sharing_weights(), opened)
         return TorchSamplingClient(opened, network, seed, self.limits)
+
+    def delete_state(self, path: str) -> None:
+        "Remove a saved state, and what only it named."
+        self.states.delete(path)
+
+    def close(self) -> None:
+        "Forget the models and tokenizers that were opened; clients keep theirs."
+        self.models.clear()
+        self.tokenizers.clear()
 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #2ee43d5b
 def export_merged(
