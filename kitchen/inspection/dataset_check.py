@@ -276,7 +276,7 @@ def check_settings(recipe: str, config: Any, adapters: Mapping[str, str]) -> Dat
     elif len(train.keys) > 1:
         chosen, out, by = split_by_keys(train.keys, config.test_fraction, config.seed)
         train_keys, held = [train.keys[index] for index in chosen], [train.keys[index] for index in out][:used]
-        unread = unread_splits(dataset_splits(store, dataset), dataset)
+        unread = unread_splits(store.splits(dataset), dataset)
         source = f"a share of {config.test_fraction:g} of the rows, split by {by}{unread}"
     else:
         train_keys, held, source = train.keys, [], "no row is left to hold out"

@@ -96,12 +96,8 @@ def export_weights(client: TrainingClient, folder: Path) -> Path:
 
 
 def delete_state(service: ServiceClient, reference: str) -> None:
-    "Remove a state, where the service can; one that keeps files has them removed."
-    forget = getattr(service, "delete_state", None)  # a verb that the port is about to have
-    if forget is not None:
-        forget(reference)
-    elif Path(reference).is_file():
-        Path(reference).unlink()
+    "`delete_state`; nothing if it is not there any more."
+    service.delete_state(reference)
 
 
 def delete_export(folder: Path) -> None:
@@ -110,10 +106,8 @@ def delete_export(folder: Path) -> None:
 
 
 def close_client(client: TrainingClient) -> None:
-    "Let go of what a training client holds, where it has a way to."
-    close = getattr(client, "close", None)
-    if close is not None:
-        close()
+    "`close`: let go of what a training client holds."
+    client.close()
 
 # %% ../../nbs/94_serve/3_backend.ipynb #e739c8cc
 def draw(sampler: SamplingClient, request: SampleBody, longest: int, capabilities: Capabilities) -> SampleResult:

@@ -441,7 +441,7 @@ def read_splits(datasets: DatasetStore, config: DataConfig, run: Run, kind: type
         test_keys = [row_keys(row, config.group_column) for row in test]
     else:
         chosen, held, kept_by = split_by_keys(keys, config.test_fraction, config.seed)
-        found = dataset_splits(datasets, config.dataset)
+        found = datasets.splits(config.dataset)
         reference, unread = config.dataset, unread_splits(found, config.dataset)
         source = f"a share of {config.test_fraction:g} of the rows, split by {kept_by}{unread}"
         train, test = [train[index] for index in chosen], [train[index] for index in held]
