@@ -77,6 +77,7 @@ def _accuracy_scores(events: Sequence[Event]) -> list[Score]:
         (item["metric"], item["split"], item["label"]): item for item in events if item.name == "evaluate.answers"
     }
     scores = []
+    several = len({split for _, split, _ in found}) > 1  # a feedback loop grades old and new traffic: each has its name
     for metric, split in dict.fromkeys((metric, split) for metric, split, _ in found):
         before, after = found.get((metric, split, "before")), found.get((metric, split, "after"))
         if before and after:
@@ -85,7 +86,8 @@ def _accuracy_scores(events: Sequence[Event]) -> list[Score]:
             note = f"{after['count']:,.0f} held-out answers, {metric}{change_note(change)}"
             note += _teacher_note(before, after, found.get((metric, split, "teacher")))
             values = before["accuracy"], after["accuracy"]
-            scores.append(Score("accuracy", "share", *values, *ranges, note, change=change, items=items))
+            name = f"accuracy ({split})" if several else "accuracy"
+            scores.append(Score(name, "share", *values, *ranges, note, change=change, items=items))
     return scores
 
 
