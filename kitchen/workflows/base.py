@@ -475,8 +475,8 @@ def adapter_events(training: TrainingClient) -> StageEvents[None]:
     "What got adapters and what did not, where something was left out; a generator, like `read_split`."
     adapted, left = training.adapter_coverage() if isinstance(training, TellsAdapters) else ({}, {})
     if left:
-        names = {"adapted": ", ".join(adapted), "left_out": ", ".join(left)}
-        yield event("train.adapters", **names, trained=sum(adapted.values()), frozen=sum(left.values()))
+        trained, frozen = sum(adapted.values()), sum(left.values())
+        yield event("train.adapters", adapted=", ".join(adapted), left_out=", ".join(left), trained=trained, frozen=frozen)
 
 
 def open_training_client(config: TrainingConfig, service: ServiceClient, model: str) -> TrainingClient:
