@@ -942,8 +942,8 @@ def tokenizer_is_faithful(bench: Bench) -> Iterator[CheckFinding]:
 def context_is_honest(bench: Bench) -> Iterator[CheckFinding]:
     "A sequence as long as the tokenizer says is taken; one that is longer is refused, and the length named."
     limit = bench.tokenizer.model_max_length
-    whole: object = limit  # what an author's tokenizer says may be anything
-    yield expect_true("a whole number of tokens, or None", whole is None or isinstance(whole, int) and whole > 0, repr(whole))
+    whole = isinstance(limit, int) and limit > 0  # pyright: ignore[reportUnnecessaryIsInstance]  # an author's may be anything
+    yield expect_true("a whole number of tokens, or None", limit is None or whole, repr(limit))
     if limit is None:
         return
     sampler, token = bench.service.create_sampling_client(bench.model), bench.tokenizer.eos_token_id
