@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 import pytest
@@ -14,12 +15,14 @@ from kitchen.config import ExperimentSpec
 from kitchen.engine.produce import produce
 from kitchen.engine.workflow import Flow, Stage, stages
 from kitchen.evaluation import Answer, Question, evaluation_events
+from kitchen.ports.registry import ADAPTERS
 from kitchen.rendering.chat_formats import RoleColonRenderer
+from kitchen.rendering.registry import AutoRenderer
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.log import EventLog
 from kitchen.store.run import Run
 from kitchen.telemetry import EVENTS, MemoryLog, event_table
-from kitchen.workflows.base import save
+from kitchen.workflows.base import adapter_events, renderer_events, save
 
 FAULTY = {"env": "module:faulty_envs:raises", "on_failure": "drop", "baseline": "critic"}
 SMALL = {"backend": "toy", "epochs": 1, "batch_size": 16, "held_out": 8, "graded": 4, "max_tokens": 8}
@@ -97,6 +100,33 @@ def with_a_format_of_its_own():
     return told
 
 
+class Failing:
+    """A tracker whose server is away."""
+
+    def log(self, event):
+        raise ConnectionError("no server")
+
+    def close(self):
+        pass
+
+
+class OfExperts:
+    """A training client of a model whose experts are one tensor, to which no adapter fits."""
+
+    def adapter_coverage(self):
+        return {"*.q_proj": 8}, {"*.experts.gate_up_proj": 64}
+
+
+def with_models_and_trackers_of_all_kinds():
+    """Events of a tracker that fails, of weights without adapters, of a chat template that refused a conversation."""
+    with patch.dict(ADAPTERS["tracker"], failing=f"{__name__}:Failing"):
+        k = Kitchen("sft", **SMALL, dataset="builtin:sort[:64]", trackers=["failing"]).run()
+        auto = AutoRenderer(k.state["renderer"].tokenizer)
+        auto.refused["it shows no tools"] += 1
+        k.close()
+    return [*k.run_record.log.events, *adapter_events(OfExperts()), *renderer_events(auto)]
+
+
 def with_failures():
     """Events of stages that fail under each policy, and of a producer and its consumer."""
     tries = Counter()
@@ -142,6 +172,7 @@ def test_declared_is_emitted_is_documented(logs):
         + with_something_in_the_way()
         + with_failures()
         + with_a_format_of_its_own()
+        + with_models_and_trackers_of_all_kinds()
         + of_every_method()
         + [*evaluation_events([Answer(Question("say nothing", (), ""), "so", None, "stop")], "before", "exact_match")]
     )
