@@ -7,7 +7,7 @@ __all__ = ['AnswerTarget', 'run_target', 'registry_target', 'export_backend', 'f
 
 # %% ../../nbs/94_serve/15_targets.ipynb #ba616635
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from ..ports.registry import create_adapter
 from ..rendering.registry import get_renderer
 from .answers import AnswerModel
 from ..store.index import RunIndex
-from ..store.run import Run, is_run_folder, runs_root
+from ..store.run import Run, is_run_folder, runs_root, weights_reference
+from ..store.trust import require_trusted_settings
 from ..types import InvalidValue
 
 # %% ../../nbs/94_serve/15_targets.ipynb #f2902f29
@@ -26,13 +27,14 @@ class AnswerTarget:
 
     name: str  # what clients call it
     backend: str  # adapter of the port `service`
-    model: str  # a name of the backend's, or a folder of exported weights
+    model: str  # a name of the backend's, a folder of exported weights, or by what a service opens those that it kept
     renderer: str = "auto"
     chat_template_kwargs: Mapping[str, Any] | None = None
+    backend_options: Mapping[str, Any] | None = None
 
     def open(self, longest: int = 4096) -> AnswerModel:
         "The model, ready to answer."
-        service: ServiceClient = create_adapter("service", self.backend)
+        service: ServiceClient = create_adapter("service", self.backend, **(self.backend_options or {}))
         renderer = get_renderer(self.renderer, service.get_tokenizer(self.model), self.chat_template_kwargs or None)
         sampler, capabilities = service.create_sampling_client(self.model), service.capabilities()
         return AnswerModel(self.name, sampler, renderer, longest, capabilities.topk)
@@ -46,8 +48,10 @@ def run_target(folder: Path, name: str | None = None) -> AnswerTarget:
         raise InvalidValue(f"run {run.run_id} has exported no weights yet; `kitchen resume` finishes a run")
     settings = run.settings
     backend = run.spec.adapters.get("service") or settings.get("backend", "torch")
-    kwargs = settings.get("chat_template_kwargs") or None
-    return AnswerTarget(name or run.run_id, backend, str(made[-1].path), settings.get("renderer", "auto"), kwargs)
+    kwargs, options = settings.get("chat_template_kwargs") or None, settings.get("backend_options") or None
+    require_trusted_settings({"backend": backend, "backend_options": options or {}}, run.run_id)  # it may be somebody else's run
+    model = weights_reference(made[-1].path)
+    return AnswerTarget(name or run.run_id, backend, model, settings.get("renderer", "auto"), kwargs, options)
 
 
 def registry_target(model: str, version: str) -> AnswerTarget:
@@ -62,7 +66,7 @@ def registry_target(model: str, version: str) -> AnswerTarget:
     if not folder.is_dir():
         raise InvalidValue(f"{model}@{chosen} was registered from {folder}, which is gone")
     found = run_target(run) if is_run_folder(run) else AnswerTarget("", export_backend(folder), str(folder))
-    return AnswerTarget(f"{model}@{chosen}", found.backend, str(folder), found.renderer, found.chat_template_kwargs)
+    return replace(found, name=f"{model}@{chosen}", model=weights_reference(folder))
 
 
 def export_backend(folder: Path) -> str:
@@ -83,7 +87,7 @@ def find_target(text: str, backend: str | None = None) -> AnswerTarget:
         return AnswerTarget(name or folder.name, backend or export_backend(folder), str(folder))
     if "@" in rest and backend is None:
         found = registry_target(*rest.rsplit("@", 1))
-        return AnswerTarget(name or found.name, found.backend, found.model, found.renderer, found.chat_template_kwargs)
+        return replace(found, name=name or found.name)
     if backend is not None:
         return AnswerTarget(name or rest, backend, rest)
     if rest and "/" not in rest and runs_root().is_dir():

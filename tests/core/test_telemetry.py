@@ -118,9 +118,10 @@ class OfExperts:
 
 
 def with_models_and_trackers_of_all_kinds():
-    """Events of a tracker that fails, of weights without adapters, of a chat template that refused a conversation."""
+    """Events of a service that keeps states, of a tracker that fails, of weights without adapters, of a chat template that refused a conversation."""
     with patch.dict(ADAPTERS["tracker"], failing=f"{__name__}:Failing"):
-        k = Kitchen("sft", **SMALL, dataset="builtin:sort[:64]", trackers=["failing"]).run()
+        settings = {**SMALL, "backend": "remote_backend:RemoteService", "model": "toy", "dataset": "builtin:sort[:64]"}
+        k = Kitchen("sft", **settings, trackers=["failing"], snapshot_every=1).run()
         auto = AutoRenderer(k.state["renderer"].tokenizer)
         auto.refused["it shows no tools"] += 1
         k.close()

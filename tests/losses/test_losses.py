@@ -94,7 +94,8 @@ def native_formulas(name, logprobs, inputs, bounds):
     ratio = (logprobs - torch.tensor(inputs["logprobs"])).exp()
     if name == "importance_sampling":
         return -(ratio * advantages).sum()
-    limited = ratio.clamp(torch.as_tensor(bounds["clip_low_threshold"]), torch.as_tensor(bounds["clip_high_threshold"]))
+    low, high = (torch.as_tensor(bounds[f"clip_{end}_threshold"], dtype=torch.float64) for end in ("low", "high"))
+    limited = ratio.clamp(low, high)
     if name == "ppo":
         return -torch.minimum(ratio * advantages, limited * advantages).sum()
     assert name == "cispo"
