@@ -49,7 +49,7 @@ assert len(TEXTS) >= 60 and len(HARMLESS) >= 60
 class BrokenPort:
     """A port whose errors quote what it was given."""
 
-    def fetch(self, text):
+    def load(self, text):
         raise OSError(f"refused: {text}")
 
 
