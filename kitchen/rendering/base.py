@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from ..input import checked_arguments
 from ..ports.protocols import Tokenizer
-from ..types import Datum, InvalidValue, Message, RowError, UnknownName
+from ..types import Datum, InvalidValue, Message, RowError, UnknownName, short_value
 
 # %% ../../nbs/20_rendering/0_base.ipynb #c9d9cc94
 @dataclass(frozen=True)
@@ -216,13 +216,27 @@ def to_datums(
     try:
         renderer = renderer_for(renderer, chat_template_kwargs or {})
         try:
-            return [_whole_datum(renderer, messages, told_apart, everything, origin, tools)]
+            made = [_whole_datum(renderer, messages, told_apart, everything, origin, tools)]
         except RewrittenMessage:
             if everything:
                 raise
-            return [*_prefix_datums(renderer, messages, sorted(told_apart), origin, tools)]
+            made = [*_prefix_datums(renderer, messages, sorted(told_apart), origin, tools)]
+        _check_names(renderer, messages, made)
+        return made
     except InvalidValue as error:
         raise row_error_at(str(error), origin) from None
+
+
+def _check_names(renderer: Renderer, messages: Messages, made: Sequence[Datum]) -> None:
+    "InvalidValue where a speaker has a name and the format writes none: most do not. A tool's name stands in its call."
+    named = [(index, one) for index, one in enumerate(messages) if one.name and one.role != "tool"]
+    texts = [renderer.tokenizer.decode(datum.tokens.tolist(), control=True) for datum in made] if named else []
+    for index, message in named:
+        if not any(str(message.name) in text for text in texts):
+            raise InvalidValue(
+                f"this format does not show the name {short_value(message.name)} of message {index} ({message.role}); take it out of the row, "
+                "or use a renderer that writes names, such as 'kimi_k2'"
+            )
 
 
 @checked_arguments

@@ -224,3 +224,14 @@ def test_role_colon_begins_as_the_tokenizer_says():
     assert get_renderer("role_colon", tokenizer).generation_prompt(messages[:1]) == bare.generation_prompt(
         messages[:1]
     )
+
+
+@pytest.mark.parametrize("speaker", ["user", "assistant", "system"])
+def test_a_name_that_a_format_does_not_write_is_refused(speaker):
+    said = [Message("system", "Be kind."), Message("user", "2 + 3?"), Message("assistant", "5")]
+    named = [Message(one.role, one.content, name="Ada" if one.role == speaker else "") for one in said]
+    with pytest.raises(RowError, match=rf"does not show the name 'Ada' of message \d \({speaker}\)"):
+        to_datums(get_renderer("chatml", FamilyTokenizer("qwen3")), named)
+    kimi = FamilyTokenizer("kimi")
+    (datum,) = to_datums(get_renderer("kimi_k2", kimi), named)
+    assert "Ada" in kimi.decode(datum.tokens.tolist(), control=True)
