@@ -71,7 +71,8 @@ def test_ten_dashboards_opened_and_closed_leave_nothing(k):
         and not _OPEN_DASHBOARDS
     )
     assert registered() == widgets and not k.driver.listeners
-    assert held[-1] - held[2] < 300_000, f"seven dashboards left {(held[-1] - held[2]) / 1e3:.0f} kB"
+    left = min(held[-3:]) - min(held[:3])  # a closed one may live on for a moment, in a thread that is about to end
+    assert left < 300_000, f"seven dashboards left {left / 1e3:.0f} kB"
 
 
 def test_a_second_dashboard_takes_the_place_of_the_first(k):
