@@ -186,7 +186,7 @@ class RemoteTrainingClient:
 
     def _submit(self, verb: str, send: Callable[[], Any], convert: Callable[[Any], Any], changes: bool = False) -> Any:
         "Send a request in its turn."
-        future = self.service.deliveries.watch(AdapterFuture(verb), self._lose if changes else None)
+        future = self.service.deliveries.watch(AdapterFuture(verb), self._failed(verb) if changes else None)
         self._in_turn(future, lambda: self._send(future, send, convert, changes))
         return future
 
@@ -207,13 +207,17 @@ class RemoteTrainingClient:
 
     def _send(self, future: AdapterFuture, send: Callable[[], Any], convert: Callable[[Any], Any], changes: bool) -> None:
         "Send it now."
-        failed = self._lose if changes else None
+        failed = self._failed(future.verb) if changes else None
         try:
             found = send()
         except Exception as error:
             self.service.deliveries.fail(future, error, failed)
         else:
             self.service.deliveries.expect(future, found, convert, failed)
+
+    def _failed(self, verb: str) -> Callable[[Exception], None]:
+        "What is told of an error: a step that was refused was not made, and nothing is lost by it."
+        return lambda error: None if verb == "optim_step" and isinstance(error, InvalidValue) else self._lose(error)
 
     def _lose(self, error: Exception) -> None:
         "From now on nothing is asked of the client."
