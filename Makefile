@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help cook test docs prepare hooks clean
+.PHONY: help cook test services docs prepare hooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -15,6 +15,10 @@ cook: $(VENV)/installed  ## set up, fine-tune the embedded model (recipe sft), p
 
 test: $(VENV)/developed  ## set up, then everything CI checks: sync, lint, types, pages, tests, recipes, coverage
 	BIN=$(abspath $(BIN)) bash .ci/checks
+
+services: $(VENV)/developed  ## backends of Tinker's verbs with their real SDKs against `kitchen serve`: checks and recipes, one table; ROWS="tinker@serve(toy)"
+	$(PIP) install -qq --no-compile -e '.[serve]'
+	$(BIN)/python .ci/services.py $(foreach row,$(ROWS),'$(row)')
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -53,4 +57,4 @@ hooks: $(VENV)/developed  ## once for each clone: merge drivers for pages and ge
 	$(BIN)/pre-commit install
 
 clean:  ## remove what was built (runs stay)
-	rm -rf $(VENV) docs/_build build dist *.egg-info .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) .services docs/_build build dist *.egg-info .pytest_cache .ruff_cache .coverage*

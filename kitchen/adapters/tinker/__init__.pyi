@@ -10,9 +10,11 @@ from .client import BasetenService as BasetenService
 from .client import FireworksService as FireworksService
 from .client import RemoteService as RemoteService
 from .client import RemoteTrainingClient as RemoteTrainingClient
+from .client import ShorterTokenizer as ShorterTokenizer
 from .client import TinkerService as TinkerService
 from .client import TogetherService as TogetherService
 from .client import differentiate as differentiate
+from .client import shorter_by_one as shorter_by_one
 from .failures import FailureWords as FailureWords
 from .failures import lost_client as lost_client
 from .objects import RemoteReference as RemoteReference
