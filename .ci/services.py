@@ -87,8 +87,7 @@ def loop_curve(backend: str, settings: dict[str, Any]) -> list[float]:
     from kitchen.data.batches import Batches
     from kitchen.ports.registry import create_adapter
     from kitchen.testing import Bench
-    from kitchen.train.schedules import adam_schedule
-    from kitchen.train.sft import train_sft
+    from kitchen.train.sft import adam_schedule, train_sft
     from kitchen.types import AdamParams, LoraParams
 
     service = create_adapter("service", backend, **settings.get("backend_options", {}))

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from kitchen.adapters.tinker.client import TinkerService
+from kitchen.adapters.tinker.options import TinkerOptions
 from kitchen.adapters.toy.client import ToyService
 from kitchen.types import AdamParams as OurAdam
 from kitchen.types import Datum as OurDatum
@@ -305,3 +307,16 @@ def make_sdk(server: Server, futures: bool = True, key: str = "tml-good") -> typ
         module.SamplingParams, module.TensorData = SamplingParams, TensorData
     module.ModelInput, module.Datum, module.AdamParams = ModelInput, Datum, AdamParams
     return module
+
+
+SERVER: Server | None = None  # of `StandInService`
+
+
+class StandInService(TinkerService):
+    """Tinker's adapter over the stand-in, as a backend that a run can name: `sdk_standin:StandInService`."""
+
+    Options = TinkerOptions
+
+    def __init__(self, **options):
+        assert SERVER is not None, "set by the test"
+        super().__init__(make_sdk(SERVER), **options)
