@@ -34,7 +34,7 @@ def server(tmp_path, monkeypatch):
 
 
 def open_service(server, kind=TinkerService, futures=True, **options):
-    return kind(make_sdk(server, futures), tokenizer_backend="toy", **{"timeout": 30.0, **options})
+    return kind(make_sdk(server, futures), tokenizer_backend="toy", **{"timeout": 120.0, **options})
 
 
 def batch(count=2):

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ class RemoteTrainingClient:
         "Add the gradient of any function of the log-probabilities, differentiated here with torch."
         self.service.capabilities().require("custom_loss")
         batch = usable_batch(data, _CUSTOM, self.tokenizer)
+        import_module("torch")  # may take longer than a request has time, and is no fault of the service
         future = self.service.deliveries.watch(AdapterFuture("forward_backward_custom"), self._lose)
         self._in_turn(future, lambda: self._send_custom(future, batch, loss_fn))
         return future
@@ -119,8 +121,6 @@ class RemoteTrainingClient:
             return self.service.deliveries.fail(future, self.service.words.late("forward_backward_custom", seconds))
         except Exception as error:
             return self.service.deliveries.fail(future, error)
-        if future.done():  # its time is over: a gradient that nobody waits for is not sent
-            return None
         try:
             value, slopes, metrics = differentiate(loss_fn, data, [one["logprobs"] for one in outputs])
             check_logprob_grads(data, slopes)
@@ -211,7 +211,9 @@ class RemoteTrainingClient:
         self.lane.put(begin)
 
     def _send(self, future: AdapterFuture, send: Callable[[], Any], convert: Callable[[Any], Any], changes: bool) -> None:
-        "Send it now."
+        "Send it now; a gradient that nobody waits for any more is not sent."
+        if future.done():
+            return
         failed = self._failed(future.verb) if changes else None
         try:
             found = send()
