@@ -39,6 +39,7 @@ docs: $(VENV)/documented  ## build the documentation site, docs/_build/html/inde
 
 services: $(VENV)/developed  ## unmodified clients of services against `kitchen serve`, each in an environment of its own; prints a table
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/services/run.py
+	$(BIN)/python .ci/services.py $(foreach row,$(ROWS),'$(row)')
 
 prepare: $(VENV)/developed  ## after editing a page: export, clean, README
 	$(BIN)/nbdev_export
@@ -56,4 +57,4 @@ hooks: $(VENV)/developed  ## once for each clone: merge drivers for pages and ge
 	$(BIN)/pre-commit install
 
 clean:  ## remove what was built (runs stay)
-	rm -rf $(VENV) .venv-services docs/_build build dist *.egg-info .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) .venv-services .services docs/_build build dist *.egg-info .pytest_cache .ruff_cache .coverage*

@@ -4,5 +4,6 @@ from . import files as files
 from . import huggingface as huggingface
 from . import openai as openai
 from . import profilers as profilers
+from . import tinker as tinker
 from . import torch as torch
 from . import toy as toy

@@ -46,6 +46,9 @@ ADAPTERS: dict[str, dict[str, str]] = {
     "service": {
         "toy": "kitchen.adapters.toy.client:ToyService",
         "torch": "kitchen.adapters.torch.client:TorchService",
+        "tinker": "kitchen.adapters.tinker.client:TinkerService",
+        "fireworks": "kitchen.adapters.tinker.client:FireworksService",
+        "together": "kitchen.adapters.tinker.client:TogetherService",
     },
     "datasets": {
         "files": "kitchen.adapters.files.datasets:FileDatasets",
@@ -70,6 +73,9 @@ OPTIONS: dict[str, dict[str, str]] = {  # of adapters whose modules are heavy; o
     "service": {
         "toy": "kitchen.adapters.toy.options:ToyOptions",
         "torch": "kitchen.adapters.torch.options:TorchOptions",
+        "tinker": "kitchen.adapters.tinker.options:TinkerOptions",
+        "fireworks": "kitchen.adapters.tinker.options:FireworksOptions",
+        "together": "kitchen.adapters.tinker.options:TogetherOptions",
     },
 }
 
