@@ -103,12 +103,16 @@ class ProductBench:
 
     def open_client(self, seed: int = 0) -> TrainingClient:
         "A training client of the model, without a run."
-        lora = LoraParams(rank=4, alpha=8.0) if self.capabilities.lora else None
-        return self.service.create_training_client(self.model, lora, seed)
+        return self.service.create_training_client(self.model, self.lora, seed)
+
+    @property
+    def lora(self) -> LoraParams | None:
+        "Adapters that the backend can have; None where it has none."
+        return LoraParams(rank=4, alpha=self.capabilities.lora_alpha or 8.0) if self.capabilities.lora else None
 
     def port_bench(self) -> Bench:
         "The same backend as the checks of single verbs see it."
-        return Bench(self.service, self.model, LoraParams(rank=4, alpha=8.0) if self.capabilities.lora else None, self.tolerance, self.timeout)
+        return Bench(self.service, self.model, self.lora, self.tolerance, self.timeout)
 
 # %% ../nbs/67_product_checks/0_product_checks.ipynb #a4f48a98
 def losses_of(run: Run) -> list[float]:

@@ -972,7 +972,7 @@ def conformance(
         if name not in CHECKS:
             raise UnknownName("check", name, CHECKS)
     claims = service.capabilities()
-    kinds = {True: LoraParams(rank=4, alpha=8.0), False: None}
+    kinds = {True: LoraParams(rank=4, alpha=claims.lora_alpha or 8.0), False: None}
     chosen = [kind for kind, claimed in ((True, claims.lora), (False, claims.full_finetuning)) if claimed]
     benches = [
         Bench(service, model, kinds[kind], tolerance, timeout) for kind in (chosen if lora is None else [lora])

@@ -482,6 +482,8 @@ class Capabilities:
     losses: frozenset[str]
     lora: bool = True
     full_finetuning: bool = False
+    lora_alpha: float | None = None  # the one alpha that its adapters have; None: any
+    lora_dropout: bool = True  # dropout before the adapters
     custom_loss: bool = True
     sampling: bool = True
     optimizer_state: bool = True  # save_state keeps the optimizer
@@ -501,6 +503,17 @@ class Capabilities:
                 raise MissingCapability(
                     f"this backend has no {name!r} (losses: {', '.join(sorted(self.losses))})"
                 )
+
+    def check_lora(self, lora: LoraParams) -> None:
+        "Raise MissingCapability, with the remedy, where adapters of these parameters cannot be had."
+        self.require("lora")
+        if self.lora_alpha is not None and lora.alpha != self.lora_alpha:
+            raise MissingCapability(
+                f"this backend scales adapters by {self.lora_alpha:g} / rank, whatever is asked for; set lora_alpha={self.lora_alpha:g}, "
+                f"not {lora.alpha:g} (for the effect of another alpha change learning_rate)"
+            )
+        if lora.dropout and not self.lora_dropout:
+            raise MissingCapability(f"this backend has no dropout before its adapters; set lora_dropout=0, not {lora.dropout:g}")
 
     @property
     def repeats(self) -> bool:

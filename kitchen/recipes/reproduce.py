@@ -30,6 +30,7 @@ from ..store.run import Run, runs_root
 from ..store.trust import require_trusted_settings
 from ..telemetry import EVENTS, ITEM_VALUES, NONDETERMINISTIC_UNITS, Event, event, loss_unit, unit_of
 from ..types import Capabilities, InvalidValue, MissingCapability, is_list, is_mapping, short_value
+from ..workflows.base import TrainingConfig
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #f8fe7f4d
 def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dict[str, Any]:
@@ -57,6 +58,8 @@ def initial_values(recipe: Recipe, adapters: Mapping[str, str], config: Config, 
     base = {"config": config, "run": run, **_connect_ports(adapters, config, run)}
     claims = base["service"].capabilities()
     recipe.check(adapters, claims)
+    if isinstance(config, TrainingConfig):
+        config.check_capabilities(claims)
     if getattr(config, "snapshot_ttl", 0):  # a recipe made elsewhere may have no such setting
         claims.require("state_ttl")
     _tell_backend(run, adapters["service"], claims)

@@ -48,7 +48,7 @@ from ..rendering.registry import RENDERERS, AutoRenderer, RendererName, fit_datu
 from ..store.run import Artifact, Run, keep_reference, weights_reference
 from ..telemetry import Event, event, event_content
 from ..train.schedules import SCHEDULES, ScheduleName
-from ..types import AdamParams, Datum, InvalidValue, LoraParams, Message, RowError, SamplingParams, UnknownName
+from ..types import AdamParams, Capabilities, Datum, InvalidValue, LoraParams, Message, MissingCapability, RowError, SamplingParams, UnknownName
 
 # %% ../../nbs/55_workflows/0_base.ipynb #015fcc03
 _EMBEDDED_MODELS = {"torch": "builtin:tiny-chat", "toy": "toy"}  # backend -> what it starts from unless told
@@ -171,6 +171,19 @@ class TrainingConfig(Config):
         if not self.model:
             raise InvalidValue(f"backend {self.backend!r} has no embedded model: give model=…")
         return self
+
+    @property
+    def lora_params(self) -> LoraParams | None:
+        "The adapters of these settings; None where all weights are trained."
+        return None if self.method == "full" else LoraParams(self.lora_rank, self.lora_alpha, self.lora_dropout)
+
+    def check_capabilities(self, capabilities: Capabilities) -> None:
+        "Raise MissingCapability, with the remedy, for weights or adapters that the backend cannot train."
+        lora = self.lora_params
+        if lora is not None:
+            capabilities.check_lora(lora)
+        elif not capabilities.full_finetuning:
+            raise MissingCapability("this backend trains adapters only, not all weights; set method='lora'")
 
 # %% ../../nbs/55_workflows/0_base.ipynb #70a29c4c
 class DataConfig(TrainingConfig):
@@ -481,12 +494,8 @@ def adapter_events(training: TrainingClient) -> StageEvents[None]:
 
 def open_training_client(config: TrainingConfig, service: ServiceClient, model: str) -> TrainingClient:
     "A training client of a model, as the settings want it."
-    if config.method == "full":
-        service.capabilities().require("full_finetuning")
-        return service.create_training_client(model, None, config.seed)
-    service.capabilities().require("lora")
-    lora = LoraParams(config.lora_rank, config.lora_alpha, config.lora_dropout)
-    return service.create_training_client(model, lora, config.seed)
+    config.check_capabilities(service.capabilities())
+    return service.create_training_client(model, config.lora_params, config.seed)
 
 # %% ../../nbs/55_workflows/0_base.ipynb #3bd5f6fa
 def adam_params(config: TrainingConfig) -> AdamParams:
