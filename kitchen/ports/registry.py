@@ -46,6 +46,7 @@ ADAPTERS: dict[str, dict[str, str]] = {
     "service": {
         "toy": "kitchen.adapters.toy.client:ToyService",
         "torch": "kitchen.adapters.torch.client:TorchService",
+        "procs": "kitchen.adapters.procs.client:ProcsService",
     },
     "datasets": {
         "files": "kitchen.adapters.files.datasets:FileDatasets",
@@ -70,6 +71,7 @@ OPTIONS: dict[str, dict[str, str]] = {  # of adapters whose modules are heavy; o
     "service": {
         "toy": "kitchen.adapters.toy.options:ToyOptions",
         "torch": "kitchen.adapters.torch.options:TorchOptions",
+        "procs": "kitchen.adapters.procs.options:ProcsOptions",
     },
 }
 
