@@ -26,6 +26,7 @@ from ..torch.backward import BatchLoss, Learner, LossOutput, table_batch_loss
 from ..torch.client import TorchService, TorchTrainingClient, copied_packs, copy_trained, resume_client
 from ..torch.generate import Job, StopCriteria
 from ..torch.loading import OpenModel
+from ..torch.logprobs import at_least_float32
 from ..torch.sampler import NetworkWeights
 from ...losses.token import get_loss
 from ...store.objects import StateStore, TrainingState
@@ -50,7 +51,8 @@ def given_slopes(
 def weights_fingerprint(learner: Learner) -> str:
     "SHA-256 of one exact sum for each trained tensor and each of AdamW's, over their bits as integers."
     sums: list[int] = []
-    for tensor in (*learner.masters.values(), *learner.moments().values()):
+    moments = sorted(learner.moments().items())  # restored ones stand in any order
+    for tensor in (*learner.masters.values(), *(tensor for _, tensor in moments)):
         bits = tensor.detach().reshape(-1).view(torch.int64 if tensor.element_size() == 8 else torch.int32)
         sums.append(int(bits.sum(dtype=torch.int64)))
     return hashlib.sha256(np.array(sums, dtype=np.int64).tobytes()).hexdigest()
@@ -180,7 +182,7 @@ class RankWorker:
         "The weights of a sampler that was copied from a client, written as a state."
         client, trained = self.training[training], self.training[training].learner.weights
         model = self.samplers[key][1].network.model
-        weights = {name: weight.float() for name, weight in model.named_parameters() if name in trained}
+        weights = {name: at_least_float32(weight) for name, weight in model.named_parameters() if name in trained}
         settings = {**client.capture_state().settings, "accumulated": 0, "steps": 0}
         return _listed(TrainingState(copied_packs({"weights": weights, "optimizer": {}}), settings), folder)
 

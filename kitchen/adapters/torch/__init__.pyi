@@ -54,6 +54,7 @@ from .logprobs import ForwardPass as ForwardPass
 from .logprobs import LengthRegimes as LengthRegimes
 from .logprobs import NO_SHORT_CUTS as NO_SHORT_CUTS
 from .logprobs import Traits as Traits
+from .logprobs import at_least_float32 as at_least_float32
 from .logprobs import cache_argument as cache_argument
 from .logprobs import detect_traits as detect_traits
 from .logprobs import last_logits as last_logits

@@ -26,8 +26,8 @@ from ...types import AdamParams, Datum, InvalidValue
 
 # %% ../../../nbs/91_adapters.torch/5_backward.ipynb #ca34079d
 def _float32_master(weight: nn.Parameter) -> torch.Tensor:
-    "The float32 tensor that is trained: the weight itself, or a copy to which its gradients move as they arrive."
-    if weight.dtype == torch.float32:
+    "The float32 (or float64) tensor that is trained: the weight itself, or a copy to which its gradients move as they arrive."
+    if weight.dtype in (torch.float32, torch.float64):
         return weight
     master = weight.detach().float().requires_grad_()
 
@@ -176,7 +176,7 @@ def custom_batch_loss(loss_fn: CustomLoss) -> BatchLoss:
     "A loss that the user wrote with torch; InvalidValue where it returns no differentiable scalar."
 
     def judge(data: Sequence[Datum], logprobs: Sequence[np.ndarray]) -> LossOutput:
-        leaves = [torch.tensor(found, dtype=torch.float32, requires_grad=True) for found in logprobs]
+        leaves = [torch.tensor(found, requires_grad=True) for found in logprobs]
         value, metrics = loss_fn(data, leaves)
         if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
             raise InvalidValue(f"a custom loss must return a scalar made from the log-probabilities, not {value!r}")
@@ -282,10 +282,10 @@ class TorchNetwork:
         temperatures = read_temperatures(part, reads)
         work = ForwardPass([datum.tokens for datum in part], reads, [datum.targets for datum in part], temperatures)
         logprobs = target_logprobs(self.model, self.traits, work)
-        values, start = logprobs.detach().float().cpu().numpy(), 0
+        values, start = logprobs.detach().cpu().numpy(), 0
         for index, flags in zip(group, reads, strict=True):
             count = int(flags.sum())
-            found[index] = np.full(len(flags), np.nan, dtype=np.float32)
+            found[index] = np.full(len(flags), np.nan, dtype=values.dtype)
             found[index][flags] = values[start : start + count]
             start += count
         return logprobs

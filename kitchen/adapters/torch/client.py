@@ -331,7 +331,7 @@ class TorchTrainingClient:
         self.queue.close()
 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #1716324e
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}  # the last to prove sums with
 _DEVICES: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
     "mps": torch.backends.mps.is_available,
