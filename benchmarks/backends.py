@@ -69,7 +69,7 @@ def main() -> None:
     alone = statistics.median(took["torch"])
     for name, found in took.items():
         median = statistics.median(found)
-        print(f"{name:<16} {median * 1e3:8.2f} ms a step of {options.datums} × {options.length} tokens: {(median - alone) * 1e3:+.2f} ms, × {median / alone:.2f}")
+        print(f"{name:<16} {median * 1e3:8.2f} ms a step: {(median - alone) * 1e3:+.2f} ms, × {median / alone:.2f}")
     for name, client in clients.items():
         sampler = client.create_sampling_client()
         spent = seconds(lambda sampler=sampler: sampler.sample([5, 6, 7], 32, SamplingParams(max_tokens=32, stop=())).result())

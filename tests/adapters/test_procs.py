@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import threading
 import time
 from dataclasses import replace
 
@@ -90,6 +89,11 @@ def curve(client, steps=range(4)):
     return np.array(found)
 
 
+def away(one, two):
+    """The largest difference, relative where numbers are large."""
+    return (np.abs(one - two) / np.maximum(1, np.abs(one))).max()
+
+
 # --- the same as one process ---
 
 
@@ -97,7 +101,7 @@ def curve(client, steps=range(4)):
 @pytest.mark.parametrize("kind", [LORA, None, LoraParams(rank=4, alpha=8.0, dropout=0.5)], ids=["lora", "full", "dropout"])
 def test_curves_are_those_of_the_torch_backend(services, model, count, kind):
     alone, divided = (services[which].create_training_client(model, kind, 1) for which in (0, count))
-    assert np.abs(curve(alone) - curve(divided)).max() < 1e-4
+    assert away(curve(alone), curve(divided)) < 1e-4
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -106,7 +110,7 @@ def test_in_float64_only_the_last_bits_depend_on_the_number_of_ranks(model, coun
     alone, divided = TorchService(**about), create_adapter("service", "procs", **about, ranks=count, threads=1)
     for kind in (LORA, None):
         one, two = (curve(each.create_training_client(model, kind, 1), range(6)) for each in (alone, divided))
-        assert (np.abs(one - two) / np.maximum(1, np.abs(one))).max() < 1e-12
+        assert away(one, two) < 1e-12
     divided.close()
 
 
@@ -116,7 +120,7 @@ def test_dropped_passes_are_divided_as_one_process_would_have_them(model):
     kind = LoraParams(rank=4, alpha=8.0, dropout=0.5)
     curves = [curve(one.create_training_client(model, kind, 1), range(2)) for one in (alone, divided)]
     divided.close()
-    assert np.abs(curves[0] - curves[1]).max() < 1e-4
+    assert away(*curves) < 1e-4
 
 
 def test_runs_repeat_bit_by_bit(services, model):
@@ -274,23 +278,35 @@ def test_a_journal_stays_short(services, model, monkeypatch):
     assert client.journal.cut >= 6 and said == wanted and client.digest() == twin.digest()
 
 
-def test_what_kills_ranks_each_time_is_an_error(services, model):
+def test_a_journal_begins_with_the_state_that_was_saved_last(services, model):
     service = services[2]
     client = service.create_training_client(model, LORA, 1)
-    call, killing = service.ranks.call, threading.Event()
+    for step in range(2):
+        client.create_sampling_client()  # which nobody keeps
+        client.forward_backward(batch(step), "cross_entropy")
+        client.optim_step(ADAM).result(LONGEST)
+        client.save_state(f"last-{step}").result(LONGEST)
+    deadline = time.monotonic() + 30
+    while client.journal.cut < 6 and time.monotonic() < deadline:  # the state is there before the journal knows
+        time.sleep(0.01)
+    assert (client.journal.cut, client.journal.done) == (6, []) and client.journal.state[0].endswith("last-1.json")
+
+
+def test_what_kills_ranks_each_time_is_an_error(services, model, monkeypatch):
+    service = services[2]
+    client, twin = (service.create_training_client(model, LORA, 1) for _ in range(2))
+    call = service.ranks.call
 
     def deadly(verb, arguments):
-        if verb == "run" and killing.is_set():
+        if verb == "run" and arguments[0][0] == client.key:
             kill(service, 0)
         return call(verb, arguments)
 
-    service.ranks.call = deadly
-    killing.set()
-    with pytest.warns(RuntimeWarning), pytest.raises(BackendError, match="3 times in a row"):
-        client.forward_backward(batch(0), "cross_entropy").result(LONGEST)
-    del service.ranks.call
-    digest = client.digest()
-    assert digest == service.create_training_client(model, LORA, 1).digest(), "and leaves no trace"
+    with monkeypatch.context() as patch:
+        patch.setattr(service.ranks, "call", deadly)
+        with pytest.warns(RuntimeWarning), pytest.raises(BackendError, match="3 times in a row"):
+            client.forward_backward(batch(0), "cross_entropy").result(LONGEST)
+    assert client.digest() == twin.digest(), "and leaves no trace"
 
 
 def test_what_some_ranks_refuse_none_has_done(services, model):

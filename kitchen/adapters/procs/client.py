@@ -13,8 +13,8 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -248,7 +248,12 @@ class ProcsTrainingClient:
             return state
 
         future = states.save(name, self.queue.submit("save_state", capture).result, ttl_seconds)
-        future.add_done_callback(lambda done: self.service.begin_from(self.journal, done.result().path, *taken[0]) if taken else None)
+
+        def begin_anew(done: Any) -> None:
+            with suppress(KitchenError):  # one that cannot be kept is no reason to lose the journal before it, which still holds
+                self.service.begin_from(self.journal, done.result().path, *taken[0])
+
+        future.add_done_callback(begin_anew)
         return future
 
     def save_weights(
@@ -325,7 +330,7 @@ class ProcsService:
         self.deleted: set[str] = set()  # states
         self.keys = 0
         self.recoveries: list[tuple[str, float]] = []  # why, and the seconds until all was as before
-        self.closed = False
+        self.closed = self.holding = False
 
     @property
     def states(self) -> StateStore:
@@ -380,7 +385,7 @@ class ProcsService:
         "Ranks that run, with all that is in use on them and nothing else."
         if self.closed:
             raise BackendError("the service was closed")
-        began, unused = time.monotonic(), self._forget_unused()
+        began, unused = time.monotonic(), [] if self.holding else self._forget_unused()
         if not self.ranks.running:
             self.ranks.start()
             for journal in list(self.journals.values()):
@@ -419,10 +424,22 @@ class ProcsService:
 
     # --- where journals begin
 
+    @contextmanager
+    def _hold(self) -> Iterator[None]:
+        "Forget what nobody uses any more, and then nothing while this is open: garbage is collected at any time."
+        with self.lock:
+            before = self.holding
+            self._insist(lambda: None)
+            self.holding = True
+            try:
+                yield
+            finally:
+                self.holding = before
+
     def begin_from(self, journal: Journal, path: str, count: int, digest: str) -> None:
         "From now on make a client again from a state that was saved after so many requests."
-        with self.lock:
-            if path in self.deleted or count < journal.cut or not _holds(path, digest):
+        with self._hold():
+            if journal.key not in self.journals or path in self.deleted or count < journal.cut or not _holds(path, digest):
                 return
             before = {given[0][0] for verb, given in journal.done[: count - journal.cut] if verb == "copy_sampler" and given[0]}
             for key in sorted(journal.samplers & before):
@@ -441,14 +458,16 @@ class ProcsService:
 
     def _keep(self, journal: Journal) -> None:
         "Save a state for a journal alone."
-        if not journal.open:  # nothing is added any more, and samplers are all that is wanted
-            for key in sorted(journal.samplers):
-                self._keep_sampler(journal, key)
-            return
-        given = [(journal.key, str(self.private.folder))] * len(self.ranks)
-        parts = self.ask("list_state", given)
-        state = TrainingState({}, parts[0]["settings"], {name: one for part in parts for name, one in part["packs"].items()})
-        self.begin_from(journal, self._save_privately(journal.key, state), journal.count, state.digest)
+        with self._hold():
+            if journal.key not in self.journals:
+                return
+            if not journal.open:  # nothing is added any more, and samplers are all that is wanted
+                for key in sorted(journal.samplers):
+                    self._keep_sampler(journal, key)
+                return
+            parts = self.ask("list_state", [(journal.key, str(self.private.folder))] * len(self.ranks))
+            state = TrainingState({}, parts[0]["settings"], {name: one for part in parts for name, one in part["packs"].items()})
+            self.begin_from(journal, self._save_privately(journal.key, state), journal.count, state.digest)
 
     def _keep_sampler(self, journal: Journal, key: int) -> None:
         "Save the weights of a sampler, which is from then on made from them."
@@ -462,8 +481,8 @@ class ProcsService:
         "Let nothing depend on a state that goes away or is written over."
         with self.lock:
             (self.deleted.discard if written_over else self.deleted.add)(path)
-            for journal in list(self.journals.values()):
-                if journal.state is not None and journal.state[0] == path:
+            for key, journal in list(self.journals.items()):
+                if key in self.journals and journal.state is not None and journal.state[0] == path:
                     self._keep(journal)
 
     # --- the port
