@@ -193,7 +193,7 @@ def test_lora_loss_and_gradient_equal_peft(name, lora, folders, service, tmp_pat
     tokens = data[0].tokens.tolist()
     with torch.no_grad():
         logits = adapted(input_ids=torch.tensor([tokens])).logits[0]
-        assert close(sampler.network.model(input_ids=torch.tensor([tokens])).logits[0], logits, 1e-5)
+        assert close(sampler.weights.network.model(input_ids=torch.tensor([tokens])).logits[0], logits, 1e-5)
     table = logits.double().log_softmax(1)
     assert sampler.compute_logprobs(tokens).result(LONGEST)[1:] == pytest.approx(
         [table[place, token].item() for place, token in enumerate(tokens[1:])], abs=1e-4

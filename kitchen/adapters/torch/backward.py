@@ -26,8 +26,8 @@ from ...types import AdamParams, Datum, InvalidValue
 
 # %% ../../../nbs/91_adapters.torch/5_backward.ipynb #ca34079d
 def _float32_master(weight: nn.Parameter) -> torch.Tensor:
-    "The float32 tensor that is trained: the weight itself, or a copy to which its gradients move as they arrive."
-    if weight.dtype == torch.float32:
+    "The float32 (or float64) tensor that is trained: the weight itself, or a copy to which its gradients move as they arrive."
+    if weight.dtype in (torch.float32, torch.float64):
         return weight
     master = weight.detach().float().requires_grad_()
 
@@ -68,6 +68,14 @@ class Learner:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
         return {name: master.grad for name, master in self.masters.items() if master.grad is not None}
+
+    def exchange_gradient(self, exchange: Callable[[torch.Tensor], None]) -> None:
+        "Replace the gradient so far by what `exchange` makes, in place, of all of it in one row [N]."
+        gradients = list(self.accumulated_gradient().values())
+        row = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        exchange(row)
+        for gradient, part in zip(gradients, row.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     @contextmanager
     def accumulate_gradients(self) -> Iterator[None]:
@@ -151,6 +159,7 @@ class BatchLoss:
     compute: Callable[[Sequence[Datum], Sequence[np.ndarray]], LossOutput]
     read_mask: Callable[[Datum], np.ndarray]  # bool [T]: positions whose log-probability it reads
     needs_whole_batch: bool = False  # whether it must see the whole batch at once
+    keeps_order: bool = False  # whether a batch that is one pass keeps its order
 
 # %% ../../../nbs/91_adapters.torch/5_backward.ipynb #da2a5ff0
 def table_batch_loss(loss: Loss, settings: Mapping[str, float]) -> BatchLoss:
@@ -167,7 +176,7 @@ def custom_batch_loss(loss_fn: CustomLoss) -> BatchLoss:
     "A loss that the user wrote with torch; InvalidValue where it returns no differentiable scalar."
 
     def judge(data: Sequence[Datum], logprobs: Sequence[np.ndarray]) -> LossOutput:
-        leaves = [torch.tensor(found, dtype=torch.float32, requires_grad=True) for found in logprobs]
+        leaves = [torch.tensor(found, requires_grad=True) for found in logprobs]
         value, metrics = loss_fn(data, leaves)
         if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
             raise InvalidValue(f"a custom loss must return a scalar made from the log-probabilities, not {value!r}")
@@ -219,15 +228,21 @@ class TorchNetwork:
     def _pass_groups(self, data: Sequence[Datum], objective: BatchLoss) -> list[list[int]]:
         "Indices of the datums of each pass."
         groups = split_into_passes([len(datum) for datum in data], self.limit, self.traits.packed, self.traits.company)
-        if objective.needs_whole_batch and len(groups) == 1:  # a custom loss may tell datums apart by their place
+        ordered = objective.needs_whole_batch or objective.keeps_order
+        if ordered and len(groups) == 1:  # a custom loss may tell datums apart by their place
             return [list(range(len(data)))]
         return groups
 
     def run(
-        self, data: Sequence[Datum], objective: BatchLoss, seed: int | None, learn: bool
+        self,
+        data: Sequence[Datum],
+        objective: BatchLoss,
+        seed: int | None,  # of what is dropped; None: nothing is
+        learn: bool,
+        share: tuple[int, int] = (0, 1),  # (r, n): only every nth pass, from the rth on; the others' datums stay empty
     ) -> tuple[list[np.ndarray], LossOutput]:
         "Float32 [T] log-probabilities of each datum and the loss; with `learn`, gradients are added to the weights'."
-        self.set_training(learn)
+        self.set_training(learn or seed is not None)
         groups, found = self._pass_groups(data, objective), [np.zeros(0)] * len(data)
         outputs: list[LossOutput] = []
         if objective.needs_whole_batch and len(groups) > 1:  # judge first, then go through the model again with what that gave
@@ -236,7 +251,7 @@ class TorchNetwork:
                     self._forward(data, group, objective, found)
             outputs.append(objective.compute(data, found))
         whole = outputs[0].logprob_grads if outputs else None
-        for place, group in enumerate(groups if learn or whole is None else ()):
+        for place, group in list(enumerate(groups if learn or whole is None else ()))[share[0] :: share[1]]:
             part = [data[index] for index in group]
             with torch.set_grad_enabled(learn), self._dropout_rng(seed, place):
                 logprobs = self._forward(data, group, objective, found)
@@ -267,10 +282,10 @@ class TorchNetwork:
         temperatures = read_temperatures(part, reads)
         work = ForwardPass([datum.tokens for datum in part], reads, [datum.targets for datum in part], temperatures)
         logprobs = target_logprobs(self.model, self.traits, work)
-        values, start = logprobs.detach().float().cpu().numpy(), 0
+        values, start = logprobs.detach().cpu().numpy(), 0
         for index, flags in zip(group, reads, strict=True):
             count = int(flags.sum())
-            found[index] = np.full(len(flags), np.nan, dtype=np.float32)
+            found[index] = np.full(len(flags), np.nan, dtype=values.dtype)
             found[index][flags] = values[start : start + count]
             start += count
         return logprobs

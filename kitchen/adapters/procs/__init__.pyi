@@ -1,0 +1,24 @@
+# made from the modules' __all__ by `make prepare`
+from . import client as client
+from . import options as options
+from . import rank as rank
+from . import ranks as ranks
+from .client import Journal as Journal
+from .client import ProcsService as ProcsService
+from .client import ProcsTrainingClient as ProcsTrainingClient
+from .client import RanksWeights as RanksWeights
+from .client import Share as Share
+from .client import divide_datums as divide_datums
+from .client import divide_jobs as divide_jobs
+from .options import ProcsOptions as ProcsOptions
+from .rank import RankSettings as RankSettings
+from .rank import RankWorker as RankWorker
+from .rank import given_slopes as given_slopes
+from .rank import nursery as nursery
+from .rank import plain_job as plain_job
+from .rank import serve as serve
+from .rank import weights_fingerprint as weights_fingerprint
+from .ranks import Answer as Answer
+from .ranks import RankLost as RankLost
+from .ranks import Ranks as Ranks
+from .ranks import launch_rank as launch_rank
