@@ -3,6 +3,7 @@ from . import embeddings as embeddings
 from . import files as files
 from . import huggingface as huggingface
 from . import openai as openai
+from . import procs as procs
 from . import profilers as profilers
 from . import tinker as tinker
 from . import torch as torch

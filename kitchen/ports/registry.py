@@ -46,6 +46,7 @@ ADAPTERS: dict[str, dict[str, str]] = {
     "service": {
         "toy": "kitchen.adapters.toy.client:ToyService",
         "torch": "kitchen.adapters.torch.client:TorchService",
+        "procs": "kitchen.adapters.procs.client:ProcsService",
         "tinker": "kitchen.adapters.tinker.client:TinkerService",
         "fireworks": "kitchen.adapters.tinker.client:FireworksService",
         "together": "kitchen.adapters.tinker.client:TogetherService",
@@ -73,6 +74,7 @@ OPTIONS: dict[str, dict[str, str]] = {  # of adapters whose modules are heavy; o
     "service": {
         "toy": "kitchen.adapters.toy.options:ToyOptions",
         "torch": "kitchen.adapters.torch.options:TorchOptions",
+        "procs": "kitchen.adapters.procs.options:ProcsOptions",
         "tinker": "kitchen.adapters.tinker.options:TinkerOptions",
         "fireworks": "kitchen.adapters.tinker.options:FireworksOptions",
         "together": "kitchen.adapters.tinker.options:TogetherOptions",

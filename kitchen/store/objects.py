@@ -100,10 +100,12 @@ class TrainingState:
 
     packs: Mapping[str, Callable[[], bytes]]
     settings: Mapping[str, Any]
+    stored: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])  # packs that are objects already
 
     def store_packs(self, put: Callable[[bytes], str]) -> dict[str, Any]:
         "The state as JSON that names each pack's object."
-        return {"settings": dict(self.settings), "packs": {name: put(make()) for name, make in self.packs.items()}}
+        made = {name: put(make()) for name, make in self.packs.items()}
+        return {"settings": dict(self.settings), "packs": {**made, **self.stored}}
 
     @property
     def digest(self) -> str:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ModelSource', 'builtin_models', 'find_model', 'silence_transformers', 'explain_load_errors', 'check_architecture',
-           'OpenModel', 'file_stamps', 'load_tokenizer', 'has_tokenizer', 'load_model', 'load_exported_lora']
+           'ModelFacts', 'OpenModel', 'file_stamps', 'load_tokenizer', 'has_tokenizer', 'load_model',
+           'load_exported_lora']
 
 # %% ../../../nbs/91_adapters.torch/2_loading.ipynb #be3b4cff
 import copy
@@ -232,6 +233,18 @@ def _load_frozen_model(source: ModelSource, dtype: torch.dtype, device: torch.de
     return model.to(device, dtype).eval()
 
 # %% ../../../nbs/91_adapters.torch/2_loading.ipynb #2d4cd0c1
+@dataclass(frozen=True)
+class ModelFacts:
+    "What requests are checked against: a model without its weights."
+
+    source: ModelSource
+    tokenizer: HuggingFaceTokenizer
+    vocab_size: int
+    spare_ids: frozenset[int]
+    max_length: int | None
+    default_stops: frozenset[int | str]
+
+
 @dataclass(frozen=True, eq=False)
 class OpenModel:
     "A frozen model, its tokenizer, and the files they were read from."
@@ -268,6 +281,20 @@ class OpenModel:
         if limit is not None and "dynamic" in str(rope.get("rope_type")):  # whose limit is where stretching begins
             return int(limit * rope.get("factor", 1.0))
         return limit
+
+    @property
+    def default_stops(self) -> frozenset[int | str]:
+        "What ends an answer: the tokenizer's end, and the tokens and texts that `generation_config.json` names."
+        settings = getattr(self.model, "generation_config", None)
+        found: set[int | str] = {self.tokenizer.eos_token_id}
+        for name in ("eos_token_id", "stop_strings"):
+            named = getattr(settings, name, None)
+            found.update(named if isinstance(named, (list, tuple)) else [] if named is None else [named])
+        return frozenset(stop for stop in found if stop and isinstance(stop, str) or stop in self.tokenizer.known_ids)
+
+    def facts(self) -> ModelFacts:
+        "What is known of it without its weights."
+        return ModelFacts(self.source, self.tokenizer, self.vocab_size, self.spare_ids, self.max_length, self.default_stops)
 
 # %% ../../../nbs/91_adapters.torch/2_loading.ipynb #533a1b34
 def _tensors_digest(tensors: dict[str, torch.Tensor]) -> str:
