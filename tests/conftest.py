@@ -23,8 +23,8 @@ def pytest_make_parametrize_id(val, argname):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests in a browser come last: while one is open, Playwright keeps an event loop in this thread."""
-    items.sort(key=lambda item: "browser" in item.path.parts)
+    """Whole runs come first, so that no worker is left alone with them; tests in a browser last: Playwright keeps an event loop open."""
+    items.sort(key=lambda item: ("browser" in item.path.parts, item.get_closest_marker("no_cover") is None))
 
 
 def skipped(session):

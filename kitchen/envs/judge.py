@@ -12,7 +12,7 @@ import json
 import re
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,37 +21,22 @@ import numpy as np
 from ..data.references import Row
 from .base import Problem, QuestionEnv, Step, first_messages, independent_envs, question_problems
 from .rewards import gold_answer, short_repr
-from ..ports.futures import await_result
+from ..ports.futures import FutureAround
 from ..ports.protocols import Completer, SamplingClient
 from ..rendering.base import Renderer, read_response
 from ..types import InvalidValue, Message, SamplingParams
 
 # %% ../../nbs/25_envs/6_judge.ipynb #b26be455
 @dataclass(frozen=True)
-class _MessageFuture:
+class _MessageFuture(FutureAround):
     "A future of a sampled completion whose result is the assistant's Message, parsed by the renderer."
 
     future: Any
     renderer: Renderer
 
-    def done(self) -> bool:
-        "Whether result() would answer at once."
-        return self.future.done()
-
     def result(self, timeout: float | None = None) -> Message:
         "The message."
         return read_response(self.renderer, self.future.result(timeout).completions[0].tokens)[0]
-
-    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
-        "Call it, with this future, when the message is there."
-
-        def tell(_: Any) -> None:
-            callback(self)
-
-        self.future.add_done_callback(tell)
-
-    def __await__(self) -> Generator[Any, None, Message]:
-        return await_result(self)
 
 # %% ../../nbs/25_envs/6_judge.ipynb #7031603c
 class LocalCompleter:

@@ -5,6 +5,7 @@ from . import protocols as protocols
 from . import registry as registry
 from . import spans as spans
 from .futures import AdapterFuture as AdapterFuture
+from .futures import FutureAround as FutureAround
 from .futures import await_result as await_result
 from .options import AdapterOptions as AdapterOptions
 from .options import secret_of as secret_of

@@ -8,10 +8,10 @@ __all__ = ['ObservedPort', 'observe']
 # %% ../../nbs/12_ports/3_spans.ipynb #63c40d99
 import inspect
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, TypeVar, cast, get_origin
 
-from .futures import await_result
+from .futures import FutureAround
 from .protocols import Future, SamplingClient, TrainingClient
 from .registry import PORTS, port_methods
 from ..telemetry import Log, event
@@ -20,7 +20,7 @@ from ..telemetry import Log, event
 _NOTED_LATE = 1e-3  # seconds for which a result lay there before it was collected, from which on the event tells them
 
 
-class _ObservedFuture:
+class _ObservedFuture(FutureAround):
     "A future whose arrival is logged once, when its result is collected."
 
     def __init__(self, future: Any, started: float, note: Callable[[float, str, float], None]):
@@ -31,21 +31,6 @@ class _ObservedFuture:
     def _note_arrival(self, future: Any) -> None:
         "Keep the time at which the result came, whenever it is collected."
         self.arrived = time.perf_counter()
-
-    def done(self) -> bool:
-        "Whether the result is there."
-        return self.future.done()
-
-    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
-        "Call it, with this future, when the result is there."
-
-        def tell(_: Any) -> None:
-            callback(self)
-
-        self.future.add_done_callback(tell)
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return await_result(self)
 
     def result(self, timeout: float | None = None) -> Any:
         "Wait for the result, and log how long it took."

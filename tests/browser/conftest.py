@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -109,6 +110,12 @@ class Lab:
         """No kernel of an earlier test runs on."""
         for kernel in self.ask("api/kernels"):
             self.ask(f"api/kernels/{kernel['id']}", "DELETE")
+
+    def kill_kernels(self):
+        """Kernels die, as where memory runs out."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            if "ipykernel_launcher" in " ".join(process.cmdline()):
+                process.kill()
 
     def close(self):
         """Stop the server and its kernels."""

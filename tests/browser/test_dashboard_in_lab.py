@@ -149,13 +149,17 @@ def test_a_reloaded_page_finds_the_dashboard_again_and_says_when_its_kernel_has_
     board.click("pause")
     tab.until(lambda: board.has("run.pause", reason="asked to"))
     stopped = max(item.step for item in board.events() if item.name == "train.step")
-    tab.until(lambda: max(plot["last"] for plot in tab.page.evaluate(PLOTS)) == stopped)
+
+    def ends():
+        return {steps[-1] for name, steps, _ in tab.page.evaluate(CURVES) if steps and name != "held out"}
+
+    tab.until(lambda: ends() == {stopped}, 30)  # rows are repainted one after the other
     drawn = tab.page.evaluate(CURVES)
     tab.run(2)  # the same run, drawn afresh from its log
     tab.until(lambda: tab.page.evaluate(CURVES) == drawn, 20)
     assert any(len(steps) > 60 for _, steps, _ in drawn)
     assert not any("kernel has gone" in said for said in tab.page.evaluate(BANNERS))
-    lab.end_kernels()
+    lab.kill_kernels()
     tab.until(lambda: any("kernel has gone" in said for said in tab.page.evaluate(BANNERS)), 30)
     assert max(plot["last"] for plot in tab.page.evaluate(PLOTS)) == stopped, "what it showed last"
     tab.errors.clear()  # that the server has no such kernel any more
