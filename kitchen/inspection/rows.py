@@ -77,7 +77,8 @@ def show_batch(
     facts = [f"{len(batch[:count]):,} of {len(batch):,} rows"]
     facts += [f"mean loss {number_text(float(np.nanmean(losses)))} nats/token"] if np.isfinite(losses).any() else []
     head = " · ".join([*facts, f"colour: {lines[0][2]}, up to {peak:.4g}"] if lines else facts)
-    parts, text = [small_html(one) for one in (head, *reasons)], [head, *map(visible_text, reasons)]
+    parts = [f"<div>{small_html(one)}</div>" for one in (head, *reasons)]
+    text = [head, *map(visible_text, reasons)]
     for name, datum, _, tokens in lines:
         about = f"{name}: {datum!r}" if name else repr(datum)
         parts.append(f'<div style="margin-top:.7em">{small_html(about)}</div>{tokens_html(tokens, peak)}')
