@@ -21,6 +21,7 @@ from kitchen.display.tokens import (
     ColoredToken,
     TokenView,
     color_tokens,
+    datum_text_ids,
     datum_tokens,
     max_abs_value,
     show_datum,
@@ -171,8 +172,7 @@ class TopLosses:
 
     def _tokens(self, row: RowLoss) -> list[ColoredToken]:
         "A row's tokens with their losses."
-        ids = [int(row.datum.tokens[0]), *row.datum.targets.tolist()]
-        return color_tokens(ids, [math.nan, *row.losses], self.tokenizer, "loss in nats")
+        return color_tokens(datum_text_ids(row.datum), [math.nan, *row.losses], self.tokenizer, "loss in nats")
 
     @property
     def _head(self) -> str:
