@@ -57,4 +57,4 @@ hooks: $(VENV)/developed  ## once for each clone: merge drivers for pages and ge
 	$(BIN)/pre-commit install
 
 clean:  ## remove what was built (runs stay)
-	rm -rf $(VENV) .venv-services .services docs/_build build dist *.egg-info .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) .venv-services .services docs/_build build dist *.egg-info .pytest_cache .ruff_cache

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 TESTS = Path(__file__).resolve().parent
 
@@ -14,6 +15,8 @@ os.environ.setdefault(
 )  # before NumPy: more threads only wait for each other on tiny products
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+settings.register_profile("any machine", settings(), deadline=None)  # a busy machine is slow, and nothing may depend on the clock
+settings.load_profile("any machine")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to Ctrl-C
 
 
@@ -24,7 +27,7 @@ def pytest_make_parametrize_id(val, argname):
 
 def pytest_collection_modifyitems(items):
     """Whole runs come first, so that no worker is left alone with them; tests in a browser last: Playwright keeps an event loop open."""
-    items.sort(key=lambda item: ("browser" in item.path.parts, item.get_closest_marker("no_cover") is None))
+    items.sort(key=lambda item: ("browser" in item.path.parts, item.get_closest_marker("whole_run") is None))
 
 
 def skipped(session):

@@ -48,6 +48,7 @@ from .tokens import TOKEN_BOX_STYLE as TOKEN_BOX_STYLE
 from .tokens import TOKEN_EDGE_STYLE as TOKEN_EDGE_STYLE
 from .tokens import TokenView as TokenView
 from .tokens import color_tokens as color_tokens
+from .tokens import datum_text_ids as datum_text_ids
 from .tokens import datum_tokens as datum_tokens
 from .tokens import max_abs_value as max_abs_value
 from .tokens import show_datum as show_datum

@@ -12,6 +12,7 @@ __all__ = ['RATE_PANELS', 'PAIR_PANELS', 'POLICY_PANELS', 'style_figure', 'axis_
 import heapq
 import html
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -190,6 +191,9 @@ def _panel_title(panel: Panel, events: Iterable[Event] = ()) -> str:
     return panel.title or axis_title(panel.event, panel.measurement, loss_unit(events))
 
 # %% ../../nbs/60_display/1_figures.ipynb #998d2b44
+_PANEL_TITLE_WIDTH = 18  # characters; as long as a panel is high
+
+
 def _draw_panel(figure: "go.Figure", row: int, panel: Panel, events: Sequence[Event]) -> None:
     "One panel: as measured, its average if it is noisy, and held-out values as marked points."
     steps, values = series(events, panel.event, panel.measurement, **panel.metadata_filter)
@@ -204,7 +208,9 @@ def _draw_panel(figure: "go.Figure", row: int, panel: Panel, events: Sequence[Ev
         x, y = decimate(*series(events, panel.event, panel.measurement, **panel.held_out))
         style = {"mode": "lines+markers", "line": {"color": PALETTE["held_out"], "width": 2}, "marker": {"size": 7}}
         figure.add_scatter(x=x, y=y, name=html.escape(title + ", held out"), **style, **place)
-    figure.update_yaxes(title_text="<br>(".join(title.split(" (", 1)), hoverformat=".3g", **place)
+    lines = "<br>".join(textwrap.wrap(title, _PANEL_TITLE_WIDTH, break_long_words=False))
+    share = {"range": [0, 1]} if title.endswith("(share)") and not np.any(values) else {}  # zeros alone: no axis below 0
+    figure.update_yaxes(title_text=lines, hoverformat=".3g", exponentformat="power", **share, **place)
 
 # %% ../../nbs/60_display/1_figures.ipynb #92ea6c06
 def rate_figure(events: Iterable[Event]) -> "go.Figure":

@@ -21,6 +21,7 @@ from kitchen.display.tokens import (
     ColoredToken,
     TokenView,
     color_tokens,
+    datum_text_ids,
     datum_tokens,
     max_abs_value,
     show_datum,
@@ -77,7 +78,8 @@ def show_batch(
     facts = [f"{len(batch[:count]):,} of {len(batch):,} rows"]
     facts += [f"mean loss {number_text(float(np.nanmean(losses)))} nats/token"] if np.isfinite(losses).any() else []
     head = " · ".join([*facts, f"colour: {lines[0][2]}, up to {peak:.4g}"] if lines else facts)
-    parts, text = [small_html(one) for one in (head, *reasons)], [head, *map(visible_text, reasons)]
+    parts = [f"<div>{small_html(one)}</div>" for one in (head, *reasons)]
+    text = [head, *map(visible_text, reasons)]
     for name, datum, _, tokens in lines:
         about = f"{name}: {datum!r}" if name else repr(datum)
         parts.append(f'<div style="margin-top:.7em">{small_html(about)}</div>{tokens_html(tokens, peak)}')
@@ -170,8 +172,7 @@ class TopLosses:
 
     def _tokens(self, row: RowLoss) -> list[ColoredToken]:
         "A row's tokens with their losses."
-        ids = [int(row.datum.tokens[0]), *row.datum.targets.tolist()]
-        return color_tokens(ids, [math.nan, *row.losses], self.tokenizer, "loss in nats")
+        return color_tokens(datum_text_ids(row.datum), [math.nan, *row.losses], self.tokenizer, "loss in nats")
 
     @property
     def _head(self) -> str:

@@ -15,7 +15,7 @@ from kitchen.engine.checkpoints import SnapshotFolder
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import Run
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = {

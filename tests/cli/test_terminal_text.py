@@ -27,7 +27,7 @@ from kitchen.telemetry import event
 from kitchen.terminal import TerminalStream, terminal_text, visible_text
 from kitchen.types import InvalidValue, RowError, UnknownName
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 ROOT = Path(__file__).resolve().parents[2]
 INVISIBLE = "\u200b\u2060\ufeff\u2028\u2029\U000e0001\U000e0041"

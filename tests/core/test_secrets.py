@@ -40,7 +40,7 @@ from kitchen.store.run import Run
 from kitchen.telemetry import EVENTS, MemoryLog, event
 from kitchen.types import InvalidValue
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 TEXTS = [text for text, _ in SECRETS]
 assert len(TEXTS) >= 60 and len(HARMLESS) >= 60

@@ -30,7 +30,7 @@ from kitchen.train.sft import TrainingDiverged
 from kitchen.types import DamagedData, InvalidValue, KitchenError, UnknownName
 from kitchen.workflows.sft import supervised
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 SMALL = {
     "backend": "toy", "dataset": "builtin:sort[:64]", "epochs": 2, "batch_size": 16, "held_out": 8, "graded": 4,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = "toy-dpo,toy-reward,toy-rl,toy-rl-ahead,toy-rl-parts,toy-rl-critic,toy-on-policy,toy-off-policy"

@@ -15,7 +15,7 @@ from kitchen.envs.rewards import REWARDS, get_rewards
 from kitchen.envs.sandbox import Sandbox, SandboxLimits, containment_problem
 from kitchen.types import InvalidValue, Message
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 CHOICES = {  # tasks with so few answers that a constant, or a number of the question, is often right
     "parity": 0.75, "compare": 0.75, "largest": 0.5, "smallest": 0.5, "count_letters": 0.5, "last_letter": 0.4, "count_items": 0.35,

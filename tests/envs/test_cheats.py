@@ -11,7 +11,7 @@ from kitchen.envs.code import CodeGrader, code_problems
 from kitchen.envs.sandbox import Sandbox, SandboxLimits, containment_problem
 from kitchen.types import InvalidValue
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 walled = pytest.mark.skipif(bool(containment_problem()), reason=containment_problem() or "the sandbox works here")
 

@@ -10,7 +10,7 @@ import pytest
 from damage import COMMANDS, DAMAGES, SPOKEN, attempt, damaged_cells, make_runs, resumed, verified
 from forgery import HOSTILE, places, replaced, resealed, rewritten, sealed_state
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 # one place of each kind; the newest snapshot, its state and an object are found by their names
 KINDS = ("spec.json", "events.jsonl", "seal.json", "artifacts/results.json", "rollouts/", "snapshots/objects/", "snapshots/")

@@ -40,7 +40,7 @@ from kitchen.store.trust import (
 from kitchen.telemetry import event
 from kitchen.types import DamagedData, InvalidValue, KitchenError
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 SMALL = {
     "backend": "toy", "dataset": "builtin:sort[:32]", "batch_size": 8, "epochs": 1, "held_out": 4, "graded": 2, "max_tokens": 4,

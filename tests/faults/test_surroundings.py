@@ -27,7 +27,7 @@ from kitchen.store.run import Run, runs_root
 from kitchen.telemetry import event
 from kitchen.types import InvalidValue
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"backend": "toy", "dataset": "builtin:sort[:32]", "batch_size": 4, "held_out": 4, "graded": 1, "max_tokens": 4}

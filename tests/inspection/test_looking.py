@@ -18,10 +18,11 @@ import kitchen
 from kitchen.data.batches import Batches, StreamBatches
 from kitchen.data.references import Stream
 from kitchen.display.svg import figure_svg
+from kitchen.display.tokens import datum_text_ids
 from kitchen.formatting import PLOTLY_MIME
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.run import Run
-from kitchen.types import InvalidValue, UnknownName
+from kitchen.types import Datum, InvalidValue, UnknownName
 
 SMALL = {
     "backend": "toy", "dataset": "builtin:sort[:64]", "epochs": 2, "batch_size": 16, "held_out": 8, "graded": 4,
@@ -65,13 +66,17 @@ def test_whatever_is_looked_at_the_run_stays_the_same(undisturbed):
             for name, look in (ASKING | (TRYING if step < 7 else {})).items():
                 assert repr(look(k)), name
                 assert k.digest() == state, f"{name} at step {step}"
-            assert {path.name for path in k.run_dir.iterdir()} == files | {"snapshots"}, "what was set aside is gone"
+            assert {path.name for path in k.run_dir.iterdir()} == files | {"snapshots"}, (
+                "what was set aside is gone"
+            )
             k.step("batch")
         with pytest.raises(InvalidValue, match="fewer than two optimizer steps"):
             k.profile()
         k.run()
         assert (losses(k), k.digest()) == undisturbed and k.run_record.verify() == []
-        assert k.lr_find(1e-5, 0.1, steps=10).losses.size == 10, "after the last batch the first ones come again"
+        assert k.lr_find(1e-5, 0.1, steps=10).losses.size == 10, (
+            "after the last batch the first ones come again"
+        )
 
 
 def test_looking_at_a_run_in_the_background_changes_nothing(undisturbed):
@@ -131,7 +136,14 @@ def test_a_range_test_learns_as_its_recipe_does(recipe):
 
 
 def test_rollouts_are_the_batch_of_a_policy():
-    settings = {"backend": "toy", "problems": 8, "batch_size": 4, "group_size": 4, "graded": 4, "max_tokens": 8}
+    settings = {
+        "backend": "toy",
+        "problems": 8,
+        "batch_size": 4,
+        "group_size": 4,
+        "graded": 4,
+        "max_tokens": 8,
+    }
     with Kitchen("rl_math", **settings) as k:
         k.run(until=1)
         state = k.digest()
@@ -195,7 +207,9 @@ def test_runs_are_compared_by_whatever_names_them(runs):
                 (other,),
             ):
                 assert [story.name for story in kitchen.compare(*given).summaries] == names
-            assert kitchen.compare("latest").summaries and {run.run_id for run in kitchen.runs()} == set(names)
+            assert kitchen.compare("latest").summaries and {run.run_id for run in kitchen.runs()} == set(
+                names
+            )
     with pytest.raises(UnknownName, match="unknown run"):
         kitchen.compare("nothing")
     with pytest.raises(InvalidValue, match="has not begun"):
@@ -226,7 +240,9 @@ def executed(tmp_path_factory):
         for name, value in {"KITCHEN_HEADLESS": "1", "KITCHEN_RUNS": str(folder / "runs")}.items():
             patched.setenv(name, value)
         papermill.execute_notebook(
-            new_notebook(cells=cells, metadata={"kernelspec": kernel}), str(folder / "all.ipynb"), progress_bar=False
+            new_notebook(cells=cells, metadata={"kernelspec": kernel}),
+            str(folder / "all.ipynb"),
+            progress_bar=False,
         )
     return folder / "all.ipynb"
 
@@ -246,7 +262,9 @@ def test_an_executed_notebook_holds_a_still_view_of_everything(executed):
     assert len({source for source, _ in shown}) == len(CELLS) - 1, "each call left something"
     for source, data in shown:
         assert "text/plain" in data and "application/vnd.jupyter.widget-view+json" not in data, source
-        assert ("image/svg+xml" in data) == (PLOTLY_MIME in data) and ({"text/html", PLOTLY_MIME} & set(data)), source
+        assert ("image/svg+xml" in data) == (PLOTLY_MIME in data) and (
+            {"text/html", PLOTLY_MIME} & set(data)
+        ), source
         words = data["text/plain"]
         assert not re.search(r"<[\w.]+ (object|at) ", words) and len(words) < 8000, f"{source}: {words[:80]}"
     assert sum(PLOTLY_MIME in data for _, data in shown) == 5 and "widgets" not in notebook.metadata
@@ -283,7 +301,9 @@ class Shapes(HTMLParser):
 
 
 def test_drawings_survive_what_code_hosts_do_to_them(executed):
-    drawings = [data["image/svg+xml"] for _, data in outputs(nbformat.read(executed, 4)) if "image/svg+xml" in data]
+    drawings = [
+        data["image/svg+xml"] for _, data in outputs(nbformat.read(executed, 4)) if "image/svg+xml" in data
+    ]
     assert len(drawings) == 5
     for drawn in drawings:
         cleaned = bleach.clean(drawn, tags=SVG, attributes={tag: sorted(KEPT) for tag in SVG})
@@ -294,7 +314,8 @@ def test_drawings_survive_what_code_hosts_do_to_them(executed):
 def test_a_still_draws_what_plotly_is_told():
     x, y = np.arange(50.0), np.linspace(3, 1, 50)
     figure = go.Figure(
-        go.Scatter(x=x, y=y, name="loss", mode="lines"), {"margin": {"l": 72, "r": 24, "b": 56}, "height": 300}
+        go.Scatter(x=x, y=y, name="loss", mode="lines"),
+        {"margin": {"l": 72, "r": 24, "b": 56}, "height": 300},
     )
     path = next(
         shape["d"]
@@ -306,3 +327,22 @@ def test_a_still_draws_what_plotly_is_told():
     top, bottom = points[0, 1], points[-1, 1]
     np.testing.assert_allclose(points[:, 1], top + (3 - y) / 2 * (bottom - top), atol=0.06)
     assert 0 < top < bottom < 300 - 56
+
+
+# -- what is read, and what is asked for -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("targets", "weights", "shown"),
+    [
+        ([2, 3, 4], [0, 1, 1], [1, 2, 3, 4]),  # text that is learnt
+        ([9, 9, 9], [0, 0, 1], [1, 2, 3, 9]),  # a score, asked for after the last token
+        (
+            [0, 7, 8],
+            [0, 0.5, 0.5],
+            [1, 2, 7, 8],
+        ),  # another choice of a teacher, the prompt's targets left empty
+    ],
+)
+def test_a_datum_shows_its_text_and_the_targets_that_count(targets, weights, shown):
+    assert datum_text_ids(Datum([1, 2, 3], {"targets": targets, "weights": weights})) == shown

@@ -18,7 +18,7 @@ from kitchen.reports.build import read_manifest
 from kitchen.reports.export import read_recorded
 from kitchen.store.run import Run
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 
 def cooked(name, out, **settings):

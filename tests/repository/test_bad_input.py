@@ -13,7 +13,7 @@ from bad_input import all_cases, answer_problem, file_mutations, fuzz_doors, wor
 
 from kitchen.types import KitchenError
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 CASES = all_cases()
 

@@ -7,7 +7,7 @@ from kitchen.recipes.reproduce import manifest, reproduce
 from kitchen.session.kitchen import Kitchen
 from kitchen.workflows.rl import load_rollouts
 
-pytestmark = pytest.mark.no_cover  # whole runs: tracing them would double their time, and shorter tests cover what they use
+pytestmark = pytest.mark.whole_run
 
 METHODS = [name for name, (recipe, _) in VARIANTS.items() if recipe.name not in ("sft", "streaming") and "toy" in name]
 
