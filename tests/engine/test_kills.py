@@ -18,9 +18,9 @@ METHODS = "toy-dpo,toy-reward,toy-rl,toy-rl-ahead,toy-rl-parts,toy-rl-critic,toy
 @pytest.mark.parametrize(
     ("variant", "kills"),
     [
-        ("toy-lora", 18),
-        ("toy-full", 12),
-        ("toy-streaming", 12),
+        ("toy-lora", 6),
+        ("toy-full", 6),
+        ("toy-streaming", 6),
         ("torch-lora", 6),
         ("torch-full", 6),
         ("torch-streaming", 6),
