@@ -46,7 +46,8 @@ ADAPTERS: dict[str, dict[str, str]] = {
     "service": {
         "toy": "kitchen.adapters.toy.client:ToyService",
         "torch": "kitchen.adapters.torch.client:TorchService",
-        "procs": "kitchen.adapters.procs.client:ProcsService",
+        "procs": "kitchen.adapters.procs.client:procs_service",
+        "ray": "kitchen.adapters.ray.client:ray_service",
         "tinker": "kitchen.adapters.tinker.client:TinkerService",
         "fireworks": "kitchen.adapters.tinker.client:FireworksService",
         "together": "kitchen.adapters.tinker.client:TogetherService",
@@ -75,6 +76,7 @@ OPTIONS: dict[str, dict[str, str]] = {  # of adapters whose modules are heavy; o
         "toy": "kitchen.adapters.toy.options:ToyOptions",
         "torch": "kitchen.adapters.torch.options:TorchOptions",
         "procs": "kitchen.adapters.procs.options:ProcsOptions",
+        "ray": "kitchen.adapters.ray.options:RayOptions",
         "tinker": "kitchen.adapters.tinker.options:TinkerOptions",
         "fireworks": "kitchen.adapters.tinker.options:FireworksOptions",
         "together": "kitchen.adapters.tinker.options:TogetherOptions",

@@ -211,7 +211,7 @@ def story(client, service, meddle=lambda moment: None):
 
 def kill(service, place):
     """Kill -9 of a rank, and how it is seen."""
-    os.kill(service.ranks.pids[place], signal.SIGKILL)
+    os.kill(service.trainers.ranks.pids[place], signal.SIGKILL)
 
 
 def test_killed_ranks_leave_no_trace(services, model):
@@ -233,10 +233,10 @@ def test_a_busy_rank_that_is_killed_is_missed_at_once(services, model):
     twin = services[2].create_training_client(model, LORA, 1)
     request = client.forward_backward(batch(1, 400), "cross_entropy")
     time.sleep(0.05)
-    pid = service.ranks.pids[1]
+    pid = service.trainers.ranks.pids[1]
     killed = time.monotonic()
     kill(service, 1)
-    while service.ranks.pids[1:2] == [pid]:
+    while service.trainers.ranks.pids[1:2] == [pid]:
         time.sleep(0.001)
     assert time.monotonic() - killed < 1.0
     with pytest.warns(RuntimeWarning, match="rank 1 of 2"):
@@ -252,10 +252,10 @@ def test_a_rank_that_hangs_is_replaced(services, model, monkeypatch):
     client, twin = (service.create_training_client(model, LORA, 1) for _ in range(2))
     curve(client, range(2))
     with monkeypatch.context() as patch:
-        patch.setattr(service.ranks, "settings", [replace(one, timeout=1.0) for one in service.ranks.settings])
-        os.kill(service.ranks.pids[0], signal.SIGSTOP)
+        patch.setattr(service.trainers.ranks, "settings", [replace(one, timeout=1.0) for one in service.trainers.ranks.settings])
+        os.kill(service.trainers.ranks.pids[0], signal.SIGSTOP)
         with pytest.raises(RankLost, match="rank 0 .* has not answered for 1 s"):
-            service.ranks.call("step", [(client.key, ADAM)] * 2)
+            service.trainers.ranks.call("step", [(client.key, ADAM)] * 2)
     curve(client, range(2, 3))
     curve(twin, range(3))
     assert client.digest() == twin.digest()
@@ -265,7 +265,7 @@ def test_a_journal_stays_short(services, model, monkeypatch):
     service = services[2]
     client, twin = (service.create_training_client(model, LORA, 1) for _ in range(2))
     with monkeypatch.context() as patch:
-        patch.setattr(service, "journal_limit", 3)
+        patch.setattr(service.trainers, "limit", 3)
         client.forward_backward(batch(0), "cross_entropy").result(LONGEST)
         sampler = client.create_sampling_client()
         curve(client, range(2))
@@ -295,7 +295,7 @@ def test_a_journal_begins_with_the_state_that_was_saved_last(services, model):
 def test_what_kills_ranks_each_time_is_an_error(services, model, monkeypatch):
     service = services[2]
     client, twin = (service.create_training_client(model, LORA, 1) for _ in range(2))
-    call = service.ranks.call
+    call = service.trainers.ranks.call
 
     def deadly(verb, arguments):
         if verb == "run" and arguments[0][0] == client.key:
@@ -303,7 +303,7 @@ def test_what_kills_ranks_each_time_is_an_error(services, model, monkeypatch):
         return call(verb, arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.ranks, "call", deadly)
+        patch.setattr(service.trainers.ranks, "call", deadly)
         with pytest.warns(RuntimeWarning), pytest.raises(BackendError, match="3 times in a row"):
             client.forward_backward(batch(0), "cross_entropy").result(LONGEST)
     assert client.digest() == twin.digest(), "and leaves no trace"
@@ -317,7 +317,7 @@ def test_what_some_ranks_refuse_none_has_done(services, model):
     data = batch(0)
     good = [(client.key, data[:2], "cross_entropy", {}, True, (0, 1)), (client.key, data[2:], "no loss", {}, True, (0, 1))]
     with pytest.raises(ValueError, match="no loss"):
-        service.ask("run", good, client.journal)
+        service.trainers.ask("run", good, client.journal)
     assert client.digest() == before
 
 
