@@ -20,6 +20,7 @@ from .rank import begin_rank as begin_rank
 from .rank import given_slopes as given_slopes
 from .rank import nursery as nursery
 from .rank import plain_job as plain_job
+from .rank import read_state as read_state
 from .rank import serve as serve
 from .rank import weights_fingerprint as weights_fingerprint
 from .ranks import Answer as Answer

@@ -36,7 +36,7 @@ from ..torch.tokenizers import HuggingFaceTokenizer
 from ...losses.token import LOSSES, Loss, check_logprob_grads, cross_entropy, get_loss, resolve_loss_settings
 from ...ports.protocols import CustomLoss, ServiceClient, TrainingClient
 from ...seeding import derive_seed
-from ...store.objects import StateStore, TrainingState, WriteFuture
+from ...store.objects import StateStore, TrainingState, WriteFuture, check_state_place
 from kitchen.types import (
     AdamParams,
     BackendError,
@@ -312,6 +312,7 @@ class RanksService:
 
     def create_training_client_from_state(self, path: str, with_optimizer: bool = True) -> RanksTrainingClient:
         "Go on from a saved state."
+        check_state_place(path, self.torch.directory)
         digest = StateStore.read_listing(path)["digest"]
         return RanksTrainingClient(self, *self.trainers.open("open_state", path, with_optimizer, state=(path, digest)))
 

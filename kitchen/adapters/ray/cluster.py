@@ -57,7 +57,7 @@ class Placement:
     resources: Mapping[str, float] = field(default_factory=dict[str, float])
     strategy: str = "PACK"
     device: str = "auto"
-    pass_env: Sequence[str] = ()
+    variables: Sequence[str] = ()
     pip: Sequence[str] = ()
     start_timeout: float = 300.0  # seconds
 
@@ -68,10 +68,10 @@ class Placement:
 
     def runtime_env(self) -> dict[str, Any]:
         "What Ray prepares for the actors; InvalidValue for a variable that is not set here."
-        missing = [name for name in self.pass_env if name not in os.environ]
+        missing = [name for name in self.variables if name not in os.environ]
         if missing:
-            raise InvalidValue(f"pass_env names {', '.join(missing)}, which this process's environment does not have")
-        given: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in self.pass_env}, "pip": list(self.pip)}
+            raise InvalidValue(f"variables names {', '.join(missing)}, which this process's environment does not have")
+        given: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in self.variables}, "pip": list(self.pip)}
         return {name: value for name, value in given.items() if value}
 
 
@@ -85,7 +85,7 @@ def placements(options: RayOptions, device: str = "auto") -> tuple[Placement, Pl
         raise InvalidValue("gpus is 0 and the device is cuda; leave gpus out, or say device=cpu")
     if options.workers > 1 and options.gpus and options.gpus != int(options.gpus):
         raise InvalidValue(f"gpus is {options.gpus:g}; workers that add up gradients on GPUs each need whole ones")
-    rest = (options.resources, options.placement, device, tuple(options.pass_env), tuple(options.pip), options.start_timeout)
+    rest = (options.resources, options.placement, device, tuple(options.variables), tuple(options.pip), options.start_timeout)
     second = options.gpus if options.sampler_gpus is None else options.sampler_gpus
     return Placement(options.workers, options.cpus, options.gpus, *rest), Placement(options.samplers, options.cpus, second, *rest)
 

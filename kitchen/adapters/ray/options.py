@@ -31,7 +31,7 @@ class RayOptions(TorchOptions):
     sampler_gpus: float | None = Field(None, ge=0, description="GPUs of each sampler; unset: as a worker has")
     resources: dict[str, float] = Field({}, description="further resources of Ray that each actor takes: {accelerator_type:H100: 0.001}")
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field("PACK", description="on few machines or on many, as Ray's placement groups name it")
-    pass_env: list[str] = Field([], description="variables of this process's environment that actors are given: [HF_TOKEN]")
+    variables: list[str] = Field([], description="variables of this process's environment that actors are given: [HF_TOKEN]")
     pip: list[str] = Field([], description="packages that Ray installs for the actors: [crucible-kitchen==0.1.0]")
     threads: int = Field(0, ge=0, description="threads of each actor; 0: as many as it has CPUs")
     timeout: float = Field(600.0, gt=0, description="seconds after which an actor that has not answered a request is taken for dead")
@@ -42,6 +42,6 @@ class RayOptions(TorchOptions):
         super().__init__(**values)
         if self.address is not None and not _ADDRESS.fullmatch(self.address):
             raise ConfigError(f"address must be auto, local, gcs://HOST:PORT (a cluster's head) or ray://HOST:PORT (Ray Client), not {self.address!r}")
-        wrong = [name for name in self.pass_env if not re.fullmatch(r"[A-Za-z_]\w*", name)]
+        wrong = [name for name in self.variables if not re.fullmatch(r"[A-Za-z_]\w*", name)]
         if wrong:
-            raise ConfigError(f"pass_env takes names of environment variables, such as HF_TOKEN, and never what they hold; {len(wrong)} of them are no names")
+            raise ConfigError(f"variables takes names of environment variables, such as HF_TOKEN, and never what they hold; {len(wrong)} of them are no names")

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from ..procs.rank import RankSettings
+from ..procs.rank import RankSettings, read_state
 from ..procs.ranks import Answer, RankLost, remade_error
 from .actor import RankActor
 from .cluster import Placement, alive_nodes, connect, differing, lacking, versions_here
 from ..torch.loading import find_model
 from ...store.files import write_atomically
-from ...store.objects import ObjectStore, StateStore, check_state_place, local_name
+from ...store.objects import ObjectStore
 from ...types import BackendError, InvalidValue, MissingCapability
 
 # %% ../../../nbs/91c_adapters.ray/3_ranks.ipynb #ed4198e7
@@ -33,9 +33,9 @@ def model_files(model: str) -> list[Path]:
         return []
     source = find_model(model)
     folder = Path(source.folder)
-    if not folder.is_dir():
+    if not source.local:
         return []
-    own = [folder / source.file] if source.file else sorted(one for one in folder.iterdir() if one.is_file())
+    own = [folder / source.gguf] if source.gguf else sorted(one for one in folder.iterdir() if one.is_file())
     return own + (model_files(source.base) if source.base else [])
 
 # %% ../../../nbs/91c_adapters.ray/3_ranks.ipynb #75415c1e
@@ -198,12 +198,8 @@ class RayRanks:
         "A state is named by a path that other machines need not have: its content takes the path's place."
         if verb not in ("open_state", "open_stored_sampler") or not given:
             return verb, given
-        path, folder = given[0][1], self.settings[0].directory
-        states = None if folder is None else Path(folder)
-        if verb == "open_state":
-            check_state_place(path, states)
-        content = StateStore.load(path)
-        about = (local_name(content[1]["model"], path, states), self.ray.put(content))
+        model, content = read_state(given[0][1], self.settings[0].directory)
+        about = (model, self.ray.put(content))
         return ("take_state" if verb == "open_state" else "take_sampler"), [(one[0], *about, *one[2:]) for one in given]
 
     def _bring_model(self, verb: str, asked: Sequence[int], given: Sequence[tuple[Any, ...]]) -> None:
