@@ -2,14 +2,18 @@
 
 import os
 import random
+import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
+from multiprocessing import Pipe
 
 import numpy as np
 import pytest
 from small_models import SIZES
 
+from kitchen.adapters.procs.rank import serve
 from kitchen.adapters.procs.ranks import RankLost
 from kitchen.adapters.torch.client import TorchService
 from kitchen.losses.token import LOSSES, Loss, cross_entropy
@@ -276,6 +280,35 @@ def test_a_journal_stays_short(services, model, monkeypatch):
     wanted = twin.create_sampling_client().sample([5, 6, 7], 2, SamplingParams(max_tokens=5, seed=3)).result(LONGEST)
     curve(twin, range(2))
     assert client.journal.cut >= 6 and said == wanted and client.digest() == twin.digest()
+
+
+def test_a_journal_of_a_run_keeps_states_elsewhere_and_its_models_inside(model, tmp_path, monkeypatch):
+    """A service of a run takes states of that run only, and what lies there is named from there; neither holds for what only a journal keeps."""
+    shutil.copytree(model, tmp_path / "run" / "model")
+    pipes = []
+
+    def thread_rank(timeout):
+        ours, theirs = Pipe()
+        pipes.append(ours)
+        threading.Thread(target=serve, args=(theirs,), daemon=True).start()
+        return ours
+
+    service = create_adapter("service", "procs", device="cpu", ranks=1, directory=tmp_path / "run" / "states", journal=2, launch=thread_rank)
+    client, twin = (service.create_training_client(str(tmp_path / "run" / "model"), LORA, 1) for _ in range(2))
+    twin.save_state("own").result(LONGEST)
+    for one in (client, twin):
+        curve(one, range(1))
+    sampler = client.create_sampling_client()
+    client.forward_backward(batch(1), "cross_entropy").result(LONGEST)
+    assert client.journal.state is not None and not client.journal.state[0].startswith(str(tmp_path))
+    pipes[-1].close()
+    with pytest.warns(RuntimeWarning, match="started again"):
+        assert client.digest() != twin.digest()
+    twin.forward_backward(batch(1), "cross_entropy").result(LONGEST)
+    assert client.digest() == twin.digest() and sampler.compute_logprobs([5, 6, 7]).result(LONGEST)
+    with pytest.raises(InvalidValue, match="does not lie in"):
+        service.create_training_client_from_state(client.journal.state[0])
+    service.close()
 
 
 def test_a_journal_begins_with_the_state_that_was_saved_last(services, model):

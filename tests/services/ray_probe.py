@@ -113,7 +113,8 @@ def show_machines(cluster) -> None:
         twin = calm.create_training_client(MODEL, LORA, 1)
         places = {node["NodeID"] for node in service.trainers.ranks.ray.nodes() if node["Alive"]}
         curve(client, 3), curve(twin, 3)
-        tell("workers on two machines", len(places) >= 2 and client.digest() == twin.digest(), f"{len(places)} machines; the bits of two processes of one machine")
+        same = client.digest() == twin.digest()
+        tell("workers on two machines", len(places) >= 2 and same, f"{len(places)} machines; the bits of two processes of one machine")
         cluster.add_node(num_cpus=2)
         cluster.remove_node(extra, allow_graceful=False)
         began = time.monotonic()

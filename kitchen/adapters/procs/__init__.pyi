@@ -29,5 +29,6 @@ from .ranks import RankLost as RankLost
 from .ranks import Ranks as Ranks
 from .ranks import launch_rank as launch_rank
 from .ranks import remade_error as remade_error
+from .recovery import Asked as Asked
 from .recovery import Journal as Journal
 from .recovery import JournaledRanks as JournaledRanks

@@ -74,7 +74,8 @@ class RankActor:
         given = [*arguments]
         given[place] = str(Path(self.written) / "new")
         done, told = self.ask(verb, *given)
-        return done, (told, sorted(str(one.relative_to(given[place])) for one in Path(given[place]).rglob("*") if one.is_file())) if done else told
+        files = [one for one in Path(given[place]).rglob("*") if one.is_file()]
+        return done, (told, sorted(str(one.relative_to(given[place])) for one in files)) if done else told
 
     def read(self, name: str) -> Any:
         "Bytes of a file that was written, uint8."
@@ -99,7 +100,7 @@ def missing_files(sizes: Mapping[str, int], machine: str) -> list[str]:
     "Which of these files are not here; ValueError for one of another size."
     for path, size in sizes.items():
         if Path(path).is_file() and Path(path).stat().st_size != size:
-            raise ValueError(f"{path} on the machine {machine} is another file than here; a model's folder must be the same on all machines, or be missing")
+            raise ValueError(f"{path} on the machine {machine} is another file than here; a model must be the same on all machines, or be missing")
     return [path for path in sizes if not Path(path).is_file()]
 
 

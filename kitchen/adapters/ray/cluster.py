@@ -200,4 +200,5 @@ def examine(device: str = "auto", **options: Any) -> Iterator[tuple[str, bool, s
     here = versions_here()
     for name, found in node_versions(ray).items():
         wrong = [found] if isinstance(found, str) else differing(here, found)
-        yield f"ray: {name}", not wrong, "; ".join(wrong) or f"python {here['python']}, torch {here['torch']}, kitchen {here['crucible-kitchen'] or 'from its source'}"
+        same = f"python {here['python']}, torch {here['torch']}, kitchen {here['crucible-kitchen'] or 'from its source'}"
+        yield f"ray: {name}", not wrong, "; ".join(wrong) or same

@@ -22,7 +22,7 @@ class RayOptions(TorchOptions):
     "Options of the ray backend."
 
     address: str | None = Field(
-        None, description="auto: the cluster that this machine belongs to; local: one of this process; gcs://HEAD:6379; ray://HEAD:10001; unset: auto, or else local"
+        None, description="auto: the cluster of this machine; local: one of this process; gcs://HEAD:6379; ray://HEAD:10001; unset: auto, else local"
     )
     workers: int = Field(2, ge=1, le=1024, description="actors among which each batch is divided")
     samplers: int = Field(0, ge=0, le=1024, description="actors that only sample, beside training; 0: the workers sample as well")
@@ -30,13 +30,15 @@ class RayOptions(TorchOptions):
     gpus: float | None = Field(None, ge=0, description="GPUs of each worker; unset: 1 where the device is cuda")
     sampler_gpus: float | None = Field(None, ge=0, description="GPUs of each sampler; unset: as a worker has")
     resources: dict[str, float] = Field({}, description="further resources of Ray that each actor takes: {accelerator_type:H100: 0.001}")
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field("PACK", description="on few machines or on many, as Ray's placement groups name it")
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="on few machines or on many, as Ray's placement groups name it"
+    )
     variables: list[str] = Field([], description="variables of this process's environment that actors are given: [HF_TOKEN]")
     pip: list[str] = Field([], description="packages that Ray installs for the actors: [crucible-kitchen==0.1.0]")
     threads: int = Field(0, ge=0, description="threads of each actor; 0: as many as it has CPUs")
     timeout: float = Field(600.0, gt=0, description="seconds after which an actor that has not answered a request is taken for dead")
     start_timeout: float = Field(300.0, gt=0, description="seconds for all actors to be placed and to begin")
-    journal: int = Field(200, ge=1, description="requests that are done again at most when a worker dies: after so many a state is kept for that")
+    journal: int = Field(200, ge=1, description="requests done again at most when a worker dies: after so many a state is kept for that")
 
     def __init__(self, **values: Any):
         super().__init__(**values)
@@ -44,4 +46,4 @@ class RayOptions(TorchOptions):
             raise ConfigError(f"address must be auto, local, gcs://HOST:PORT (a cluster's head) or ray://HOST:PORT (Ray Client), not {self.address!r}")
         wrong = [name for name in self.variables if not re.fullmatch(r"[A-Za-z_]\w*", name)]
         if wrong:
-            raise ConfigError(f"variables takes names of environment variables, such as HF_TOKEN, and never what they hold; {len(wrong)} of them are no names")
+            raise ConfigError(f"variables takes names such as HF_TOKEN, and never what they hold; {len(wrong)} are no names")

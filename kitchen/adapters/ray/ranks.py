@@ -82,7 +82,8 @@ class RayRanks:
             self._place()
             meeting = self._gather([self.actors[0].meeting.remote()], self.placement.start_timeout)[0] if self.meet and len(self) > 1 else ""
             told = [replace(one, device=self.device(), meeting=meeting, folder=os.getcwd()) for one in self.settings]
-            begun = self._gather([actor.begin.remote(one) for actor, one in zip(self.actors, told, strict=True)], self.placement.start_timeout)
+            tasks = [actor.begin.remote(one) for actor, one in zip(self.actors, told, strict=True)]
+            begun = self._gather(tasks, self.placement.start_timeout)
             self._check(begun)
         except BaseException:
             self.stop()
@@ -98,7 +99,9 @@ class RayRanks:
         groups = import_module("ray.util.placement_group")
         self.group = groups.placement_group([bundle] * len(self), strategy=self.placement.strategy)
         if not self.group.wait(timeout_seconds=self.placement.start_timeout):
-            raise BackendError(f"{len(self)} {self.name}s found no room within {self.placement.start_timeout:g} s: others use the cluster (`ray status` shows who)")
+            raise BackendError(
+                f"{len(self)} {self.name}s found no room within {self.placement.start_timeout:g} s: others use the cluster (`ray status` shows who)"
+            )
         kind = self.ray.remote(RankActor)
         self.actors = [kind.options(**self._actor_options(bundle, place)).remote(address) for place, address in enumerate(self._hosts(bundle))]
 
@@ -183,7 +186,8 @@ class RayRanks:
         except Exception as error:  # Ray's own have many bases
             if type(error).__name__ in _GONE or isinstance(error, self.ray.exceptions.RayActorError):
                 if "No module named" in str(error):
-                    raise BackendError(f"a machine of the Ray cluster cannot start a {self.name}; kitchen and its packages must be installed there: {_last_line(error)}") from error
+                    about = f"a machine of the Ray cluster cannot start a {self.name}; kitchen and its packages must be installed there"
+                    raise BackendError(f"{about}: {_last_line(error)}") from error
                 raise self._lost(place, "has ended") from error
             raise BackendError(f"{self.name} {place} of {len(self)}: {type(error).__name__}: {_last_line(error)}") from error
 
@@ -224,7 +228,8 @@ class RayRanks:
     def _fetch(self, verb: str, asked: Sequence[int], given: Sequence[tuple[Any, ...]]) -> list[Answer]:
         "Have something written by the actors, each into a folder of its own, and bring it where it is wanted."
         place_of_folder = _WRITES[verb]
-        found = self._gather([self.actors[place].write.remote(place_of_folder, verb, *one) for place, one in zip(asked, given, strict=True)], places=asked)
+        tasks = [self.actors[place].write.remote(place_of_folder, verb, *one) for place, one in zip(asked, given, strict=True)]
+        found = self._gather(tasks, places=asked)
         answers: list[tuple[bool, Any]] = []
         for place, one, (done, told) in zip(asked, given, found, strict=True):
             folder = Path(one[place_of_folder])
