@@ -1,8 +1,9 @@
-"""Prove the adapters of remote services with their real SDKs against `kitchen serve`: conformance, and recipes beside the backend itself.
+"""Prove adapters whose packages have environments of their own: remote services with their real SDKs against `kitchen serve`, and Ray on a cluster.
 
     python .ci/services.py [ROW ...] [--folder FOLDER] [--server COMMAND]
 
-Each SDK has an environment of its own, since they exclude each other; it is made once, in the folder, over this environment's packages.
+Each has an environment of its own, since they exclude each other; it is made once, in the folder, over this environment's packages.
+Shown are conformance, and recipes beside the backend itself; for Ray also what tests/services/ray_probe.py shows, and kills.
 The last lines are one table. A curve differs by the largest relative difference of a step's loss from that of the same run in this process.
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "tml-" + "0123456789abcdef" * 2  # of a server that listens on this machine only, for as long as this runs
 KEY_VARIABLE = "KITCHEN_SERVICES_KEY"
-SDKS = {"tinker": "tinker==0.38.0", "fireworks": "fireworks-ai[training-sdk]"}
+SDKS = {"tinker": "tinker==0.38.0", "fireworks": "fireworks-ai[training-sdk]", "ray": "ray==2.60.0"}
 BOUND = 1e-4
 SMALL: dict[str, Any] = {
     "sft": {"dataset": "builtin:sort[:60]", "epochs": 1, "batch_size": 10, "graded": 2, "held_out": 8, "max_tokens": 4},
@@ -47,10 +48,12 @@ class Row:
     recipes: tuple[str, ...] = ("sft", "dpo")  # or LOOP: training alone, for a service that samples only from deployments of its own
     note: str = ""
     known: tuple[str, ...] = ()  # checks that cannot hold here
+    options: tuple[tuple[str, Any], ...] | None = None  # of a backend that needs no server
+    programs: tuple[tuple[str, ...], ...] = ()  # of tests/services, which print lines of JSON
 
     @property
     def name(self) -> str:
-        return f"{self.adapter}@serve({self.backend})"
+        return f"{self.adapter}({self.backend})" if self.options is not None else f"{self.adapter}@serve({self.backend})"
 
 
 _NEEDS_DEPLOYMENT = (  # Fireworks samples from deployments of its own, and takes no tinker:// for a state
@@ -62,6 +65,14 @@ ROWS = (
     Row("tinker", "toy", "toy"),
     Row("tinker", "torch", "builtin:tiny-chat"),
     Row("fireworks", "toy", "toy", (LOOP,), "sampling and states need the service itself", _NEEDS_DEPLOYMENT),
+    Row(
+        "ray", "torch", "builtin:tiny-chat", ("sft", "dpo", "rl_math", "distill_on_policy"),
+        options=(("workers", 2), ("samplers", 1), ("cpus", 0.25), ("threads", 1)),
+        programs=(
+            ("ray_probe.py", "product", "curves", "machines", "overlap", "doctor"),
+            *(("kill_workers.py", "ray", victim, "10") for victim in ("worker", "sampler", "driver")),
+        ),
+    ),
 )
 
 
@@ -104,7 +115,9 @@ def work(row: Row, address: str) -> None:
     from kitchen.ports.registry import create_adapter
     from kitchen.testing import conformance
 
-    options = {"base_url": address, "api_key_env": KEY_VARIABLE, "tokenizer_backend": row.backend, "timeout": 120.0}
+    options: dict[str, Any] = {"base_url": address, "api_key_env": KEY_VARIABLE, "tokenizer_backend": row.backend, "timeout": 120.0}
+    if row.options is not None:
+        options = dict(row.options)
     service = create_adapter("service", row.adapter, **options)
     report = conformance(service, row.model, timeout=150.0)
     service.close()
@@ -165,13 +178,14 @@ def largest_difference(expected: list[float], found: list[float]) -> float:
 
 def prove(row: Row, python: Path, command: list[str]) -> list[tuple[str, str, str, bool]]:
     """Lines of the table for one row: what, result, and whether it is as it should be."""
-    process, address = start_server(command, row)
-    environment = {**os.environ, KEY_VARIABLE: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT)}
+    process, address = start_server(command, row) if row.options is None else (None, "")
+    environment = {**os.environ, KEY_VARIABLE: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     try:
         arguments = [str(python), "-W", "ignore", __file__, "--work", row.name, "--address", address]
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     finally:
-        process.terminate()
+        if process is not None:
+            process.terminate()
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if not told:
         return [(row.name, "conformance", done.stderr.strip()[-300:] or "nothing was said", False)]
@@ -189,6 +203,26 @@ def prove(row: Row, python: Path, command: list[str]) -> list[tuple[str, str, st
         away = largest_difference(expected, one["losses"])
         said = f"{len(expected)} steps, {expected[0]:.4f} to {expected[-1]:.4f}, largest difference {away:.1e}"
         lines.append((row.name, one["recipe"], said, away <= BOUND))
+    for program in row.programs:
+        lines += run_program(row, python, program, environment)
+    return lines
+
+
+def run_program(row: Row, python: Path, program: tuple[str, ...], environment: dict[str, str]) -> list[tuple[str, str, str, bool]]:
+    """Lines of the table for a program of tests/services: a line for each that it prints."""
+    arguments = [str(python), "-W", "ignore", str(ROOT / "tests" / "services" / program[0]), *program[1:]]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=3600, check=False)
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if not told or done.returncode:
+        return [(row.name, " ".join(program), done.stderr.strip()[-300:] or "nothing was said", False)]
+    lines: list[tuple[str, str, str, bool]] = []
+    for one in told:
+        if "probe" in one:
+            lines.append((row.name, one["probe"], one["told"], one["good"]))
+        else:  # kills
+            same = ("equal metrics", "equal digests", "verified")
+            said = f"{one['kills']} kills, {one['recoveries']} recoveries in {one['runs']} runs: " + ", ".join(f"{name}: {one[name]}" for name in same)
+            lines.append((row.name, f"kill -9 of a {one['victim']}", said, all(one[name] for name in same)))
     return lines
 
 

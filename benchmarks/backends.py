@@ -76,8 +76,8 @@ def main() -> None:
         print(f"{name:<16} {spent * 1e3:8.1f} ms for 32 answers of 32 tokens")
     for name, service in services.items():
         if name != "torch":
-            calls = [seconds(lambda service=service: service.ask("drop", [((),)] * len(service.ranks))) for _ in range(200)]
-            os.kill(service.ranks.pids[-1], signal.SIGKILL)
+            calls = [seconds(lambda service=service: service.trainers.ask("drop", [((),)] * len(service.trainers))) for _ in range(200)]
+            os.kill(service.trainers.ranks.pids[-1], signal.SIGKILL)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 lost = seconds(lambda name=name: take_step(clients[name], random_batch(0, options.datums, options.length)))

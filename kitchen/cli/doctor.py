@@ -11,10 +11,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from .errors import CookFailed
+from .parameters import OptionsCommand, backend_options
 
 # %% ../../nbs/68_cli/6_doctor.ipynb #56e2a58d
 @dataclass(frozen=True)
@@ -141,18 +143,39 @@ def _check_hub() -> Iterator[_DoctorFinding]:
     except (URLError, OSError, ValueError) as error:
         yield _DoctorFinding("hub", False, f"{address}: {getattr(error, 'reason', error)}", essential=False)
 
+# %% ../../nbs/68_cli/6_doctor.ipynb #cb9e2d3e
+def _check_backend(name: str, device: str, options: dict[str, Any]) -> Iterator[_DoctorFinding]:
+    "What the backend itself finds about what it stands on; of one that stands on nothing, whether it opens."
+    from kitchen.ports.registry import create_adapter, examine_adapter
+    from kitchen.types import KitchenError
+
+    found = list(examine_adapter("service", name, options, device=device))
+    for what, good, detail in found:
+        yield _DoctorFinding(what, good, detail)
+    if not found:
+        try:
+            create_adapter("service", name, **options).close()
+            yield _DoctorFinding(name, True, "opens")
+        except KitchenError as error:
+            yield _DoctorFinding(name, False, str(error))
+
 # %% ../../nbs/68_cli/6_doctor.ipynb #0e2f6cba
-@click.command("doctor")
+@click.command("doctor", cls=OptionsCommand, epilog="Options of the backend: --backend.NAME VALUE; `kitchen describe BACKEND` lists them.")
 @click.option("--online", is_flag=True, help="See whether the model hub answers, too.")
-def doctor_command(online: bool) -> None:
+@click.option("--backend", help="See what a backend stands on, too: with ray, what its cluster lacks for the options given.")
+@click.option("--device", default="auto", help="Where that backend would train.")
+@click.option("-p", "given", nargs=2, multiple=True, hidden=True)
+def doctor_command(online: bool, backend: str | None, device: str, given: tuple[tuple[str, str], ...]) -> None:
     "See whether this machine is ready.\n\nThe exit code is 1 if something essential is missing."
     lacking = []
+    about = backend_options(backend, dict(given))
     for examine in (
         _check_packages,
         _check_machine,
         _check_device,
         _check_adapters,
         *([_check_hub] if online else []),
+        *([lambda: _check_backend(backend, device, about)] if backend else []),
     ):
         for found in examine():
             click.echo(f"{found.status_word:<8} {found.name:<22} {found.detail}")

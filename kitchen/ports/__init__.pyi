@@ -25,6 +25,7 @@ from .protocols import Tracker as Tracker
 from .protocols import TrainingClient as TrainingClient
 from .protocols import VectorStore as VectorStore
 from .registry import ADAPTERS as ADAPTERS
+from .registry import EXAMINATIONS as EXAMINATIONS
 from .registry import OPTIONS as OPTIONS
 from .registry import PORTS as PORTS
 from .registry import adapter_address as adapter_address
@@ -33,6 +34,7 @@ from .registry import adapter_names as adapter_names
 from .registry import adapter_options as adapter_options
 from .registry import checked_options as checked_options
 from .registry import create_adapter as create_adapter
+from .registry import examine_adapter as examine_adapter
 from .registry import is_adapter_address as is_adapter_address
 from .registry import port_methods as port_methods
 from .spans import ObservedPort as ObservedPort

@@ -51,7 +51,7 @@ from ..train.schedules import SCHEDULES, ScheduleName
 from ..types import AdamParams, Capabilities, Datum, InvalidValue, LoraParams, Message, MissingCapability, RowError, SamplingParams, UnknownName
 
 # %% ../../nbs/55_workflows/0_base.ipynb #015fcc03
-_EMBEDDED_MODELS = {"torch": "builtin:tiny-chat", "procs": "builtin:tiny-chat", "toy": "toy"}  # backend -> what it starts from unless told
+_EMBEDDED_MODELS = {**dict.fromkeys(("torch", "procs", "ray"), "builtin:tiny-chat"), "toy": "toy"}  # backend -> what it starts from unless told
 MODEL_PRESETS: dict[str, dict[str, Any]] = {  # model -> settings that suit it, where nothing else is said
     "builtin:tiny-chat": {"learning_rate": 6e-3, "lora_rank": 32, "lora_alpha": 64.0},
     "toy": {"learning_rate": 1e-2},

@@ -2,14 +2,18 @@
 
 import os
 import random
+import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
+from multiprocessing import Pipe
 
 import numpy as np
 import pytest
 from small_models import SIZES
 
+from kitchen.adapters.procs.rank import serve
 from kitchen.adapters.procs.ranks import RankLost
 from kitchen.adapters.torch.client import TorchService
 from kitchen.losses.token import LOSSES, Loss, cross_entropy
@@ -211,7 +215,7 @@ def story(client, service, meddle=lambda moment: None):
 
 def kill(service, place):
     """Kill -9 of a rank, and how it is seen."""
-    os.kill(service.ranks.pids[place], signal.SIGKILL)
+    os.kill(service.trainers.ranks.pids[place], signal.SIGKILL)
 
 
 def test_killed_ranks_leave_no_trace(services, model):
@@ -233,10 +237,10 @@ def test_a_busy_rank_that_is_killed_is_missed_at_once(services, model):
     twin = services[2].create_training_client(model, LORA, 1)
     request = client.forward_backward(batch(1, 400), "cross_entropy")
     time.sleep(0.05)
-    pid = service.ranks.pids[1]
+    pid = service.trainers.ranks.pids[1]
     killed = time.monotonic()
     kill(service, 1)
-    while service.ranks.pids[1:2] == [pid]:
+    while service.trainers.ranks.pids[1:2] == [pid]:
         time.sleep(0.001)
     assert time.monotonic() - killed < 1.0
     with pytest.warns(RuntimeWarning, match="rank 1 of 2"):
@@ -252,10 +256,10 @@ def test_a_rank_that_hangs_is_replaced(services, model, monkeypatch):
     client, twin = (service.create_training_client(model, LORA, 1) for _ in range(2))
     curve(client, range(2))
     with monkeypatch.context() as patch:
-        patch.setattr(service.ranks, "settings", [replace(one, timeout=1.0) for one in service.ranks.settings])
-        os.kill(service.ranks.pids[0], signal.SIGSTOP)
+        patch.setattr(service.trainers.ranks, "settings", [replace(one, timeout=1.0) for one in service.trainers.ranks.settings])
+        os.kill(service.trainers.ranks.pids[0], signal.SIGSTOP)
         with pytest.raises(RankLost, match="rank 0 .* has not answered for 1 s"):
-            service.ranks.call("step", [(client.key, ADAM)] * 2)
+            service.trainers.ranks.call("step", [(client.key, ADAM)] * 2)
     curve(client, range(2, 3))
     curve(twin, range(3))
     assert client.digest() == twin.digest()
@@ -265,7 +269,7 @@ def test_a_journal_stays_short(services, model, monkeypatch):
     service = services[2]
     client, twin = (service.create_training_client(model, LORA, 1) for _ in range(2))
     with monkeypatch.context() as patch:
-        patch.setattr(service, "journal_limit", 3)
+        patch.setattr(service.trainers, "limit", 3)
         client.forward_backward(batch(0), "cross_entropy").result(LONGEST)
         sampler = client.create_sampling_client()
         curve(client, range(2))
@@ -276,6 +280,35 @@ def test_a_journal_stays_short(services, model, monkeypatch):
     wanted = twin.create_sampling_client().sample([5, 6, 7], 2, SamplingParams(max_tokens=5, seed=3)).result(LONGEST)
     curve(twin, range(2))
     assert client.journal.cut >= 6 and said == wanted and client.digest() == twin.digest()
+
+
+def test_a_journal_of_a_run_keeps_states_elsewhere_and_its_models_inside(model, tmp_path, monkeypatch):
+    """A service of a run takes states of that run only, and what lies there is named from there; neither holds for what only a journal keeps."""
+    shutil.copytree(model, tmp_path / "run" / "model")
+    pipes = []
+
+    def thread_rank(timeout):
+        ours, theirs = Pipe()
+        pipes.append(ours)
+        threading.Thread(target=serve, args=(theirs,), daemon=True).start()
+        return ours
+
+    service = create_adapter("service", "procs", device="cpu", ranks=1, directory=tmp_path / "run" / "states", journal=2, launch=thread_rank)
+    client, twin = (service.create_training_client(str(tmp_path / "run" / "model"), LORA, 1) for _ in range(2))
+    twin.save_state("own").result(LONGEST)
+    for one in (client, twin):
+        curve(one, range(1))
+    sampler = client.create_sampling_client()
+    client.forward_backward(batch(1), "cross_entropy").result(LONGEST)
+    assert client.journal.state is not None and not client.journal.state[0].startswith(str(tmp_path))
+    pipes[-1].close()
+    with pytest.warns(RuntimeWarning, match="started again"):
+        assert client.digest() != twin.digest()
+    twin.forward_backward(batch(1), "cross_entropy").result(LONGEST)
+    assert client.digest() == twin.digest() and sampler.compute_logprobs([5, 6, 7]).result(LONGEST)
+    with pytest.raises(InvalidValue, match="does not lie in"):
+        service.create_training_client_from_state(client.journal.state[0])
+    service.close()
 
 
 def test_a_journal_begins_with_the_state_that_was_saved_last(services, model):
@@ -295,7 +328,7 @@ def test_a_journal_begins_with_the_state_that_was_saved_last(services, model):
 def test_what_kills_ranks_each_time_is_an_error(services, model, monkeypatch):
     service = services[2]
     client, twin = (service.create_training_client(model, LORA, 1) for _ in range(2))
-    call = service.ranks.call
+    call = service.trainers.ranks.call
 
     def deadly(verb, arguments):
         if verb == "run" and arguments[0][0] == client.key:
@@ -303,7 +336,7 @@ def test_what_kills_ranks_each_time_is_an_error(services, model, monkeypatch):
         return call(verb, arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.ranks, "call", deadly)
+        patch.setattr(service.trainers.ranks, "call", deadly)
         with pytest.warns(RuntimeWarning), pytest.raises(BackendError, match="3 times in a row"):
             client.forward_backward(batch(0), "cross_entropy").result(LONGEST)
     assert client.digest() == twin.digest(), "and leaves no trace"
@@ -317,7 +350,7 @@ def test_what_some_ranks_refuse_none_has_done(services, model):
     data = batch(0)
     good = [(client.key, data[:2], "cross_entropy", {}, True, (0, 1)), (client.key, data[2:], "no loss", {}, True, (0, 1))]
     with pytest.raises(ValueError, match="no loss"):
-        service.ask("run", good, client.journal)
+        service.trainers.ask("run", good, client.journal)
     assert client.digest() == before
 
 

@@ -134,8 +134,8 @@ def test_everything_imported_is_required():
             )
 
 
-# SDKs that exclude each other or what is pinned; each goes into an environment of its own
-EXCLUSIVE = {"tinker_requirements", "fireworks_requirements", "together_requirements"}
+# SDKs that exclude each other or what is pinned, and a cluster; each goes into an environment of its own
+EXCLUSIVE = {"tinker_requirements", "fireworks_requirements", "together_requirements", "ray_requirements"}
 
 
 def test_what_is_pinned_satisfies_what_is_required():

@@ -21,6 +21,7 @@ from .client import TorchService as TorchService
 from .client import TorchTrainingClient as TorchTrainingClient
 from .client import base_sampling_seed as base_sampling_seed
 from .client import check_datums as check_datums
+from .client import client_of_state as client_of_state
 from .client import copied_packs as copied_packs
 from .client import copy_trained as copy_trained
 from .client import export_merged as export_merged

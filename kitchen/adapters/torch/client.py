@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['temporary_states_folder', 'base_sampling_seed', 'copy_trained', 'prepare_batch', 'check_datums', 'new_directory',
-           'copied_packs', 'export_model', 'TorchTrainingClient', 'resolve_device', 'resume_client', 'TorchService',
-           'export_merged']
+           'copied_packs', 'export_model', 'TorchTrainingClient', 'resolve_device', 'resume_client', 'client_of_state',
+           'TorchService', 'export_merged']
 
 # %% ../../../nbs/91_adapters.torch/8_client.ipynb #45e7cdd6
 import copy
@@ -309,11 +309,15 @@ class TorchTrainingClient:
         norm = self.learner.step(adam_params)
         return OptimStepOutput({"grad_norm": norm, "memory": _allocated_memory(self.service.device)})
 
-    def capture_state(self) -> TrainingState:
-        "A copy of all that decides how training goes on."
+    def state_settings(self) -> dict[str, Any]:
+        "What the tensors of its state belong to, and how far training is."
         about = {"dtype": self.service.dtype_name, "seed": self.seed, "requests": self.requests}
         name = portable_name(self.opened.source.name, self.service.directory)
-        return TrainingState(_copy_packs(self.learner), about | _state_settings(name, self.opened, self.lora, self.learner))
+        return about | _state_settings(name, self.opened, self.lora, self.learner)
+
+    def capture_state(self) -> TrainingState:
+        "A copy of all that decides how training goes on."
+        return TrainingState(_copy_packs(self.learner), self.state_settings())
 
     def digest(self) -> str:
         "SHA-256 of the state: equal exactly if training would go on in the same way."
@@ -394,16 +398,29 @@ def resume_client(
 ) -> TorchTrainingClient:
     "A client that goes on from a saved state; InvalidValue for another dtype, DamagedData where the base has changed."
     check_state_place(path, service.directory)
-    groups, settings = StateStore.load(path)
+    content = StateStore.load(path)
+    return client_of_state(service, local_name(content[1]["model"], path, service.directory), content, with_optimizer, share, path)
+
+
+def client_of_state(
+    service: "TorchService",
+    model: str,  # by the name under which it is opened here
+    content: tuple[Mapping[str, Mapping[str, bytes]], Mapping[str, Any]],  # packs by group, and settings
+    with_optimizer: bool,
+    share: tuple[int, int] = (0, 1),
+    place: str = "the state",  # where it was read, for errors
+) -> TorchTrainingClient:
+    "A client with the content of a state."
+    groups, settings = content
+    if settings["dtype"] != service.dtype_name:
+        raise InvalidValue(f"{place} was saved with dtype {settings['dtype']}; this service has {service.dtype_name}")
+    opened = service.open(model, settings["seed"])
+    if settings["base"] and settings["base"] != opened.digest:
+        raise DamagedData(f"{place} was trained on other weights than {opened.source.name!r} has now")
     tensors = {
         group: {name: tensor for pack in packs.values() for name, tensor in load(pack).items()}
         for group, packs in groups.items()
     }
-    if settings["dtype"] != service.dtype_name:
-        raise InvalidValue(f"{path} was saved with dtype {settings['dtype']}; this service has {service.dtype_name}")
-    opened = service.open(local_name(settings["model"], path, service.directory), settings["seed"])
-    if settings["base"] and settings["base"] != opened.digest:
-        raise DamagedData(f"{path} was trained on other weights than {opened.source.name!r} has now")
     lora = None if settings["lora"] is None else LoraParams(**settings["lora"])
     client = TorchTrainingClient(opened, lora, settings["seed"], service)
     client.requests = settings["requests"]

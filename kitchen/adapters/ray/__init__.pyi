@@ -1,0 +1,26 @@
+# made from the modules' __all__ by `make prepare`
+from . import actor as actor
+from . import client as client
+from . import cluster as cluster
+from . import options as options
+from . import ranks as ranks
+from .actor import RankActor as RankActor
+from .actor import free_port as free_port
+from .actor import missing_files as missing_files
+from .actor import network_card as network_card
+from .client import ray_service as ray_service
+from .cluster import Placement as Placement
+from .cluster import WATCHED as WATCHED
+from .cluster import alive_nodes as alive_nodes
+from .cluster import connect as connect
+from .cluster import differing as differing
+from .cluster import examine as examine
+from .cluster import lacking as lacking
+from .cluster import load_ray as load_ray
+from .cluster import node_versions as node_versions
+from .cluster import pick_device as pick_device
+from .cluster import placements as placements
+from .cluster import versions_here as versions_here
+from .options import RayOptions as RayOptions
+from .ranks import RayRanks as RayRanks
+from .ranks import model_files as model_files
