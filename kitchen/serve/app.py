@@ -29,6 +29,7 @@ def metrics_text(engine: ServeEngine, guard: Guard) -> str:
     rows: list[tuple[str, str, str, float]] = [
         *(("kitchen_responses_total", "counter", f'{{status="{status}"}}', count) for status, count in sorted(guard.statuses.items())),
         *(("kitchen_tokens_total", "counter", f'{{use="{use}"}}', count) for use, count in sorted(engine.tokens.items())),
+        ("kitchen_requests_done_again_total", "counter", "", engine.done_again),
         ("kitchen_requests_active", "gauge", "", guard.active),
         ("kitchen_body_bytes_held", "gauge", "", guard.bytes_held),
         ("kitchen_promises_under_way", "gauge", "", engine.promises.under_way),

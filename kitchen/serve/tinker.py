@@ -243,7 +243,7 @@ def _read_batch(content: bytes, content_type: str, learn: bool) -> BatchRequest:
     "A batch in either form."
     if _PROTO in content_type:
         return batch_from_proto(content)
-    return BatchBody.model_validate_json(content).batch(learn)
+    return BatchBody.model_validate_json(content).batch(learn, content)
 
 
 def _place_of(content: bytes, content_type: str) -> tuple[str, int | None]:
