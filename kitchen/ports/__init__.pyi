@@ -20,6 +20,7 @@ from .protocols import Rows as Rows
 from .protocols import SamplingClient as SamplingClient
 from .protocols import ServiceClient as ServiceClient
 from .protocols import TellsAdapters as TellsAdapters
+from .protocols import TellsTokens as TellsTokens
 from .protocols import Tokenizer as Tokenizer
 from .protocols import Tracker as Tracker
 from .protocols import TrainingClient as TrainingClient

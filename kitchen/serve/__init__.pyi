@@ -17,15 +17,19 @@ from . import tinker as tinker
 from . import wire as wire
 from .answers import AnswerBody as AnswerBody
 from .answers import AnswerModel as AnswerModel
-from .answers import AnswerRoute as AnswerRoute
 from .answers import ChatBody as ChatBody
 from .answers import Choice as Choice
 from .answers import CompletionBody as CompletionBody
+from .answers import Parts as Parts
+from .answers import ToldText as ToldText
 from .answers import answer_routes as answer_routes
 from .answers import chat_choices as chat_choices
+from .answers import chat_prompt as chat_prompt
 from .answers import cut_at as cut_at
+from .answers import is_token as is_token
 from .answers import logprobs_body as logprobs_body
 from .answers import message_body as message_body
+from .answers import settled_text as settled_text
 from .answers import stream_events as stream_events
 from .answers import usage_body as usage_body
 from .app import create_app as create_app
@@ -52,6 +56,7 @@ from .errors import refusal_of as refusal_of
 from .guard import Application as Application
 from .guard import Guard as Guard
 from .guard import GuardLimits as GuardLimits
+from .guard import OpenPolls as OpenPolls
 from .keys import KeyRing as KeyRing
 from .keys import make_key as make_key
 from .lanes import Lane as Lane
@@ -128,6 +133,7 @@ from .tinker import outcome_response as outcome_response
 from .tinker import owner_of as owner_of
 from .tinker import queued as queued
 from .tinker import raw_body as raw_body
+from .tinker import refusing_route as refusing_route
 from .tinker import retrieve_future as retrieve_future
 from .tinker import save_weights as save_weights
 from .tinker import save_weights_for_sampler as save_weights_for_sampler

@@ -79,6 +79,7 @@ def create_app(
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.state.engine, app.state.poll_seconds = engine, poll_seconds
     guard = Guard(app, keys, limits)
+    app.state.polls = guard.polls
     own = APIRouter(route_class=RefusingRoute)
     own.add_api_route("/metrics", lambda: PlainTextResponse(metrics_text(engine, guard)), methods=["GET"], response_model=None)
     for router in (training_routes, own, *routers):

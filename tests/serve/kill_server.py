@@ -204,7 +204,8 @@ def story(folder: Path, backend: str, kills: int, seed: int) -> tuple[dict, Coun
     lives, ended = 0, None
     while ended is None:
         how = list(HOWS)[lives % len(HOWS)] if sum(hits.values()) < kills else ""
-        server = fork(lambda how=how, chance=random.Random(rng.random()): serve(listening, folder, backend, how, chance))
+        chance = random.Random(rng.random())
+        server = fork(lambda how=how, chance=chance: serve(listening, folder, backend, how, chance))
         lives += 1
         while True:
             gone, status = os.wait()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -269,6 +270,7 @@ def started(folder: Path, port: int = 0, *words: str):
     process = subprocess.Popen(
         [*command, "--folder", str(folder), "--port", str(port), *words],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env=environment,
         cwd=ROOT,
@@ -312,7 +314,14 @@ def test_processes_that_are_ended(tmp_path, how):
     given = {"data": [row([5, 6, 7, 8])], "loss_fn": "cross_entropy"}
     remote.result("save_weights", {"model_id": model, "seq_id": 1, "path": "start"})
     remote.result("forward_backward", {"model_id": model, "seq_id": 2, "forward_backward_input": given})
-    process.send_signal(how)
+    waiting = remote.client.post("optim_step", json={"model_id": model, "seq_id": 4, "adam_params": {}}).json()  # for number 3
+    with ThreadPoolExecutor(1) as pool:
+        poll = pool.submit(lambda: remote.client.post("retrieve_future", json=waiting).json())
+        time.sleep(0.1)
+        process.send_signal(how)
+        told = poll.result(20) if how == signal.SIGTERM else poll.exception(20)
+    assert isinstance(told, httpx.TransportError) or told["type"] == "try_again"
+    assert process.stderr is not None and process.stderr.read() in ("", "kitchen: ended by SIGTERM\n")
     assert process.wait(20) == (-how if how == signal.SIGKILL else 143)
     again, address = started(tmp_path, 0, "--max-hours", "0.001")
     stepped = Remote(address).result(

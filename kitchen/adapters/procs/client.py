@@ -489,7 +489,7 @@ class ProcsService:
 
     def capabilities(self) -> Capabilities:
         "As the torch backend on the same device."
-        return self.torch.capabilities()
+        return replace(self.torch.capabilities(), streaming=False)
 
     def get_tokenizer(self, model: str) -> HuggingFaceTokenizer:
         "The tokenizer that belongs to the model; its weights are not loaded."
