@@ -10,11 +10,11 @@ __all__ = ['CHECKS', 'CheckFinding', 'expect_close', 'expect_different', 'expect
            'gradient_is_that_of_the_sum', 'clipping_shortens', 'weight_decay_is_decoupled', 'training_learns',
            'custom_loss_equals_weights', 'clipping_matches_loss_table', 'importance_sampling_on_policy',
            'training_starts_at_the_base', 'sampler_agrees_with_trainer', 'topk_agrees_with_logprobs',
-           'samplers_keep_their_weights', 'sampling_is_reproducible', 'sampling_respects_stops', 'export_opens',
-           'exports_keep_their_stops', 'state_resumes_exactly', 'state_without_optimizer_forgets',
-           'dropout_follows_the_seed', 'futures_resolve', 'requests_run_in_order', 'mistakes_are_refused',
-           'failures_leave_no_trace', 'capabilities_are_honest', 'seed_determines_training', 'tokenizer_is_faithful',
-           'context_is_honest', 'conformance']
+           'samplers_keep_their_weights', 'sampling_is_reproducible', 'tokens_are_told_as_drawn',
+           'sampling_respects_stops', 'export_opens', 'exports_keep_their_stops', 'state_resumes_exactly',
+           'state_without_optimizer_forgets', 'dropout_follows_the_seed', 'futures_resolve', 'requests_run_in_order',
+           'mistakes_are_refused', 'failures_leave_no_trace', 'capabilities_are_honest', 'seed_determines_training',
+           'tokenizer_is_faithful', 'context_is_honest', 'conformance']
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #b175c241
 import importlib.util
@@ -32,7 +32,7 @@ import numpy as np
 
 from .losses.token import LOSSES
 from .palette import STATUS_SIGNS
-from .ports.protocols import Future, SamplingClient, ServiceClient, Tokenizer, TrainingClient
+from .ports.protocols import Future, SamplingClient, ServiceClient, TellsTokens, Tokenizer, TrainingClient
 from .seeding import random_generator
 from kitchen.types import (
     AdamParams,
@@ -665,6 +665,20 @@ def sampling_is_reproducible(bench: Bench) -> Iterator[CheckFinding]:
     yield expect_true("samples of one request differ", len(set(seeded)) > 1, f"{len(set(seeded))} of 4")
     yield expect_true("another seed draws anew", seeded != draw(seed=2))
     yield expect_true("no seed draws anew each time", draw() != draw())
+
+# %% ../nbs/40_evaluation/3_testing.ipynb #fc41507f
+@conformance_check("sampling", "streaming")
+def tokens_are_told_as_drawn(bench: Bench) -> Iterator[CheckFinding]:
+    "sample_telling gives what sample gives, and has told every token of it, each completion's in order."
+    sampler, prompt = bench.service.create_sampling_client(bench.model), [int(token) for token in bench.tokens(6, "prompt")]
+    yield expect_true("samplers have sample_telling", isinstance(sampler, TellsTokens))
+    if isinstance(sampler, TellsTokens):
+        told: list[list[int]] = [[], [], []]
+        given = SamplingParams(max_tokens=12, stop=(), seed=4)
+        drawn = bench.wait(sampler.sample_telling(prompt, 3, given, lambda index, token: told[index].append(token))).completions
+        yield expect_true("what was told is what came", told == [list(one.tokens) for one in drawn], f"{told}")
+        whole = bench.wait(sampler.sample(prompt, 3, given)).completions
+        yield expect_true("it is what sample draws", [one.tokens for one in drawn] == [one.tokens for one in whole])
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #3d8cb21c
 @conformance_check("sampling")

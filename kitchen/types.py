@@ -488,6 +488,7 @@ class Capabilities:
     sampling: bool = True
     optimizer_state: bool = True  # save_state keeps the optimizer
     topk: bool = False  # compute_topk
+    streaming: bool = False  # samplers tell tokens as they are drawn (`TellsTokens`)
     tempered_logprobs: bool = False  # log-probabilities at temperatures other than 1, of sampler and trainer
     deterministic: bool = False  # same seed, same machine: same bits
     tolerance: float | None = None  # where not deterministic: relative difference within which equal work gives equal numbers; None: not promised

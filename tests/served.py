@@ -15,6 +15,7 @@ class Wire:
 
     def __init__(self, client: TestClient, key: str = KEY):
         self.client, self.headers = client, {"X-API-Key": key}
+        self.engine: ServeEngine = getattr(client.app, "app", client.app).state.engine
 
     def post(self, verb: str, body=None, **more):
         return self.client.post(f"/api/v1/{verb}", json=body, headers={**self.headers, **more})

@@ -29,6 +29,7 @@ def metrics_text(engine: ServeEngine, guard: Guard) -> str:
     rows: list[tuple[str, str, str, float]] = [
         *(("kitchen_responses_total", "counter", f'{{status="{status}"}}', count) for status, count in sorted(guard.statuses.items())),
         *(("kitchen_tokens_total", "counter", f'{{use="{use}"}}', count) for use, count in sorted(engine.tokens.items())),
+        ("kitchen_requests_done_again_total", "counter", "", engine.done_again),
         ("kitchen_requests_active", "gauge", "", guard.active),
         ("kitchen_body_bytes_held", "gauge", "", guard.bytes_held),
         ("kitchen_promises_under_way", "gauge", "", engine.promises.under_way),
@@ -78,6 +79,7 @@ def create_app(
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.state.engine, app.state.poll_seconds = engine, poll_seconds
     guard = Guard(app, keys, limits)
+    app.state.polls = guard.polls
     own = APIRouter(route_class=RefusingRoute)
     own.add_api_route("/metrics", lambda: PlainTextResponse(metrics_text(engine, guard)), methods=["GET"], response_model=None)
     for router in (training_routes, own, *routers):

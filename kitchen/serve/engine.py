@@ -6,25 +6,29 @@
 __all__ = ['ServeLimits', 'Sampler', 'ServeEngine']
 
 # %% ../../nbs/94_serve/8_engine.ipynb #e3fb30d5
+import hashlib
+import json
 import secrets
 import sys
 import threading
 import time
 import traceback
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..ports.protocols import SamplingClient
-from .backend import ServedBackend, TrainedModel, delete_export, delete_state, draw, export_weights, run_batch, step
+from .backend import ServedBackend, TrainedModel, close_client, delete_export, delete_state, draw, export_weights, run_batch, step
 from .errors import Failure, RequestRefused
 from .lanes import Lane, Lanes
-from .models import Done, ServedModel
+from .models import Cut, Done, OpenedModel, ReplayLimits, ServedModel, Wanted, refusal
 from .promises import Promise, Promises
-from .records import Checkpoint, CheckpointKind, Journal, Records, check_name, is_id
+from .records import Checkpoint, CheckpointKind, Journal, JournalEntry, JournalHead, Records, check_name, is_id, journal_states, read_journal
 from kitchen.serve.wire import (
+    BatchBody,
     BatchRequest,
     LoadBody,
     ModelBody,
@@ -33,6 +37,7 @@ from kitchen.serve.wire import (
     SamplingSessionBody,
     SaveBody,
     SessionBody,
+    batch_from_proto,
 )
 from ..types import InvalidValue
 
@@ -45,12 +50,14 @@ class ServeLimits:
     waiting: int = 256  # requests of one model or sampler that may wait
     promises: int = 20_000  # results that are kept until they are fetched
     sessions: int = 1000
-    models: int = 64  # of all clients together
+    models: int = 64  # of all clients together, in sessions that go on
+    kept_models: int = 1024  # those of ended sessions counted in: of these the longest silent are forgotten
     samplers: int = 8  # of weights that were not saved by name, of one model: the last ones
     exports: int = 16  # samplers over saved weights that stay open
     answer: int = 4096  # tokens of one completion at most
     patience: float = 60.0  # seconds that requests wait for a number before theirs
     session_idle: float = 3600.0  # seconds without a request or a heartbeat after which models leave memory (they come back)
+    replay: ReplayLimits = field(default_factory=ReplayLimits)
 
 
 @dataclass
@@ -63,9 +70,13 @@ class Sampler:
     lane: Lane
     model_path: str | None = None
     weights: SamplingClient | None = None  # open; None: opened when asked
-    clients: int = 0  # copies of the handle in other processes
+    made_from: Mapping[str, Any] | None = None  # model, file of its journal, and number, of weights that nobody saved
+    made_by: OpenedModel | None = None  # what made the weights again after a restart
 
 # %% ../../nbs/94_serve/8_engine.ipynb #75af6e08
+_TOUCH_SECONDS = 60.0
+
+
 class ServeEngine:
     "A backend for many clients."
 
@@ -77,8 +88,9 @@ class ServeEngine:
         self.promises = Promises(self.limits.promises)
         self.models: dict[str, ServedModel] = {}
         self.samplers: OrderedDict[str, Sampler] = OrderedDict()
-        self.seen: dict[str, float] = {}  # session -> when it was heard of last
+        self.seen: dict[str, float] = {}  # session -> when it was heard of last, by the clock that files have
         self.tokens: Counter[str] = Counter()  # "trained" and "sampled"
+        self.done_again = 0  # requests, after a restart
         self.lock = threading.RLock()
 
     # sessions
@@ -93,8 +105,15 @@ class ServeEngine:
             session_id,
             {"owner": owner, "created": time.time(), "user_metadata": body.user_metadata, "display_name": body.display_name, "finished": None},
         )
-        self.seen[session_id] = time.monotonic()
+        self._hear(session_id)
         return session_id
+
+    def _hear(self, session_id: str) -> None:
+        "Note that something was heard of a session; now and then on disk too, for a server that is started anew."
+        now = time.time()
+        if now - self.seen.get(session_id, 0.0) > _TOUCH_SECONDS:
+            self.records.touch("sessions", session_id)
+        self.seen[session_id] = now
 
     def _forget_sessions(self) -> None:
         "Drop sessions that have no model; 429 where all have."
@@ -112,21 +131,27 @@ class ServeEngine:
             raise RequestRefused(404, f"there is no session {session_id[:80]}")
         if found["finished"] is not None:
             raise RequestRefused(410, f"session {session_id} is finished")
-        self.seen[session_id] = time.monotonic()
+        self._hear(session_id)
         return found
 
     def finish_session(self, owner: str, session_id: str, reason: Mapping[str, Any]) -> None:
-        "End a session: its models leave memory, its checkpoints stay."
+        "End a session: its models go, its checkpoints stay."
         found = self.records.get("sessions", session_id)
         if found is None or found["owner"] != owner:
             raise RequestRefused(404, f"there is no session {session_id[:80]}")
         if found["finished"] is None:
             self.records.put("sessions", session_id, {**found, "finished": {"at": time.time(), **reason}})
-            self._release(session_id)
+            self._release(session_id, for_good=True)
 
     def _idle(self, session_id: str) -> bool:
         "Whether nothing was heard of a session for long."
-        return time.monotonic() - self.seen.get(session_id, 0.0) > self.limits.session_idle
+        heard = max(self.seen.get(session_id, 0.0), self.records.touched("sessions", session_id))
+        return time.time() - heard > self.limits.session_idle
+
+    def _ended(self, session_id: str) -> bool:
+        "Whether a session is finished, or silent for so long that nobody is thought to be there."
+        found = self.records.get("sessions", session_id)
+        return found is None or found["finished"] is not None or self._idle(session_id)
 
     # models
 
@@ -150,50 +175,79 @@ class ServeEngine:
             if known is not None:
                 return known
             if self.records.get("models", model_id) is None:
-                if len(self.records.names("models")) >= self.limits.models:
-                    raise RequestRefused(400, f"this server has {self.limits.models} models, its limit; unload some that are not needed")
-                about = {"owner": owner, "created": time.time(), "user_metadata": user_metadata}
+                self._make_room()
+                opened_by = "create_model" if state is None else "load_weights"
+                about = {"owner": owner, "created": time.time(), "user_metadata": user_metadata, "opened_by": opened_by}
+                Journal(self._journal_path(model_id), JournalHead(spec.as_dict(), *(state or (None, True))))
                 self.records.put("models", model_id, {**about, "spec": spec.as_dict()})
-                if state is not None:
-                    self._journal(model_id).write(state=state[0], with_optimizer=state[1])
             model = self.model(owner, model_id)
             promise = self.promises.add(Promise(f"{model_id}:0", "create_model", owner))
         model.lane.put(lambda: self._open(model, promise))
         return promise
 
+    def _make_room(self) -> None:
+        "400 where the sessions that go on have as many models as there may be; of the others the longest silent are forgotten."
+        names = self.records.names("models")
+        over = {session_id for session_id in {name.split(":")[0] for name in names} if self._ended(session_id)}
+        if sum(name.split(":")[0] not in over for name in names) >= self.limits.models:
+            raise RequestRefused(400, f"this server has {self.limits.models} models, its limit; unload some that are not needed")
+        silent = sorted((name for name in names if name.split(":")[0] in over), key=lambda name: self.records.touched("models", name))
+        for name in silent[: max(len(names) + 1 - self.limits.kept_models, 0)]:
+            self._forget_model(name)
+
+    def _forget_model(self, model_id: str) -> None:
+        "Remove a model and what is kept for it; its checkpoints stay."
+        with self.lock:
+            model = self.models.pop(model_id, None)
+            self.records.drop("models", model_id)
+        if model is not None:
+            model.end()
+        elif (path := self._journal_path(model_id)).is_dir():
+            for state in Journal(path).drop():
+                delete_state(self.backend.service, state)
+
     def _open(self, model: ServedModel, promise: Promise) -> None:
-        "Open a model now, so that what is wrong with it is said at once; one that cannot be opened is forgotten."
-        kind = "create_model" if model.journal.state.state is None else "load_weights"
+        "Open a model now, so that what is wrong with it is said at once; a new one that cannot be opened is forgotten."
+        kind = (self.records.get("models", model.model_id) or {}).get("opened_by", "create_model")
         promise.run(lambda: {"type": kind, "model_id": model.model_id} if model.client else None)
-        if isinstance(promise.outcome.result(), Failure):
-            with self.lock:
-                self.models.pop(model.model_id, None)
-                self.records.drop("models", model.model_id)
-                self._journal_path(model.model_id).unlink(missing_ok=True)
+        if isinstance(promise.outcome.result(), Failure) and model.next_seq == 1:
+            self._forget_model(model.model_id)
 
     def _journal_path(self, model_id: str) -> Path:
         "Where a model's journal lies."
-        return self.folder / "models" / f"{model_id}.jsonl"
-
-    def _journal(self, model_id: str) -> Journal:
-        "A model's journal."
-        return Journal(self._journal_path(model_id))
+        return self.folder / "journals" / model_id
 
     def model(self, owner: str, model_id: str) -> ServedModel:
-        "A model of this owner, of now or from before a restart; 404 for any other."
+        """A model of this owner, of now or from before a restart; 404 for any other, 410 where its session is finished.
+
+        What of a model from before a restart no state has is done again from here on."""
         with self.lock:
             model = self.models.get(model_id)
-            if model is None:
-                found = self.records.get("models", model_id)
-                if found is not None and found["owner"] == owner:
-                    spec = TrainedModel.from_dict(found["spec"])
-                    lane = self.lanes.lane(self.limits.waiting)
-                    model = ServedModel(model_id, owner, spec, self.backend, self._journal(model_id), lane, self.promises)
-                    self.models[model_id] = model
+            found = self.records.get("models", model_id) if model is None else None
+            if found is not None and found["owner"] == owner:
+                self.session(owner, model_id.split(":")[0])
+                model = self.models[model_id] = self._stored_model(owner, model_id)
         if model is None or model.owner != owner:
             raise RequestRefused(404, f"there is no model {model_id[:80]}")
-        self.seen[model_id.split(":")[0]] = time.monotonic()
+        self._hear(model_id.split(":")[0])
         return model
+
+    def _stored_model(self, owner: str, model_id: str) -> ServedModel:
+        "A model as the disk has it, and in its lane what no state has of it."
+
+        def held() -> set[int]:
+            made = (one.get("made_from") or {} for _, one in self._samplers_of(model_id.split(":")[0]))
+            return {one["file"] for one in made if one.get("model") == model_id}
+
+        journal, lane = Journal(self._journal_path(model_id)), self.lanes.lane(self.limits.waiting)
+        model = ServedModel(model_id, owner, self.backend, journal, lane, self.promises, self.limits.replay, held)
+        self.done_again += model.revive(lambda entry: self._read(owner, entry))
+        return model
+
+    def _samplers_of(self, session_id: str) -> list[tuple[str, dict[str, Any]]]:
+        "Stored samplers of a session."
+        names = [name for name in self.records.names("samplers") if name.startswith(f"{session_id}:")]
+        return [(name, found) for name in names if (found := self.records.get("samplers", name)) is not None]
 
     def model_info(self, owner: str, model_id: str) -> dict[str, Any]:
         "What get_info says."
@@ -210,11 +264,7 @@ class ServeEngine:
         promise = self.promises.add(Promise(f"{model_id}:unload:{secrets.token_hex(4)}", "unload_model", owner))
 
         def work() -> dict[str, Any]:
-            model.replace_with_nothing()
-            with self.lock:
-                self.models.pop(model_id, None)
-                self.records.drop("models", model_id)
-                self._journal_path(model_id).unlink(missing_ok=True)
+            self._forget_model(model_id)
             return {"type": "unload_model", "model_id": model_id}
 
         model.lane.put(lambda: promise.run(work))
@@ -222,92 +272,122 @@ class ServeEngine:
 
     # training
 
+    def _read(self, owner: str, entry: JournalEntry) -> Wanted:
+        "What a kept request asks for."
+        if entry.form == "failure":
+            failure = Failure(**json.loads(entry.body))
+            return refusal(entry.verb, RequestRefused(400, failure.error, failure.category))
+        if entry.verb in ("forward", "forward_backward"):
+            learn = entry.verb == "forward_backward"
+            found = batch_from_proto(entry.body) if entry.form == "proto" else BatchBody.model_validate_json(entry.body).batch(learn, entry.body)
+            return self._batch(found)
+        if entry.verb == "optim_step":
+            return self._step(OptimStepBody.model_validate_json(entry.body))
+        if entry.verb == "load_weights":
+            return self._load(owner, LoadBody.model_validate_json(entry.body))
+        return self._save(entry.verb, SaveBody.model_validate_json(entry.body))
+
     def batch(self, owner: str, request: BatchRequest) -> Promise:
         "`forward_backward` or `forward`."
         model = self.model(owner, request.model_id)
         self.tokens["trained"] += sum(map(len, request.data))
+        return model.submit(self._batch(request), request.seq_id)
+
+    @staticmethod
+    def _batch(request: BatchRequest) -> Wanted:
+        "A batch as a request to a model."
         verb = "forward_backward" if request.learn else "forward"
-        return model.submit(verb, lambda model: Done(run_batch(model.client, request), {}), request.seq_id, changes=request.learn)
+        return Wanted(verb, lambda model, seq: Done(run_batch(model.client, request)), *request.source, changes=request.learn)
 
     def optim_step(self, owner: str, body: OptimStepBody) -> Promise:
         "One step of AdamW."
         model = self.model(owner, body.model_id)
         try:
-            params = body.params()
+            wanted = self._step(body)
         except InvalidValue as error:
             model.refuse("optim_step", body.seq_id, error)
             raise
+        return model.submit(wanted, body.seq_id)
 
-        def work(model: ServedModel) -> Done:
-            metrics = step(model.client, params)
-            return Done({"type": "optim_step", "metrics": metrics}, {"reply": {"type": "optim_step", "metrics": metrics}})
-
-        return model.submit("optim_step", work, body.seq_id, changes=True)
+    @staticmethod
+    def _step(body: OptimStepBody) -> Wanted:
+        "A step as a request to a model; InvalidValue for what is no setting of AdamW."
+        params = body.params()
+        work = lambda model, seq: Done({"type": "optim_step", "metrics": step(model.client, params)})  # noqa: E731
+        return Wanted("optim_step", work, "json", body.model_dump_json().encode(), changes=True)
 
     # saving
 
     def save_weights(self, owner: str, body: SaveBody) -> Promise:
         "Save a state under a name."
-        model = self.model(owner, body.model_id)
-
-        def work(model: ServedModel) -> Done:
-            found = self._checkpoint(model, "weights", body)
-            old = model.journal.state
-            reference = model.save(found.name)
-            self.records.put_checkpoint(replaced := _at(found, reference))
-            if old.state is not None and old.parked:
-                delete_state(self.backend.service, old.state)
-            reply = {"type": "save_weights", "path": replaced.path}
-            return Done(reply, {"state": reference, "reply": reply})
-
-        return self._submit_named(model, "save_weights", work, body)
+        return self._submit_named(owner, "save_weights", body)
 
     def save_for_sampler(self, owner: str, body: SaveBody) -> Promise:
         "A sampler over the weights as they are: saved under a name, or only held in memory."
-        model = self.model(owner, body.model_id)
-        session_id = body.model_id.split(":")[0]
+        return self._submit_named(owner, "save_weights_for_sampler", body)
 
-        def named(model: ServedModel) -> Done:
-            found = self._checkpoint(model, "sampler_weights", body)
-            folder = self.folder / "exports" / secrets.token_hex(12)
-            export_weights(model.client, folder)
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            self.records.put_checkpoint(_at(found, folder.name, size))
-            reply = {"type": "save_weights_for_sampler", "path": found.path}
-            return Done(reply, {"reply": reply})
-
-        def held(model: ServedModel) -> Done:
-            number = secrets.token_hex(6) if body.sampling_session_seq_id is None else body.sampling_session_seq_id
-            sampler_id = f"{session_id}:sample:{number}"
-            weights = model.client.create_sampling_client()
-            sampler = Sampler(sampler_id, owner, model.spec.base_model, self.lanes.lane(self.limits.waiting), weights=weights)
-            self._hold(sampler)
-            return Done({"type": "save_weights_for_sampler", "path": None, "sampling_session_id": sampler_id}, {})
-
-        return self._submit_named(model, "save_weights_for_sampler", held if body.path is None else named, body)
-
-    def _submit_named(self, model: ServedModel, verb: str, work: Any, body: SaveBody) -> Promise:
+    def _submit_named(self, owner: str, verb: str, body: SaveBody) -> Promise:
         "Queue a request that names a checkpoint; a wrong name is refused, and its number taken."
+        model = self.model(owner, body.model_id)
         try:
             if body.path is not None:
                 check_name(body.path)
         except InvalidValue as error:
             model.refuse(verb, body.seq_id, error)
             raise
-        return model.submit(verb, work, body.seq_id)
+        return model.submit(self._save(verb, body), body.seq_id)
 
-    def _checkpoint(self, model: ServedModel, kind: CheckpointKind, body: SaveBody) -> Checkpoint:
-        "The checkpoint that a request asks for; InvalidValue where its name is taken."
-        name = body.path or f"{model.next_seq - 1:06}"
+    def _save(self, verb: str, body: SaveBody) -> Wanted:
+        "A request that saves."
+        of_sampler = self._save_held if body.path is None else self._save_export
+        save = self._save_state if verb == "save_weights" else of_sampler
+        return Wanted(verb, lambda model, seq: save(model, seq, body), "json", body.model_dump_json().encode())
+
+    def _save_state(self, model: ServedModel, seq: int, body: SaveBody) -> Done:
+        "Save a state; the same request done again finds it."
+        found = self._checkpoint(model, seq, "weights", body)
+        if not found.reference:
+            self.records.put_checkpoint(found := _at(found, model.save(found.name)))
+        return Done({"type": "save_weights", "path": found.path}, Cut(found.reference))
+
+    def _save_export(self, model: ServedModel, seq: int, body: SaveBody) -> Done:
+        "Export weights; the same request done again finds them."
+        found = self._checkpoint(model, seq, "sampler_weights", body)
+        if not found.reference:
+            folder = self.folder / "exports" / secrets.token_hex(12)
+            export_weights(model.client, folder)
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            self.records.put_checkpoint(_at(found, folder.name, size))
+        return Done({"type": "save_weights_for_sampler", "path": found.path})
+
+    def _save_held(self, model: ServedModel, seq: int, body: SaveBody) -> Done:
+        "A sampler in memory; on disk there is from what it can be made again."
+        session_id, _, model_number = model.model_id.split(":")
+        number = f"t{model_number}-{seq}" if body.sampling_session_seq_id is None else body.sampling_session_seq_id
+        sampler_id = f"{session_id}:sample:{number}"
+        let_go = seq in model.journal.ended and self.records.get("samplers", sampler_id) is None
+        if not let_go:
+            made_from = {"model": model.model_id, "file": model.journal.number, "seq": seq}
+            about = {"owner": model.owner, "base_model": model.spec.base_model, "model_path": None, "made_from": made_from}
+            self.records.put("samplers", sampler_id, about)
+            weights, lane = model.client.create_sampling_client(), self.lanes.lane(self.limits.waiting)
+            self._hold(Sampler(sampler_id, model.owner, model.spec.base_model, lane, weights=weights, made_from=made_from))
+        return Done({"type": "save_weights_for_sampler", "path": None, "sampling_session_id": sampler_id})
+
+    def _checkpoint(self, model: ServedModel, seq: int, kind: CheckpointKind, body: SaveBody) -> Checkpoint:
+        "The checkpoint that a request asks for, or has made before a restart; InvalidValue where its name is taken."
+        name = body.path or f"{seq:06}"
         now = time.time()
         expires = None if body.ttl_seconds is None else now + body.ttl_seconds
         metadata = {str(key): str(value) for key, value in (body.user_metadata or {}).items()}
-        found = Checkpoint(model.model_id, kind, name, model.owner, "", model.spec.as_dict(), now, None, expires, metadata)
-        taken = self.records.checkpoint_path(model.model_id, kind, name).is_file()
-        if taken and not body.overwrite:
+        found = Checkpoint(model.model_id, kind, name, model.owner, "", model.spec.as_dict(), now, None, expires, metadata, seq)
+        there = self.records.stored_checkpoint(model.model_id, kind, name)
+        if there is not None and there.seq == seq:
+            return there
+        if there is not None and not body.overwrite and not there.expired:
             raise InvalidValue(f"{found.path} is there already; name another one, or ask to overwrite it")
-        if taken:
-            self._delete(self.records.checkpoint(found.path, model.owner))
+        if there is not None:
+            self._delete(there)
         return found
 
     def _hold(self, sampler: Sampler) -> None:
@@ -315,9 +395,16 @@ class ServeEngine:
         with self.lock:
             self.samplers[sampler.sampler_id] = sampler
             session = sampler.sampler_id.split(":")[0]
-            held = [key for key, one in self.samplers.items() if one.model_path is None and one.weights is not None and key.startswith(f"{session}:")]
+            held = [key for key, one in self.samplers.items() if one.made_from is not None and key.startswith(f"{session}:")]
             for key in held[: -self.limits.samplers]:
-                del self.samplers[key]
+                self._let_go(key)
+
+    def _let_go(self, sampler_id: str) -> None:
+        "Forget a sampler over weights that nobody saved."
+        sampler = self.samplers.pop(sampler_id, None)
+        self.records.drop("samplers", sampler_id)
+        if sampler is not None and sampler.made_by is not None and sampler.made_by.opened is not None:
+            close_client(sampler.made_by.opened)
 
     # loading
 
@@ -334,14 +421,20 @@ class ServeEngine:
             model_id = f"{body.session_id}:train:{body.model_seq_id}"
             return self._new_model(owner, model_id, spec, (found.reference, body.optimizer), body.user_metadata)
 
-        def work(model: ServedModel) -> Done:
-            model.replace(self.backend.open_state(found.reference, body.optimizer), spec)
-            stored = self.records.get("models", model.model_id) or {}
-            self.records.put("models", model.model_id, {**stored, "spec": spec.as_dict()})
-            reply = {"type": "load_weights", "path": body.path, "model_id": model.model_id}
-            return Done(reply, {"state": found.reference, "with_optimizer": body.optimizer, "reply": reply})
+        return self.model(owner, body.model_id).submit(self._load(owner, body), body.seq_id)
 
-        return self.model(owner, body.model_id).submit("load_weights", work, body.seq_id)
+    def _load(self, owner: str, body: LoadBody) -> Wanted:
+        "Going on from a state, in a model that is there."
+
+        def work(model: ServedModel, seq: int) -> Done:
+            found = self.records.checkpoint(body.path, owner)
+            model.become(self.backend.open_state(found.reference, body.optimizer), found.model)
+            stored = self.records.get("models", model.model_id) or {}
+            self.records.put("models", model.model_id, {**stored, "spec": dict(found.model)})
+            reply = {"type": "load_weights", "path": body.path, "model_id": model.model_id}
+            return Done(reply, Cut(found.reference, body.optimizer))
+
+        return Wanted("load_weights", work, "json", body.model_dump_json().encode())
 
     # sampling
 
@@ -367,32 +460,50 @@ class ServeEngine:
         return {"base_model": base_model, "model_path": None}
 
     def sampler(self, owner: str, sampler_id: str) -> Sampler:
-        "A sampler of this owner; 404 for any other, and for one whose weights went with a restart."
+        "A sampler of this owner; 404 for any other, and for one whose weights were let go."
         with self.lock:
             sampler = self.samplers.get(sampler_id)
             if sampler is None and (found := self.records.get("samplers", sampler_id)) is not None:
                 lane = self.lanes.lane(self.limits.waiting)
-                sampler = self.samplers[sampler_id] = Sampler(sampler_id, found["owner"], found["base_model"], lane, found["model_path"])
+                sampler = Sampler(sampler_id, found["owner"], found["base_model"], lane, found["model_path"], made_from=found.get("made_from"))
+                self.samplers[sampler_id] = sampler
             if sampler is None or sampler.owner != owner:
-                gone = "weights that were not saved by name go with a restart, or when newer ones are taken"
+                gone = "weights that were not saved by name go when newer ones are taken, or with their model"
                 raise RequestRefused(404, f"there is no sampler {sampler_id[:80]}; {gone}")
             self.samplers.move_to_end(sampler_id)
-        self.seen[sampler_id.split(":")[0]] = time.monotonic()
+        self._hear(sampler_id.split(":")[0])
         return sampler
 
     def _weights(self, sampler: Sampler) -> SamplingClient:
         "A sampler's weights, opened now if need be; those that were not used for long are let go."
         if sampler.weights is None:
-            if sampler.model_path is None:
+            if sampler.made_from is not None:
+                sampler.weights = self._make_again(sampler, sampler.made_from)
+            elif sampler.model_path is None:
                 sampler.weights = self.backend.open_sampler(sampler.base_model)
             else:
                 found = self.records.checkpoint(sampler.model_path, sampler.owner)
                 sampler.weights = self.backend.open_export(self.folder / "exports" / found.reference)
             with self.lock:
-                opened = [one for one in self.samplers.values() if one.weights is not None and self.records.get("samplers", one.sampler_id)]
+                opened = [one for one in self.samplers.values() if one.weights is not None and one.made_from is None]
                 for old in opened[: -self.limits.exports]:
                     old.weights = None
         return sampler.weights
+
+    def _make_again(self, sampler: Sampler, made_from: Mapping[str, Any]) -> SamplingClient:
+        "The weights of a sampler as they were, by doing again what had made them."
+        path = self._journal_path(made_from["model"]) / str(made_from["file"])
+        if not path.is_file():
+            raise RequestRefused(404, f"the model that {sampler.sampler_id} was taken from is gone")
+        head, entries, _, _ = read_journal(path)
+        training = sampler.made_by = OpenedModel(self.backend, head)
+        weights = training.client  # what is wrong with opening it is said
+        for entry in entries:
+            if head.next_seq <= entry.seq < made_from["seq"] and entry.verb in ("forward_backward", "optim_step"):
+                wanted = self._read(sampler.owner, entry)
+                with suppress(Exception):  # what failed then fails now
+                    training.carry_out(wanted, lambda wanted=wanted, seq=entry.seq: wanted.work(training, seq))
+        return weights.create_sampling_client()
 
     def sample(self, owner: str, body: SampleBody) -> Promise:
         "`asample`; the same number again is the same draw."
@@ -411,7 +522,8 @@ class ServeEngine:
                 return known
             sampler.lane.check_room()
             promise = self.promises.add(Promise(request_id, "sample", owner))
-        sampler.lane.put(lambda: promise.run(lambda: self._draw(sampler, body)))
+        seeded = _seeded(body, request_id)
+        sampler.lane.put(lambda: promise.run(lambda: self._draw(sampler, seeded)))
         return promise
 
     def _draw(self, sampler: Sampler, body: SampleBody) -> Any:
@@ -422,10 +534,12 @@ class ServeEngine:
 
     def join_sampler(self, owner: str, sampler_id: str) -> int:
         "A number for one more client of a sampler, whose own numbers begin there."
-        sampler = self.sampler(owner, sampler_id)
+        self.sampler(owner, sampler_id)
         with self.lock:
-            sampler.clients += 1
-            return sampler.clients
+            found = self.records.get("samplers", sampler_id) or {}
+            number = found.get("clients", 0) + 1
+            self.records.put("samplers", sampler_id, {**found, "clients": number})
+            return number
 
     # results
 
@@ -437,12 +551,13 @@ class ServeEngine:
         parent, _, number = request_id.rpartition(":")
         if is_id(request_id) and number.isdecimal() and ":train:" in parent:
             model = self.model(owner, parent)
-            past = model.past_promise(int(number))
+            if int(number) == 0:  # its opening
+                promise = self.promises.add(Promise(request_id, "create_model", owner))
+                model.lane.put(lambda: self._open(model, promise))
+                return promise
+            past = self.promises.get(request_id, owner) or model.past_promise(int(number))
             if past is not None:
                 return past
-            lost = Promise(request_id, "?", owner)
-            lost.settle(Failure(f"the server was restarted before request {number} of {parent} was carried out", "server"))
-            return lost
         if is_id(request_id) and ":sample:" in parent:
             self.sampler(owner, parent)
             raise RequestRefused(410, "the server was restarted since; ask again")
@@ -459,13 +574,24 @@ class ServeEngine:
         self.records.drop_checkpoint(found)
         if found.kind != "weights":
             delete_export(self.folder / "exports" / found.reference)
-        elif all(model.journal.state.state != found.reference for model in self._all_models()):
+        elif found.reference in self._states_in_use():
+            self.records.put("orphans", secrets.token_hex(8), {"reference": found.reference})
+        else:
             delete_state(self.backend.service, found.reference)
 
-    def _all_models(self) -> list[ServedModel]:
-        "Every model of every owner."
-        found = ((name, self.records.get("models", name)) for name in self.records.names("models"))
-        return [self.model(record["owner"], name) for name, record in found if record is not None]
+    def _states_in_use(self) -> set[str]:
+        "States on which models of anybody stand."
+        return set[str]().union(*(journal_states(folder) for folder in (self.folder / "journals").iterdir()))
+
+    def _delete_orphans(self) -> None:
+        "Remove states whose checkpoint is gone, once no model stands on them."
+        names = self.records.names("orphans")
+        used = self._states_in_use() if names else set[str]()
+        for name in names:
+            found = self.records.get("orphans", name)
+            if found is not None and found["reference"] not in used:
+                delete_state(self.backend.service, found["reference"])
+                self.records.drop("orphans", name)
 
     # housekeeping
 
@@ -475,17 +601,21 @@ class ServeEngine:
             model.give_up_gaps(self.limits.patience)
         for found in list(self.records.expired()):
             self._delete(found)
+        self._delete_orphans()
         for session_id in {name.split(":")[0] for name in self.models}:
             if self._idle(session_id):
                 self._release(session_id)
 
-    def _release(self, session_id: str) -> None:
-        "Let a session's models leave memory; each is saved first if need be, and comes back when it is asked for."
-        for model in [one for name, one in self.models.items() if name.startswith(f"{session_id}:")]:
-            model.lane.put(lambda model=model: _park(model))
+    def _release(self, session_id: str, for_good: bool = False) -> None:
+        "Let a session's models leave memory; each is saved first if need be, and comes back when it is asked for, unless it goes for good."
+        for name, model in [(name, one) for name, one in self.models.items() if name.startswith(f"{session_id}:")]:
+            model.lane.put((lambda name=name: self._forget_model(name)) if for_good else (lambda model=model: _park(model)))
         with self.lock:
-            for key in [key for key, one in self.samplers.items() if key.startswith(f"{session_id}:")]:
-                del self.samplers[key]
+            for key in [key for key in self.samplers if key.startswith(f"{session_id}:")]:
+                if for_good and self.samplers[key].made_from is not None:
+                    self._let_go(key)
+                else:
+                    self.samplers.pop(key)
 
     def close(self) -> None:
         "Let what runs end, save what no state has, and let go of everything."
@@ -500,6 +630,15 @@ def _park(model: ServedModel) -> None:
         model.park()
     except Exception:
         traceback.print_exc(file=sys.stderr)
+
+
+def _seeded(body: SampleBody, request_id: str) -> SampleBody:
+    "A draw without a seed has one of its own by its number, so that it is the same draw after a restart."
+    params = body.sampling_params
+    if params.seed is not None:
+        return body
+    seed = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:4]) >> 1
+    return body.model_copy(update={"sampling_params": params.model_copy(update={"seed": seed})})
 
 
 def _at(found: Checkpoint, reference: str, size: int | None = None) -> Checkpoint:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import APIRouter
@@ -91,6 +92,19 @@ class ServeSettings:
             return False
 
 
+class _EndingServer(uvicorn.Server):
+    "uvicorn's server, which tells when it is told to end."
+
+    def __init__(self, config: uvicorn.Config, end: Callable[[], None]):
+        super().__init__(config)
+        self.end = end
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        "A signal came."
+        self.end()
+        super().handle_exit(sig, frame)
+
+
 class KitchenServer:
     "A server that is not yet, or no longer, or just now running."
 
@@ -119,7 +133,7 @@ class KitchenServer:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=self.settings.stop_seconds,
         )
-        self.server = uvicorn.Server(config)
+        self.server = _EndingServer(config, self.guard.polls.end)
 
     @property
     def address(self) -> str:
@@ -142,6 +156,7 @@ class KitchenServer:
 
     def stop(self) -> None:
         "End in order; `run` returns."
+        self.guard.polls.end()
         self.server.should_exit = True
 
     def _end_when_due(self) -> None:

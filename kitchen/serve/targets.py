@@ -37,7 +37,7 @@ class AnswerTarget:
         service: ServiceClient = create_adapter("service", self.backend, **(self.backend_options or {}))
         renderer = get_renderer(self.renderer, service.get_tokenizer(self.model), self.chat_template_kwargs or None)
         sampler, capabilities = service.create_sampling_client(self.model), service.capabilities()
-        return AnswerModel(self.name, sampler, renderer, longest, capabilities.topk)
+        return AnswerModel(self.name, sampler, renderer, longest, capabilities.topk, capabilities.streaming)
 
 
 def run_target(folder: Path, name: str | None = None) -> AnswerTarget:

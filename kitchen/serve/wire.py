@@ -145,6 +145,7 @@ class BatchRequest:
     loss_fn: str
     settings: Mapping[str, float]
     learn: bool  # whether gradients are wanted
+    source: tuple[str, bytes]  # json or proto, and the body that it was read from
 
 
 def _vector(name: str, values: np.ndarray, origin: str) -> np.ndarray:
@@ -212,7 +213,8 @@ def batch_from_proto(content: bytes) -> BatchRequest:
         for index, datum in enumerate(datums)
     )
     settings, learn = _settings_from_proto(message), not message.get("forward_only", False)
-    return BatchRequest(message.get("model_id", ""), message.get("seq_id") or None, data, message.get("loss_fn", ""), settings, learn)
+    model_id, seq_id, source = message.get("model_id", ""), message.get("seq_id") or None, ("proto", content)
+    return BatchRequest(model_id, seq_id, data, message.get("loss_fn", ""), settings, learn, source)
 
 # %% ../../nbs/94_serve/2_wire.ipynb #bbff8062
 _Id = Annotated[str, Field(min_length=1, max_length=256)]
@@ -288,8 +290,8 @@ class BatchBody(WireBody):
     forward_backward_input: BatchInput | None = None
     forward_input: BatchInput | None = None
 
-    def batch(self, learn: bool) -> BatchRequest:
-        "The request."
+    def batch(self, learn: bool, content: bytes | None = None) -> BatchRequest:
+        "The request; `content` is what it was read from."
         given = self.forward_backward_input or self.forward_input
         if given is None:
             raise InvalidValue("a batch stands in forward_backward_input or forward_input; the request has neither")
@@ -302,7 +304,8 @@ class BatchBody(WireBody):
             )
             for index, datum in enumerate(given.data)
         )
-        return BatchRequest(self.model_id, self.seq_id or None, data, given.loss_fn, given.loss_fn_config or {}, learn)
+        source = ("json", content or self.model_dump_json().encode())
+        return BatchRequest(self.model_id, self.seq_id or None, data, given.loss_fn, given.loss_fn_config or {}, learn, source)
 
 # %% ../../nbs/94_serve/2_wire.ipynb #ad202013
 class LoraBody(WireBody):

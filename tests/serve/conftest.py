@@ -12,13 +12,16 @@ from kitchen.serve.keys import KeyRing
 
 @pytest.fixture
 def serve(tmp_path):
-    """Open a server; several one after another have the same folder."""
-    opened = []
+    """Open a server; several one after another have the same folder, and those before were killed."""
+    opened, engines = [], []
 
     def start(
         limits: ServeLimits | None = None, guard: GuardLimits | None = None, poll: float = 5.0, **backend
     ) -> Wire:
+        for killed in engines:
+            killed.models.clear()  # it does nothing more
         engine = open_engine(tmp_path, limits, **backend)
+        engines.append(engine)
         keys = KeyRing(tmp_path / "keys.json", {"ann": KEY, "bob": OTHER_KEY})
         client = TestClient(
             create_app(engine, keys, guard, poll_seconds=poll),

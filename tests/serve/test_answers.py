@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from served import KEY, open_engine
 from small_settings import SMALL_SETTINGS
 
 from kitchen import Kitchen
 from kitchen.ports.registry import create_adapter
 from kitchen.rendering.base import prompt_tokens
-from kitchen.rendering.registry import get_renderer
-from kitchen.serve.answers import ChatBody, answer_routes, chat_choices
+from kitchen.rendering.registry import RENDERERS, get_renderer
+from kitchen.serve.answers import ChatBody, ToldText, _chat_choice, _chat_text, answer_routes, chat_choices
 from kitchen.serve.keys import KeyRing
 from kitchen.serve.server import KitchenServer, ServeSettings
 from kitchen.serve.targets import find_target
-from kitchen.types import BackendError, Message, SamplingParams
+from kitchen.types import BackendError, Completion, KitchenError, Message, SamplingParams
 
 ADD = {
     "type": "function",
@@ -123,6 +125,79 @@ def test_streams_say_what_answers_say(client, more):
             mine[-1]["finish_reason"] == choice["finish_reason"]
             and mine[-1].get("logprobs") == choice["logprobs"]
         )
+
+
+PARTS = ["<think>", "</think>", "\n", "ab", "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {}}', "[TOOL_CALLS]", "é€", "END", " ", "<", "[THINK]", "[/THINK]",
+         "<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|>", "<|im_end|>", "<thought>", "</thought>", "E"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(RENDERERS))
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=9))
+def test_what_a_stream_has_said_is_the_beginning_of_the_answer(models, name, parts):
+    """Whatever a model writes, in whatever format: nothing is taken back, and in the end nothing is missing."""
+    tokenizer = models["toy"].tokenizer
+    try:
+        model = replace(models["toy"], renderer=get_renderer(name, tokenizer))
+    except KitchenError:  # a format that this tokenizer cannot write
+        return
+    body = ChatBody.model_validate({"model": "toy", "messages": [{"role": "user", "content": "x"}], "stop": "END"})
+    told, said = ToldText(_chat_text(model, body)), ""
+    tokens = tokenizer.encode("".join(parts), control=True)
+    for token in tokens:
+        said += told.add(token)
+    completion = Completion(tuple(tokens), (0.0,) * len(tokens), "length")
+    whole = _chat_choice(model, body, [], completion).message.content
+    assert said == told.said and whole.startswith(said) and said + told.rest(whole) == whole
+
+
+def test_streams_begin_before_the_end(client, models):
+    """The first piece is there when the last token is not drawn yet."""
+    drawn = []
+
+    class Watched:
+        def sample_telling(self, prompt, count, params, tell):
+            def watch(index, token):
+                drawn.append(token)
+                tell(index, token)
+
+            return models["toy"].sampler.sample_telling(prompt, count, params, watch)
+
+        def __getattr__(self, name):
+            return getattr(models["toy"].sampler, name)
+
+    model = replace(models["toy"], sampler=Watched())
+    telling = model.draw_telling([5, 6, 7], 1, SamplingParams(max_tokens=20, stop=(), seed=1))
+    first = next(telling)
+    assert first == (0, drawn[0]) and [*telling][-1][0].tokens == tuple(drawn)
+    assert ask(client, stream=True).headers["x-kitchen-stream"] == "tokens"
+    plain = replace(models["toy"], streams=False)
+    app = FastAPI()
+    app.include_router(answer_routes({"toy": plain}))
+    asked = {"model": "toy", "prompt": "hello", "max_tokens": 20, "temperature": 0, "stream": True}
+    whole, told = (one.post("/v1/completions", json=asked) for one in (TestClient(app), client))
+    assert whole.headers["x-kitchen-stream"] == "whole"
+
+    def text(answer):
+        parts = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        return "".join(part["choices"][0]["text"] for part in parts)
+
+    assert text(whole) == text(told) != ""
+
+
+def test_an_error_in_a_stream_is_told(models):
+    class Failing:
+        def sample_telling(self, prompt, count, params, tell):
+            tell(0, 5)
+            raise BackendError("the weights are gone")
+
+        def __getattr__(self, name):
+            return getattr(models["toy"].sampler, name)
+
+    app = FastAPI()
+    app.include_router(answer_routes({"toy": replace(models["toy"], sampler=Failing())}))
+    answer = ask(TestClient(app), model="toy", stream=True)
+    assert answer.status_code == 200 and "the weights are gone" in answer.text and "[DONE]" not in answer.text
 
 
 def test_stops_are_no_part_of_an_answer(client):

@@ -33,7 +33,7 @@ def test_keys_are_made_and_forgotten(tmp_path):
         ("--model", "toy"),
         ("--backend", "tooy", "--model", "toy"),
         ("no-such-run",),
-        ("--backend", "toy", "--model", "toy", "--option", "speed=9"),
+        ("--backend", "toy", "--model", "toy", "--backend.speed", "9"),
         ("--backend", "toy", "--model", "toy", "--host", "256.1.1.1"),
     ],
 )

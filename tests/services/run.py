@@ -174,7 +174,7 @@ def main() -> None:
             with server(work / "toy", "--backend", "toy", "--model", "tiny=toy") as address:
                 rows += probe(python, address, "toy", "toy", "tiny", work)
         models = [word for name in (STUDENT, TEACHER) for word in ("--model", f"{name}={hub / name}")]
-        with server(work / "torch", "--backend", "torch", "--option", "device=cpu", *models) as address:
+        with server(work / "torch", "--backend", "torch", "--backend.device", "cpu", *models) as address:
             rows += (
                 probe(python, address, "torch", str(hub / STUDENT), STUDENT, work)
                 if given.only in ("", "probes")

@@ -6,7 +6,7 @@
 __all__ = ['StopCriteria', 'stop_criteria', 'Job', 'generate_completions']
 
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #459ac814
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -92,6 +92,7 @@ class Job:
     seed: int
     length: int  # tokens at most
     first: int = 0  # number of its first completion: each has a random stream by its number
+    tell: Callable[[int, int], object] | None = None  # told the place of a completion, and its next token
 
 # %% ../../../nbs/91_adapters.torch/6_generate.ipynb #e8275ea5
 @dataclass(eq=False)
@@ -100,6 +101,7 @@ class _PartialCompletion:
 
     job: Job
     uniforms: np.random.Generator
+    place: int = 0  # among the completions of its job
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
@@ -108,6 +110,8 @@ class _PartialCompletion:
         "Append a token; whether more may follow."
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        if self.job.tell is not None:
+            self.job.tell(self.place, token)
         self.stopped = self.job.stops.is_met(self.tokens)
         return not self.stopped and len(self.tokens) < self.job.length
 
@@ -266,7 +270,7 @@ def generate_completions(
 ) -> list[SampleOutput]:
     "Completions of all jobs, in their order."
     written = [
-        [_PartialCompletion(job, random_generator(job.seed, "sample", job.first + place)) for place in range(job.count)]
+        [_PartialCompletion(job, random_generator(job.seed, "sample", job.first + place), place) for place in range(job.count)]
         for job in jobs
     ]
     everyone = [one for ones in written for one in ones]

@@ -7,7 +7,7 @@ __all__ = ['TokenLimits', 'SampledWeights', 'NetworkWeights', 'TorchSamplingClie
 
 # %% ../../../nbs/91_adapters.torch/7_sampler.ipynb #b5d52743
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -150,6 +150,20 @@ class TorchSamplingClient:
 
     def sample(self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams) -> _BatchedRequest:
         "Completions of a prompt; each includes the token or text that stopped it."
+        self.jobs.append((self._job(prompt, num_samples, sampling_params), _BatchedRequest("sample", self)))
+        return self.jobs[-1][1]
+
+    def sample_telling(
+        self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams, tell: Callable[[int, int], object]
+    ) -> _BatchedRequest:
+        "The same, begun at once; each token is told when it is drawn, where the weights are in this process."
+        job, request = replace(self._job(prompt, num_samples, sampling_params), tell=tell), _BatchedRequest("sample", self)
+        self.jobs.append((job, request))
+        self.flush()
+        return request
+
+    def _job(self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams) -> Job:
+        "What is to be drawn, checked."
         tokens = self._check_prompt(prompt)
         if num_samples < 1:
             raise InvalidValue(f"num_samples must be at least 1, got {num_samples}")
@@ -162,9 +176,7 @@ class TorchSamplingClient:
             raise InvalidValue(f"a prompt of {len(tokens)} tokens leaves no room; the model takes {self.opened.max_length}")
         stops = stop_criteria(sampling_params, self.opened.tokenizer, self.default_stops)
         length = min(sampling_params.max_tokens, room)
-        job = Job(tuple(tokens.tolist()), num_samples, sampling_params, stops, seed, length)
-        self.jobs.append((job, _BatchedRequest("sample", self)))
-        return self.jobs[-1][1]
+        return Job(tuple(tokens.tolist()), num_samples, sampling_params, stops, seed, length)
 
     def compute_logprobs(self, prompt: Sequence[int], temperature: float = 1.0) -> _BatchedRequest:
         "Log-probability of each token given those before it, at this temperature; the first is None."

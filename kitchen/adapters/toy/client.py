@@ -219,6 +219,7 @@ class ToyService:
             full_finetuning=True,
             custom_loss=importlib.util.find_spec("torch") is not None,
             topk=True,
+            streaming=True,
             tempered_logprobs=True,
             deterministic=True,
         )

@@ -6,7 +6,7 @@
 __all__ = ['ToySamplingClient']
 
 # %% ../../../nbs/90_adapters.toy/6_sampler.ipynb #b523716f
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,12 @@ class ToySamplingClient:
 
     def sample(self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams) -> Any:
         "Completions of a prompt; each includes the token or string that stopped it."
+        return self.sample_telling(prompt, num_samples, sampling_params, lambda index, token: None)
+
+    def sample_telling(
+        self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams, tell: Callable[[int, int], object]
+    ) -> Any:
+        "The same, and each token is told when it is drawn."
         checked, stops = self._check_prompt(prompt), _encode_stops(sampling_params, self.usual_stops)
         if not is_number(num_samples, whole=True) or num_samples < 1:
             raise InvalidValue(f"num_samples must be at least 1, got {short_value(num_samples)}")
@@ -114,10 +120,15 @@ class ToySamplingClient:
         uniforms = [
             random_generator(seed, "sample", index).random(sampling_params.max_tokens) for index in range(num_samples)
         ]
-        return self.queue.submit(lambda: self._sample(checked, np.array(uniforms), sampling_params, stops))
+        return self.queue.submit(lambda: self._sample(checked, np.array(uniforms), sampling_params, stops, tell))
 
     def _sample(
-        self, prompt: np.ndarray, uniforms: np.ndarray, params: SamplingParams, stops: Sequence[Sequence[int]]
+        self,
+        prompt: np.ndarray,
+        uniforms: np.ndarray,
+        params: SamplingParams,
+        stops: Sequence[Sequence[int]],
+        tell: Callable[[int, int], object],
     ) -> SampleOutput:
         "Completions that use these uniform numbers [S, max_tokens]."
         drawing = _CompletionBatch(self.network, prompt, *uniforms.shape)
@@ -129,6 +140,8 @@ class ToySamplingClient:
             tokens = _sample_tokens(logprobs, uniforms[rows, place], params)
             told = logprobs if told_at == 1 else temper_logprobs(logprobs, told_at)
             drawing.add(rows, tokens, told[np.arange(len(rows)), tokens])
+            for drawn in zip(rows.tolist(), tokens.tolist(), strict=True):
+                tell(*drawn)
             stopped = [row for row in rows.tolist() if drawing.ends_with(row, stops)]
             found |= {row: drawing.completion(row, "stop", told_at) for row in stopped}
             rows = rows[~np.isin(rows, stopped)]
