@@ -16,6 +16,7 @@ from .reproduce import final_metrics as final_metrics
 from .reproduce import initial_values as initial_values
 from .reproduce import manifest as manifest
 from .reproduce import metric_name as metric_name
+from .reproduce import run_meter as run_meter
 from .tracking import RunTrackers as RunTrackers
 from .tracking import TrackerThread as TrackerThread
 from .tracking import start_trackers as start_trackers
