@@ -94,6 +94,7 @@ def _cast_setting(setting: "ConfigField", value: Any, place: str) -> Any:
 
 # %% ../../nbs/68_cli/1_parameters.ipynb #17a0a30a
 _OPTIONS = "backend."  # before the name of an option of the backend
+_PRICES = "prices."  # before a kind of tokens, or a model and a kind
 
 
 def _nest_options(given: Mapping[str, Any], recipe: "Recipe") -> dict[str, Any]:
@@ -103,6 +104,7 @@ def _nest_options(given: Mapping[str, Any], recipe: "Recipe") -> dict[str, Any]:
     from kitchen.ports.registry import adapter_options, checked_options
     from kitchen.types import InvalidValue
 
+    given = _nest_prices(given)
     flat = {key.removeprefix(_OPTIONS).replace("-", "_"): value for key, value in given.items() if key.startswith(_OPTIONS)}
     rest = {key: value for key, value in given.items() if not key.startswith(_OPTIONS)}
     if not flat:
@@ -116,16 +118,36 @@ def _nest_options(given: Mapping[str, Any], recipe: "Recipe") -> dict[str, Any]:
     return {**rest, "backend_options": checked_options("service", str(backend), {**nested, **words})}
 
 
+def _nest_prices(given: Mapping[str, Any]) -> dict[str, Any]:
+    "What was given, with `prices.train` and the like as one setting; `prices.MODEL.train` is that of another model."
+    from kitchen.input import parse_yaml
+    from kitchen.types import InvalidValue
+
+    flat = {key.removeprefix(_PRICES): value for key, value in given.items() if key.startswith(_PRICES)}
+    rest = {key: value for key, value in given.items() if not key.startswith(_PRICES)}
+    if not flat:
+        return rest
+    found = rest.get("prices") or {}
+    table = parse_yaml(found, "prices") if isinstance(found, str) else found
+    if not isinstance(table, dict):
+        raise InvalidValue(f"prices must map kinds of tokens to amounts, not {table!r}")
+    for name, value in flat.items():
+        model, _, kind = name.rpartition(".")
+        amount = parse_yaml(value, f"prices.{name}") if isinstance(value, str) else value
+        (table.setdefault(model, {}) if model else table)[kind] = amount
+    return {**rest, "prices": table}
+
+
 class _OptionsCommand(click.Command):
-    "A command that takes options of the backend beside its own flags: `--backend.latency 0.1` is `-p backend.latency 0.1`."
+    "A command that takes options of the backend, and prices, beside its own flags: `--backend.latency 0.1` is `-p backend.latency 0.1`."
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         "The words, with options of the backend as pairs."
         words: list[str] = []
         for word in args:
             name, sign, value = word.partition("=")
-            flag = f"--{_OPTIONS}"
-            words += ["-p", name.removeprefix("--"), *([value] if sign else [])] if word.startswith(flag) else [word]
+            nested = word.startswith((f"--{_OPTIONS}", f"--{_PRICES}"))
+            words += ["-p", name.removeprefix("--"), *([value] if sign else [])] if nested else [word]
         return super().parse_args(ctx, words)
 
 

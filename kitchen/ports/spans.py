@@ -24,8 +24,8 @@ _NOTED_LATE = 1e-3  # seconds for which a result lay there before it was collect
 class _ObservedFuture(FutureAround):
     "A future whose arrival is logged once, when its result is collected."
 
-    def __init__(self, future: Any, started: float, note: Callable[[float, str, float, Any], None]):
-        self.future, self.started, self.note = future, started, note
+    def __init__(self, future: Any, started: float, note: Callable[[float, str, float, Usage, Any], None], wanted: Usage):
+        self.future, self.started, self.note, self.wanted = future, started, note, wanted
         self.arrived: float | None = None
         future.add_done_callback(self._note_arrival)
 
@@ -50,7 +50,7 @@ class _ObservedFuture(FutureAround):
         if self.note is not None:
             now = time.perf_counter()
             arrived = self.arrived or now
-            self.note(arrived - self.started, status, now - arrived, value)
+            self.note(arrived - self.started, status, now - arrived, self.wanted, value)
             self.note = None  # pyright: ignore[reportAttributeAccessIssue]
 
 # %% ../../nbs/12_ports/3_spans.ipynb #e92f2fb7
@@ -125,8 +125,7 @@ class ObservedPort:
                 note(time.perf_counter() - started, type(error).__name__)
                 raise
             if verb in _FUTURE_VERBS:
-                told = lambda seconds, status, late, result: note(seconds, status, late, wanted, result)  # noqa: E731
-                return _ObservedFuture(answer, started, told if wanted else lambda seconds, status, late, _: note(seconds, status, late))
+                return _ObservedFuture(answer, started, note, wanted)
             if verb != "close":  # a run that ends has signed off before it lets go of its ports
                 note(time.perf_counter() - started, "ok")
             return self._observe_client(verb, answer, values) if verb in _CLIENT_PORTS else answer

@@ -10,6 +10,7 @@ __all__ = ['TOKEN_KINDS', 'SPENDING_SETTINGS', 'Usage', 'asked_usage', 'found_us
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..telemetry import Event
@@ -166,8 +167,8 @@ class Meter:
         self._lock = threading.Lock()
 
     def model_label(self, model: str) -> str:
-        "What events call a model: nothing if it is the run's own."
-        return "" if model == self.model else model
+        "What events call a model: nothing if it is the run's own, or saved weights, which are taken for those of its own."
+        return "" if model == self.model or "://" in model or "#" in model or Path(model).is_absolute() else model
 
     def allow(self, prices: Mapping[str, Any], budget: float | None) -> None:
         "Another table, another budget."

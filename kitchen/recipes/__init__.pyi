@@ -4,6 +4,7 @@ from . import registry as registry
 from . import reproduce as reproduce
 from . import tracking as tracking
 from .plan import Plan as Plan
+from .plan import planned_usage as planned_usage
 from .plan import stage_rows as stage_rows
 from .registry import RECIPES as RECIPES
 from .registry import Recipe as Recipe

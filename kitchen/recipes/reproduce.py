@@ -35,11 +35,11 @@ from ..types import Capabilities, InvalidValue, MissingCapability, is_list, is_m
 from ..workflows.base import TrainingConfig
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #f8fe7f4d
-def run_meter(config: Config, run: Run) -> Meter:
+def run_meter(settings: Mapping[str, Any], run: Run) -> Meter:
     "What a run has used so far, by its log, and what it may cost by its settings, as they were last edited."
     edits = {item["setting"]: item["after"] for item in run.log.events.named("config.edit") if item["setting"] in SPENDING_SETTINGS}
-    prices, budget = (edits.get(name, getattr(config, name, None)) for name in ("prices", "budget"))
-    return Meter(getattr(config, "model", ""), prices, budget, used_tokens(run.log.events.named("port.call", "run.aside", "run.fork")))
+    prices, budget = (edits.get(name, settings.get(name)) for name in ("prices", "budget"))
+    return Meter(settings.get("model", ""), prices, budget, used_tokens(run.log.events.named("port.call", "run.aside", "run.fork")))
 
 
 def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dic
         "service": run.path / "snapshots",
         "registry": runs_root() / "registry",
     }
-    ports, meter = {}, run_meter(config, run)
+    ports, meter = {}, run_meter(config.model_dump(), run)
     for port, name in adapters.items():
         if port == "tracker":  # told events by the session: a call of it would be one more
             continue

@@ -28,8 +28,9 @@ from ..engine.control import Interrupt, RunControl, Terminated, deferred_interru
 from ..engine.runner import Breakpoint, Runner
 from ..engine.workflow import WorkflowPart, compositions, stages
 from ..ports.registry import adapter_address, checked_options
+from ..ports.usage import TellsRequests
 from ..recipes.registry import Recipe, get_recipe
-from ..recipes.reproduce import initial_values
+from ..recipes.reproduce import initial_values, run_meter
 from ..recipes.tracking import RunTrackers, start_trackers
 from ..store.events import EventSequence, PackedEvents
 from ..store.files import FolderMoved, make_folder
@@ -257,6 +258,20 @@ class SessionDriver:
     def position_text(self) -> str:
         "The last optimizer step, such as 'step 1,200'; 'the start' before the first."
         return f"step {self.last_step.step:,}" if self.last_step else "the start"
+
+    @property
+    def spending_text(self) -> str:
+        "Tokens and money so far in a line; empty where prices are not stated and nothing is asked far away."
+        meter = self.runner.meter if self.runner else None
+        if meter is None and self.opened_run is not None:
+            meter = run_meter(self.opened_run.settings, self.opened_run) if self.opened_run.settings.get("prices") else None
+        return meter.text() if meter is not None and (meter.prices or self.log_tells_requests) else ""
+
+    @property
+    def log_tells_requests(self) -> bool:
+        "Whether this run asks a service that is not in this process."
+        service = self.runner.base.get("service") if self.runner else None
+        return isinstance(getattr(service, "wrapped", None), TellsRequests)
 
     def update_index(self) -> None:
         "Refresh this run's line in the table of runs; the table can be rebuilt, so a full disk is no reason to fail here."

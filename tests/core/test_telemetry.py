@@ -11,11 +11,14 @@ import nbformat
 import pytest
 from small_settings import SMALL_SETTINGS
 
+from kitchen.adapters.toy.client import ToyService
 from kitchen.config import ExperimentSpec
 from kitchen.engine.produce import produce
 from kitchen.engine.workflow import Flow, Stage, stages
 from kitchen.evaluation import Answer, Question, evaluation_events
 from kitchen.ports.registry import ADAPTERS
+from kitchen.ports.spans import observe
+from kitchen.ports.usage import RemoteRequest
 from kitchen.rendering.chat_formats import RoleColonRenderer
 from kitchen.rendering.registry import AutoRenderer
 from kitchen.session.kitchen import Kitchen
@@ -115,6 +118,23 @@ class OfExperts:
 
     def adapter_coverage(self):
         return {"*.q_proj": 8}, {"*.experts.gate_up_proj": 64}
+
+
+class FarAway(ToyService):
+    """A toy that tells of requests, as a service does."""
+
+    def take_requests(self):
+        return [RemoteRequest("sample", sent=4, received=8, queue=0.1, round_trip=0.2)]
+
+
+def with_a_price():
+    """Events of work on a copy of a run that costs money, and of a request to a service."""
+    k = Kitchen("sft", **SMALL, dataset="builtin:sort[:64]", prices={"prefill": 1, "sample": 1, "train": 1})
+    k.run(until=1).lr_find(steps=2)
+    k.close()
+    log = MemoryLog()
+    observe(FarAway(), "service", "toy", log).capabilities()
+    return list(k.run_record.log.events) + log.events
 
 
 def with_models_and_trackers_of_all_kinds():
