@@ -37,7 +37,7 @@ from kitchen.engine.checkpoints import (
 from .control import RunControl, works_for_run
 from .workflow import Flow, RolledBack, WorkflowPart, stages
 from ..ports.spans import ObservedPort, observe
-from ..ports.usage import SPENDING_SETTINGS, Meter, TellsRequests, Usage
+from ..ports.usage import SPENDING_SETTINGS, Meter, TellsRequests, Usage, check_budget
 from ..store.objects import decode_value, encode_value
 from ..store.run import Run
 from ..telemetry import EVENTS, Event, event
@@ -173,7 +173,9 @@ def edited_config(config: Config, settings: Mapping[str, Any]) -> Config:
                 f"{name!r} cannot be edited while the run is under way: what it decided is done. "
                 f"Live settings: {', '.join(live)}. To change {name!r}, fork from before it was used, or begin a new run"
             )
-    return config.replace(**settings)
+    changed = config.replace(**settings)
+    check_budget(getattr(changed, "prices", {}), getattr(changed, "budget", None))
+    return changed
 
 # %% ../../nbs/50_engine/5_runner.ipynb #19154221
 class Runner:
@@ -265,7 +267,10 @@ class Runner:
     def _advance(self, arrived: Callable[[Event], bool], pausable: bool) -> Event | None:
         "The same; where money makes it pause, `over_budget` says so."
         self._refuse_inside()
-        self.over_budget = ""
+        self.over_budget = self.meter.stop_reason() if pausable and self.error is None and self._stands_on_step() else ""
+        if self.over_budget:  # as it was when it stopped
+            self.paused = True
+            return None
         if self.error is not None:
             raise InvalidValue(
                 f"this run failed ({self.error}); resume() tries again from the last snapshot, rewind(step=…) goes further back"
@@ -292,6 +297,10 @@ class Runner:
             finally:
                 self._asking = False
 
+    def _stands_on_step(self) -> bool:
+        "Whether the last thing that was done is an optimizer step."
+        return next((item.name for item in reversed(self.run.log.active_events) if item.name in _MILESTONES), "") == "train.step"
+
     def _refuse_inside(self) -> None:
         "InvalidValue where the flow itself has called: it cannot be asked for an event, or replaced, while it makes one."
         if self._asking and self.control.is_mine:
@@ -315,8 +324,9 @@ class Runner:
             self._apply_edits()
         self._tell_symptoms(item)
         reason = next((one.reason for one in self.breakpoints if one.matches(item)), "")
-        too_dear = self.meter.stop_reason(item.name == "train.step") if boundary else ""
-        if too_dear and pausable:
+        if boundary:
+            self.meter.note_boundary(item.name == "train.step")
+        if pausable and item.name == "train.step" and boundary and (too_dear := self.meter.stop_reason()):
             reason = self.over_budget = too_dear
         if not reason and pausable and boundary and self.control.pause_wanted:
             reason = "asked to"

@@ -45,8 +45,10 @@ from .usage import TOKEN_KINDS as TOKEN_KINDS
 from .usage import TellsRequests as TellsRequests
 from .usage import Usage as Usage
 from .usage import asked_usage as asked_usage
+from .usage import check_budget as check_budget
 from .usage import check_prices as check_prices
 from .usage import cost_of as cost_of
+from .usage import dearest_step as dearest_step
 from .usage import found_usage as found_usage
 from .usage import missing_prices as missing_prices
 from .usage import money_text as money_text

@@ -23,7 +23,7 @@ from ..engine.runner import Runner, edits_by_place
 from ..input import checked_arguments
 from ..ports.registry import adapter_class, checked_options, create_adapter
 from ..ports.spans import observe
-from ..ports.usage import SPENDING_SETTINGS, Meter, used_tokens
+from ..ports.usage import SPENDING_SETTINGS, Meter, check_budget, dearest_step, used_tokens
 from .registry import Recipe, get_recipe
 from ..secrets import is_masked, mask_values
 from ..store.log import to_jsonable
@@ -39,7 +39,11 @@ def run_meter(settings: Mapping[str, Any], run: Run) -> Meter:
     "What a run has used so far, by its log, and what it may cost by its settings, as they were last edited."
     edits = {item["setting"]: item["after"] for item in run.log.events.named("config.edit") if item["setting"] in SPENDING_SETTINGS}
     prices, budget = (edits.get(name, settings.get(name)) for name in ("prices", "budget"))
-    return Meter(settings.get("model", ""), prices, budget, used_tokens(run.log.events.named("port.call", "run.aside", "run.fork")))
+    check_budget(prices or {}, budget)
+    told = list(run.log.events.named("port.call", "run.aside", "run.fork", "stage.start", "stage.stop", "train.step"))
+    meter = Meter(settings.get("model", ""), prices, budget, used_tokens(told))
+    meter.dearest_step = dearest_step(told, meter.prices) if meter.budget is not None else 0.0
+    return meter
 
 
 def _connect_ports(adapters: Mapping[str, str], config: Config, run: Run) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from ..evaluation import METRICS, Answer, MetricName, Question, ask, evaluation_
 from ..intervals import paired_change
 from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, TellsAdapters, Tokenizer, TrainingClient
 from ..ports.registry import adapter_names, is_adapter_address
-from ..ports.usage import TOKEN_KINDS, check_prices
+from ..ports.usage import check_prices
 from kitchen.rendering.base import (
     TRAIN_ON,
     Renderer,
@@ -175,15 +175,6 @@ class TrainingConfig(Config):
 
     _check_renderer = name_in_table("renderer", RENDERERS, "auto")
     _check_schedule = name_in_table("schedule", SCHEDULES)
-
-    @model_validator(mode="after")
-    def _check_budget(self) -> "TrainingConfig":
-        "A budget is kept by prices, which the user states."
-        missing = [kind for kind in TOKEN_KINDS if kind not in self.prices]
-        if self.budget is not None and missing:
-            table = ", ".join(f"{kind!r}: …" for kind in TOKEN_KINDS)
-            raise InvalidValue(f"budget={self.budget:g} needs prices for a million tokens, and has none of {', '.join(missing)}: prices={{{table}}}")
-        return self
 
     @model_validator(mode="after")
     def _check_model(self) -> "TrainingConfig":

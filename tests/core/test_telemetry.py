@@ -25,6 +25,7 @@ from kitchen.session.kitchen import Kitchen
 from kitchen.store.log import EventLog
 from kitchen.store.run import Run
 from kitchen.telemetry import EVENTS, MemoryLog, event_table
+from kitchen.types import SamplingParams
 from kitchen.workflows.base import adapter_events, renderer_events, save
 
 FAULTY = {"env": "module:faulty_envs:raises", "on_failure": "drop", "baseline": "critic"}
@@ -130,10 +131,15 @@ class FarAway(ToyService):
 def with_a_price():
     """Events of work on a copy of a run that costs money, and of a request to a service."""
     k = Kitchen("sft", **SMALL, dataset="builtin:sort[:64]", prices={"prefill": 1, "sample": 1, "train": 1})
-    k.run(until=1).lr_find(steps=2)
+    k.run(until=1)
+    k.driver.runner.meter.model = "mine"  # so that the one asked below is another
+    with k.driver.throwaway_runner() as spare:
+        sampler = spare.base["service"].create_sampling_client("toy")
+        sampler.sample([5, 6], 1, SamplingParams(max_tokens=2)).result()
+        spare.flow.values["training"].forward_backward(spare.flow.values["batches"].peek(), "cross_entropy").result()
     k.close()
     log = MemoryLog()
-    observe(FarAway(), "service", "toy", log).capabilities()
+    observe(FarAway(), "service", "toy", log).create_sampling_client("toy").sample([5, 6], 1, SamplingParams(max_tokens=2)).result()
     return list(k.run_record.log.events) + log.events
 
 
@@ -194,6 +200,7 @@ def test_declared_is_emitted_is_documented(logs):
         + with_failures()
         + with_a_format_of_its_own()
         + with_models_and_trackers_of_all_kinds()
+        + with_a_price()
         + of_every_method()
         + [*evaluation_events([Answer(Question("say nothing", (), ""), "so", None, "stop")], "before", "exact_match")]
     )
