@@ -1,6 +1,7 @@
 """Prove the adapters of remote services with their real SDKs against `kitchen serve`: conformance, and recipes beside the backend itself.
 
     python .ci/services.py [ROW ...] [--folder FOLDER] [--server COMMAND]
+    python .ci/services.py --cookbooks    # the notebooks of recipes_nb/cookbooks/, each with its SDK against a server of the toy
 
 Each SDK has an environment of its own, since they exclude each other; it is made once, in the folder, over this environment's packages.
 The last lines are one table. A curve differs by the largest relative difference of a step's loss from that of the same run in this process.
@@ -31,7 +32,20 @@ BOUND = 1e-4
 SMALL: dict[str, Any] = {
     "sft": {"dataset": "builtin:sort[:60]", "epochs": 1, "batch_size": 10, "graded": 2, "held_out": 8, "max_tokens": 4},
     "dpo": {"dataset": "builtin:sort-pairs[:60]", "epochs": 1, "batch_size": 10, "graded": 2, "held_out": 8, "max_tokens": 4},
+    "rl_math": {"problems": 8, "batch_size": 4, "group_size": 4, "graded": 2, "max_tokens": 4, "mismatch_alarm": 1.0},
+    "distill_on_policy": {
+        "problems": 8, "batch_size": 4, "group_size": 2, "graded": 2, "max_tokens": 4, "mismatch_alarm": 1.0,
+        "teacher_dataset": "builtin:sort[:40]", "teacher_batch_size": 10,
+    },
+}  # fmt: skip
+COOKBOOKS: dict[str, tuple[str, dict[str, Any]]] = {  # notebook -> SDK, and settings that make it small
+    "tinker/sft": ("tinker", {"dataset": "builtin:sort[:96]", "batch_size": 8, "graded": 4, "held_out": 8, "max_tokens": 4}),
+    "tinker/dpo": ("tinker", {"dataset": "builtin:sort-pairs[:48]", "batch_size": 8, "graded": 4, "held_out": 8, "max_tokens": 4}),
+    "tinker/rl": ("tinker", {"problems": 16, "batch_size": 4, "group_size": 4, "graded": 4, "max_tokens": 4}),
+    "modal/sft": ("tinker", {"dataset": "builtin:sort[:96]", "batch_size": 8, "graded": 4, "held_out": 8, "max_tokens": 4}),
+    "fireworks/sft": ("fireworks", {"dataset": "builtin:sort[:96]", "batch_size": 8, "held_out": 8}),
 }
+PRICES = "{prefill: 1.0, sample: 2.0, train: 3.0}"  # nobody's: they prove that money is told
 
 
 LOOP = "train_sft"
@@ -44,7 +58,8 @@ class Row:
     adapter: str  # the SDK, and the name in the port table
     backend: str  # behind the server
     model: str
-    recipes: tuple[str, ...] = ("sft", "dpo")  # or LOOP: training alone, for a service that samples only from deployments of its own
+    # or LOOP: training alone, for a service that samples only from deployments of its own
+    recipes: tuple[str, ...] = ("sft", "dpo", "rl_math", "distill_on_policy")
     note: str = ""
     known: tuple[str, ...] = ()  # checks that cannot hold here
 
@@ -192,6 +207,39 @@ def prove(row: Row, python: Path, command: list[str]) -> list[tuple[str, str, st
     return lines
 
 
+def cook(name: str, python: Path, address: str) -> tuple[str, str, str, bool]:
+    """Cook one cookbook against a server; its line of the table."""
+    sdk, settings = COOKBOOKS[name]
+    variable = {"tinker": "TINKER_API_KEY", "fireworks": "FIREWORKS_API_KEY"}[sdk]
+    given = {**settings, "base_url": address, "model": "toy", "tokenizer_backend": "toy", "api_key_env": variable, "timeout": 60.0}
+    given |= {} if name.startswith("modal") else {"prices": PRICES}
+    folder = Path(tempfile.mkdtemp(prefix="kitchen-cookbook-")) / "run"
+    words = [word for key, value in given.items() for word in ("-p", key, str(value))]
+    command = [str(python), "-W", "ignore", "-c", "from kitchen.cli.main import main; main()", "cook", f"{ROOT}/recipes_nb/cookbooks/{name}.ipynb"]
+    shared = {"JUPYTER_PATH": f"{sys.prefix}/share/jupyter"}  # templates of pages are this environment's
+    environment = {**os.environ, **shared, variable: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT)}
+    began = time.monotonic()
+    done = subprocess.run([*command, "--out", str(folder), *words], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    took = time.monotonic() - began
+    if done.returncode:
+        return (f"cookbooks/{name}", f"{took:.0f} s", (done.stderr or done.stdout).strip()[-400:], False)
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    steps = [one["measurements"] for one in lines if one["name"] == "train.step"]
+    requests = sum(one["name"] == "remote.request" for one in lines)
+    said = f"{len(steps)} steps, loss {steps[0]['loss']:.4f} to {steps[-1]['loss']:.4f}, {requests} requests"
+    return (f"cookbooks/{name}", f"{took:.0f} s", said, bool(steps) and requests > 0)
+
+
+def cook_all(folder: Path, command: list[str]) -> list[tuple[str, str, str, bool]]:
+    """Cook every cookbook, one after the other, against one server of the toy."""
+    pythons = {sdk: make_environment(sdk, folder) for sdk, _ in COOKBOOKS.values()}
+    process, address = start_server(command, ROWS[0])
+    try:
+        return [cook(name, pythons[sdk], address) for name, (sdk, _) in COOKBOOKS.items()]
+    finally:
+        process.terminate()
+
+
 def main() -> None:
     """Make environments, start servers, run, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -199,6 +247,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", help=f"which: {', '.join(names)}; all")
     parser.add_argument("--folder", type=Path, default=ROOT / ".services", help="where environments are kept")
     parser.add_argument("--server", default="", help="the command that is `kitchen`, where that of this environment has no server")
+    parser.add_argument("--cookbooks", action="store_true", help="cook the notebooks of recipes_nb/cookbooks/, and nothing else")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--address", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -209,8 +258,8 @@ def main() -> None:
     if unknown:
         sys.exit(f"no row {unknown[0]!r}; there are {', '.join(names)}")
     command = shlex.split(given.server) or [sys.executable, "-c", "from kitchen.cli.main import main; main()"]
-    lines: list[tuple[str, str, str, bool]] = []
-    for row in [by_name[name] for name in given.rows or names]:
+    lines = cook_all(given.folder, command) if given.cookbooks else []
+    for row in [by_name[name] for name in ([] if given.cookbooks else given.rows or names)]:
         lines += prove(row, make_environment(row.adapter, given.folder), command)
     widths = [max(len(line[column]) for line in lines) for column in range(2)]
     for name, what, said, good in lines:

@@ -214,10 +214,10 @@ class Runner:
 
     def _keep_allowance(self) -> None:
         "What the run may cost stays as it was last said, wherever the flow has gone back to."
-        config = self.flow.values.get("config")
-        if isinstance(config, Config) and (getattr(config, "prices", None), getattr(config, "budget", None)) != (self.meter.prices, self.meter.budget):
-            if hasattr(config, "budget"):  # a recipe made elsewhere may have no such setting
-                self.flow.values["config"] = config.replace(prices=self.meter.prices, budget=self.meter.budget)
+        config, meant = self.flow.values.get("config"), {"prices": self.meter.prices, "budget": self.meter.budget}
+        # a recipe made elsewhere may have no such settings
+        if isinstance(config, Config) and meant != {name: getattr(config, name, now) for name, now in meant.items()}:
+            self.flow.values["config"] = config.replace(**meant)
 
     @property
     def meter(self) -> Meter:

@@ -88,7 +88,9 @@ def _no_requests() -> Sequence[RemoteRequest]:
 class ObservedPort:
     "Passes every call on to the wrapped port, and logs it as an event `port.call`."
 
-    def __init__(self, wrapped: Any, port: str, adapter: str, log: Log, meter: Meter | None = None, model: str = "", requests: _Requests | None = None):
+    def __init__(
+        self, wrapped: Any, port: str, adapter: str, log: Log, meter: Meter | None = None, model: str = "", requests: _Requests | None = None
+    ):
         self.wrapped, self.port, self.adapter, self.log = wrapped, port, adapter, log
         self.meter = Meter() if meter is None else meter  # of the run, and of all its ports
         self.model = model  # where it is another than the run's own

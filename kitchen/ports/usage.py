@@ -178,7 +178,9 @@ def dearest_step(events: Iterable[Event], prices: Mapping[str, Any]) -> float:
 class Meter:
     "Tokens and money of one run, from any number of threads."
 
-    def __init__(self, model: str = "", prices: Mapping[str, Any] | None = None, budget: float | None = None, used: Mapping[str, Usage] | None = None):
+    def __init__(
+        self, model: str = "", prices: Mapping[str, Any] | None = None, budget: float | None = None, used: Mapping[str, Usage] | None = None
+    ):
         self.model = model  # the run's own, which is not named in events
         self.prices, self.budget = dict(prices or {}), budget
         self.used: dict[str, Usage] = dict(used or {})

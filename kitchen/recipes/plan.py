@@ -265,8 +265,9 @@ def _rollout_usage(config: Any, problems: Sequence[Any], rounds: int, renderer: 
     learnt = groups * config.group_size * (prompt + config.max_tokens)
     asked = 2 * config.graded
     read = groups * prompt + asked * prompt + learnt  # prompts once for each group; each batch once more for its log-probabilities
-    judged = learnt * (bool(getattr(config, "teacher", "")) + 2 * (getattr(config, "baseline", "") == "critic"))  # by a teacher; by a critic, which learns
-    trained = learnt * (1 + (getattr(config, "baseline", "") == "critic"))
+    critic = getattr(config, "baseline", "") == "critic"  # it reads, and learns as much as the policy
+    judged = learnt * (bool(getattr(config, "teacher", "")) + 2 * critic)
+    trained = learnt * (1 + critic)
     return Usage(round(read + judged), groups * config.group_size * config.max_tokens + asked * config.max_tokens, round(trained))
 
 

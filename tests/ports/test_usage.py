@@ -13,7 +13,15 @@ from kitchen.ports.usage import TOKEN_KINDS, Meter, RemoteRequest, Usage, check_
 from kitchen.reports.build import costs_are_known, report_notebook, show_costs
 from kitchen.session.kitchen import Kitchen
 from kitchen.telemetry import MemoryLog
-from kitchen.types import AdamParams, BudgetReached, Datum, InvalidValue, LoraParams, SamplingParams, UnknownName
+from kitchen.types import (
+    AdamParams,
+    BudgetReached,
+    Datum,
+    InvalidValue,
+    LoraParams,
+    SamplingParams,
+    UnknownName,
+)
 
 SMALL = {"backend": "toy", "dataset": "builtin:sort[:64]", "batch_size": 8, "graded": 4, "held_out": 8, "max_tokens": 8, "epochs": 1}
 PRICES = {"prefill": 1.0, "sample": 4.0, "train": 3.0}

@@ -100,8 +100,8 @@ class RemoteTrainingClient:
             wanted = [sdk_datum(self._sdk, datum, loss) for datum in batch]
             return getattr(self.client, verb)(wanted, loss_fn, dict(settings) or None)
 
-        numbers = batch_numbers(batch, loss)
-        return self._submit(verb, send, lambda found: batch_output(found, batch, loss, settings, self.service.kind.name), verb == "forward_backward", numbers)
+        name, changes = self.service.kind.name, verb == "forward_backward"
+        return self._submit(verb, send, lambda found: batch_output(found, batch, loss, settings, name), changes, batch_numbers(batch, loss))
 
     def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> Future[ForwardBackwardOutput]:
         "Add the gradient of any function of the log-probabilities, differentiated here with torch."
