@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "tml-" + "0123456789abcdef" * 2  # of a server that listens on this machine only, for as long as this runs
 KEY_VARIABLE = "KITCHEN_SERVICES_KEY"
-SDKS = {"tinker": "tinker==0.38.0", "fireworks": "fireworks-ai[training-sdk]"}
+SDKS = {"tinker": "tinker==0.38.0", "fireworks": "fireworks-ai[training-sdk]", "together": "together[tinker]"}
 BOUND = 1e-4
 SMALL: dict[str, Any] = {
     "sft": {"dataset": "builtin:sort[:60]", "epochs": 1, "batch_size": 10, "graded": 2, "held_out": 8, "max_tokens": 4},
@@ -63,9 +63,11 @@ class Row:
     note: str = ""
     known: tuple[str, ...] = ()  # checks that cannot hold here
 
+    server: str = "serve"  # or "stand-in": of Together's own operations
+
     @property
     def name(self) -> str:
-        return f"{self.adapter}@serve({self.backend})"
+        return f"{self.adapter}@{self.server}({self.backend})"
 
 
 _NEEDS_DEPLOYMENT = (  # Fireworks samples from deployments of its own, and takes no tinker:// for a state
@@ -73,10 +75,12 @@ _NEEDS_DEPLOYMENT = (  # Fireworks samples from deployments of its own, and take
     "sampling_respects_stops", "export_opens", "exports_keep_their_stops", "mistakes_are_refused", "state_resumes_exactly",
     "state_without_optimizer_forgets", "context_is_honest",
 )  # fmt: skip
+_NO_INFINITE_SUM = ("clipping_matches_loss_table",)  # whose ratios overflow, which JSON has no word for
 ROWS = (
     Row("tinker", "toy", "toy"),
     Row("tinker", "torch", "builtin:tiny-chat"),
     Row("fireworks", "toy", "toy", (LOOP,), "sampling and states need the service itself", _NEEDS_DEPLOYMENT),
+    Row("together", "toy", "toy", (LOOP,), "samples from weights in training only", _NO_INFINITE_SUM, "stand-in"),
 )
 
 
@@ -155,6 +159,8 @@ def start_server(command: list[str], row: Row) -> tuple[subprocess.Popen[bytes],
         port = free.getsockname()[1]
     states = tempfile.mkdtemp(prefix="kitchen-serve-")
     arguments = ["serve", "--backend", row.backend, "--model", row.model, "--port", str(port), "--folder", states]
+    if row.server == "stand-in":
+        command, arguments = [sys.executable, f"{ROOT}/tests/services/together_standin.py"], ["--port", str(port)]
     process = subprocess.Popen([*command, *arguments], env={**os.environ, "KITCHEN_SERVE_KEY": KEY})
     address = f"http://127.0.0.1:{port}"
     for _ in range(240):
@@ -230,12 +236,12 @@ def cook(name: str, python: Path, address: str) -> tuple[str, str, str, bool]:
     return (f"cookbooks/{name}", f"{took:.0f} s", said, bool(steps) and requests > 0)
 
 
-def cook_all(folder: Path, command: list[str]) -> list[tuple[str, str, str, bool]]:
-    """Cook every cookbook, one after the other, against one server of the toy."""
-    pythons = {sdk: make_environment(sdk, folder) for sdk, _ in COOKBOOKS.values()}
+def cook_all(names: list[str], folder: Path, command: list[str]) -> list[tuple[str, str, str, bool]]:
+    """Cook cookbooks, one after the other, against one server of the toy."""
+    pythons = {sdk: make_environment(sdk, folder) for sdk in {COOKBOOKS[name][0] for name in names}}
     process, address = start_server(command, ROWS[0])
     try:
-        return [cook(name, pythons[sdk], address) for name, (sdk, _) in COOKBOOKS.items()]
+        return [cook(name, pythons[COOKBOOKS[name][0]], address) for name in names]
     finally:
         process.terminate()
 
@@ -243,8 +249,7 @@ def cook_all(folder: Path, command: list[str]) -> list[tuple[str, str, str, bool
 def main() -> None:
     """Make environments, start servers, run, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [row.name for row in ROWS]
-    parser.add_argument("rows", nargs="*", help=f"which: {', '.join(names)}; all")
+    parser.add_argument("rows", nargs="*", help=f"which: {', '.join(row.name for row in ROWS)}; of cookbooks {', '.join(COOKBOOKS)}; all")
     parser.add_argument("--folder", type=Path, default=ROOT / ".services", help="where environments are kept")
     parser.add_argument("--server", default="", help="the command that is `kitchen`, where that of this environment has no server")
     parser.add_argument("--cookbooks", action="store_true", help="cook the notebooks of recipes_nb/cookbooks/, and nothing else")
@@ -252,14 +257,16 @@ def main() -> None:
     parser.add_argument("--address", help=argparse.SUPPRESS)
     given = parser.parse_args()
     by_name = {row.name: row for row in ROWS}
+    names = list(COOKBOOKS if given.cookbooks else by_name)
     if given.work:
         work(by_name[given.work], given.address)
-    unknown = [name for name in given.rows if name not in by_name]
+    unknown = [name for name in given.rows if name not in names]
     if unknown:
         sys.exit(f"no row {unknown[0]!r}; there are {', '.join(names)}")
     command = shlex.split(given.server) or [sys.executable, "-c", "from kitchen.cli.main import main; main()"]
-    lines = cook_all(given.folder, command) if given.cookbooks else []
-    for row in [by_name[name] for name in ([] if given.cookbooks else given.rows or names)]:
+    wanted = given.rows or names
+    lines = cook_all(wanted, given.folder, command) if given.cookbooks else []
+    for row in [] if given.cookbooks else [by_name[name] for name in wanted]:
         lines += prove(row, make_environment(row.adapter, given.folder), command)
     widths = [max(len(line[column]) for line in lines) for column in range(2)]
     for name, what, said, good in lines:

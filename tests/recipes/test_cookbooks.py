@@ -45,5 +45,6 @@ def test_its_settings_are_those_of_its_recipe_and_its_plan_asks_nobody(book, mon
     backend = "fireworks" if book.parent.name == "fireworks" else "tinker"
     options = {key: values[key] for key in ("base_url", "api_key_env", "timeout")} | {"tokenizer_backend": "toy"}
     small = {key: value for key, value in values.items() if key in known} | {"model": "toy", "lora_alpha": 32.0}
+    small |= {"problems": 16} if "problems" in small else {"dataset": small["dataset"].replace("2000", "64")}
     said = Kitchen(name, backend=backend, backend_options=options, **small).plan().facts
     assert said["usage"].startswith("about ") and said["money"].startswith("not known: prices of")

@@ -98,7 +98,8 @@ class RemoteTrainingClient:
 
         def send() -> Any:
             wanted = [sdk_datum(self._sdk, datum, loss) for datum in batch]
-            return getattr(self.client, verb)(wanted, loss_fn, dict(settings) or None)
+            more = self.service.kind.batch_settings if verb == "forward_backward" else {}
+            return getattr(self.client, verb)(wanted, loss_fn, dict(settings) or None, **more)
 
         name, changes = self.service.kind.name, verb == "forward_backward"
         return self._submit(verb, send, lambda found: batch_output(found, batch, loss, settings, name), changes, batch_numbers(batch, loss))
@@ -138,7 +139,9 @@ class RemoteTrainingClient:
         made = ForwardBackwardOutput(outputs, {**{key: float(one) for key, one in metrics.items()}, "loss:sum": value})
         return self._send(
             future,
-            lambda: self.client.forward_backward([sdk_datum(self._sdk, datum, entropy) for datum in weighted], "cross_entropy", None),
+            lambda: self.client.forward_backward(
+                [sdk_datum(self._sdk, datum, entropy) for datum in weighted], "cross_entropy", None, **self.service.kind.batch_settings
+            ),
             lambda _: made,
             changes=True,
             numbers=batch_numbers(weighted, entropy),
@@ -411,13 +414,15 @@ class RemoteService:
         saved = self._reference(model) if is_reference(model) else None
         wanted = {"base_model": self._service_model(model)} if saved is None else {"model_path": saved.path}
         opened = AdapterFuture("create_sampling_client")
+        if not hasattr(self.client, "create_sampling_client"):
+            raise MissingCapability(f"{self.kind.name} samples from weights in training only, not from {model!r}")
         found = self._asked(f"sampling from {model!r}", lambda: self.client.create_sampling_client(**wanted), "create_sampling_client")
         opened.future.set_result(found)
         return self.sampler(opened, tokenizer, saved.stop if saved else None)
 
     def sampler(self, opened: AdapterFuture, tokenizer: Tokenizer, stop: Sequence[int | str] | None = None) -> RemoteSamplingClient:
         "A sampler over what is being opened."
-        return RemoteSamplingClient(self.sdk, opened, tokenizer, self.deliveries, stop, self.kind.topk, self.kind.blocks)
+        return RemoteSamplingClient(self.sdk, opened, tokenizer, self.deliveries, stop, self.kind.topk, self.kind.blocks, self.kind.text_stops)
 
     def delete_state(self, path: str) -> None:
         "Remove a saved state; nothing if it is not there any more."

@@ -99,9 +99,9 @@ def sdk_adam(sdk: Any, adam: AdamParams) -> Any:
     return sdk_type(sdk, "AdamParams")(**{name: float(getattr(adam, name)) for name in names})
 
 
-def sdk_sampling(sdk: Any, params: SamplingParams, stop: Sequence[int | str]) -> Any:
-    "Parameters of sampling with every one stated. Texts among ids are looked for here, and not by the service."
-    ids = [int(one) for one in stop if not isinstance(one, str)]
+def sdk_sampling(sdk: Any, params: SamplingParams, stop: Sequence[int | str], text_stops: bool = False) -> Any:
+    "Parameters of sampling with every one stated. Texts among ids are looked for here, and not by the service; with `text_stops`, ids are."
+    ids = [] if text_stops else [int(one) for one in stop if not isinstance(one, str)]
     told = ids if ids or not stop else [one for one in stop if isinstance(one, str)]
     wanted = {"max_tokens": params.max_tokens, "temperature": float(params.temperature), "top_k": params.top_k, "top_p": float(params.top_p)}
     return sdk_type(sdk, "SamplingParams")(**wanted, seed=params.seed, stop=told)
@@ -154,16 +154,24 @@ def _cut_at_text(completion: Completion, texts: Sequence[str], tokenizer: Tokeni
     return completion
 
 
+def _cut_at_id(completion: Completion, ids: frozenset[int]) -> Completion:
+    "The completion up to the first of these ids, with it."
+    place = next((place for place, token in enumerate(completion.tokens) if token in ids), None)
+    if place is None:
+        return completion
+    return Completion(completion.tokens[: place + 1], completion.logprobs[: place + 1], "stop")
+
+
 def sample_output(found: Any, stop: Sequence[int | str], tokenizer: Tokenizer, service: str) -> SampleOutput:
     "Completions, each with the log-probabilities of its tokens."
-    texts = [one for one in stop if isinstance(one, str)]
+    texts, ids = [one for one in stop if isinstance(one, str)], frozenset(one for one in stop if not isinstance(one, str))
     drawn: list[Completion] = []
     for one in found.sequences:
         if one.logprobs is None:
             raise BackendError(f"{service} gave a completion without the log-probabilities of its tokens")
         reason = "stop" if str(one.stop_reason).lower().endswith("stop") else "length"
         whole = Completion(tuple(map(int, one.tokens)), tuple(map(float, one.logprobs)), reason)
-        drawn.append(_cut_at_text(whole, texts, tokenizer))
+        drawn.append(_cut_at_text(_cut_at_id(whole, ids), texts, tokenizer))
     return SampleOutput(tuple(drawn))
 
 # %% ../../../nbs/95_adapters.tinker/3_objects.ipynb #e372da03

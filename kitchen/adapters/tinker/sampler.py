@@ -32,10 +32,11 @@ class RemoteSamplingClient:
         stop: Sequence[int | str] | None = None,  # what ends an answer unless told; None: the tokenizer's end of turn
         topk: bool = False,  # whether the service tells the likeliest tokens
         blocks: bool = False,  # whether a request of the package returns only with its result
+        text_stops: bool = False,  # whether the service ends answers at texts only
     ):
         self.sdk, self.opened, self.tokenizer, self.deliveries = sdk, opened, tokenizer, deliveries
         self.stop: tuple[int | str, ...] = (tokenizer.eos_token_id,) if stop is None else tuple(stop)
-        self.topk, self.blocks = topk, blocks
+        self.topk, self.blocks, self.text_stops = topk, blocks, text_stops
 
     def sample(self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams) -> Future[SampleOutput]:
         "Completions of one prompt, with the log-probabilities of their tokens at temperature 1."
@@ -45,7 +46,7 @@ class RemoteSamplingClient:
         if sampling_params.logprob_temperature != 1.0:
             raise MissingCapability("this backend has log-probabilities at temperature 1 only; leave tempered_logprobs out")
         stop = self.stop if sampling_params.stop is None else tuple(sampling_params.stop)
-        params = sdk_sampling(self.sdk, sampling_params, stop)
+        params = sdk_sampling(self.sdk, sampling_params, stop, self.text_stops)
         return self._ask(
             "sample",
             len(tokens),
