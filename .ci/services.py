@@ -1,6 +1,7 @@
 """Prove adapters whose packages have environments of their own: remote services with their real SDKs against `kitchen serve`, and Ray on a cluster.
 
     python .ci/services.py [ROW ...] [--folder FOLDER] [--server COMMAND]
+    python .ci/services.py --cookbooks    # the notebooks of recipes_nb/cookbooks/, each with its SDK against a server of the toy
 
 Each has an environment of its own, since they exclude each other; it is made once, in the folder, over this environment's packages.
 Shown are conformance, and recipes beside the backend itself; for Ray also what tests/services/ray_probe.py shows, and kills.
@@ -27,12 +28,27 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "tml-" + "0123456789abcdef" * 2  # of a server that listens on this machine only, for as long as this runs
 KEY_VARIABLE = "KITCHEN_SERVICES_KEY"
-SDKS = {"tinker": "tinker==0.38.0", "fireworks": "fireworks-ai[training-sdk]", "ray": "ray==2.60.0"}
+SDKS = {
+    "tinker": "tinker==0.38.0", "fireworks": "fireworks-ai[training-sdk]", "together": "together[tinker]", "ray": "ray==2.60.0",
+}  # fmt: skip
 BOUND = 1e-4
 SMALL: dict[str, Any] = {
     "sft": {"dataset": "builtin:sort[:60]", "epochs": 1, "batch_size": 10, "graded": 2, "held_out": 8, "max_tokens": 4},
     "dpo": {"dataset": "builtin:sort-pairs[:60]", "epochs": 1, "batch_size": 10, "graded": 2, "held_out": 8, "max_tokens": 4},
+    "rl_math": {"problems": 8, "batch_size": 4, "group_size": 4, "graded": 2, "max_tokens": 4, "mismatch_alarm": 1.0},
+    "distill_on_policy": {
+        "problems": 8, "batch_size": 4, "group_size": 2, "graded": 2, "max_tokens": 4, "mismatch_alarm": 1.0,
+        "teacher_dataset": "builtin:sort[:40]", "teacher_batch_size": 10,
+    },
+}  # fmt: skip
+COOKBOOKS: dict[str, tuple[str, dict[str, Any]]] = {  # notebook -> SDK, and settings that make it small
+    "tinker/sft": ("tinker", {"dataset": "builtin:sort[:96]", "batch_size": 8, "graded": 4, "held_out": 8, "max_tokens": 4}),
+    "tinker/dpo": ("tinker", {"dataset": "builtin:sort-pairs[:48]", "batch_size": 8, "graded": 4, "held_out": 8, "max_tokens": 4}),
+    "tinker/rl": ("tinker", {"problems": 16, "batch_size": 4, "group_size": 4, "graded": 4, "max_tokens": 4}),
+    "modal/sft": ("tinker", {"dataset": "builtin:sort[:96]", "batch_size": 8, "graded": 4, "held_out": 8, "max_tokens": 4}),
+    "fireworks/sft": ("fireworks", {"dataset": "builtin:sort[:96]", "batch_size": 8, "held_out": 8}),
 }
+PRICES = "{prefill: 1.0, sample: 2.0, train: 3.0}"  # nobody's: they prove that money is told
 
 
 LOOP = "train_sft"
@@ -45,15 +61,17 @@ class Row:
     adapter: str  # the SDK, and the name in the port table
     backend: str  # behind the server
     model: str
-    recipes: tuple[str, ...] = ("sft", "dpo")  # or LOOP: training alone, for a service that samples only from deployments of its own
+    # or LOOP: training alone, for a service that samples only from deployments of its own
+    recipes: tuple[str, ...] = ("sft", "dpo", "rl_math", "distill_on_policy")
     note: str = ""
     known: tuple[str, ...] = ()  # checks that cannot hold here
     options: tuple[tuple[str, Any], ...] | None = None  # of a backend that needs no server
     programs: tuple[tuple[str, ...], ...] = ()  # of tests/services, which print lines of JSON
+    server: str = "serve"  # or "stand-in": of Together's own operations
 
     @property
     def name(self) -> str:
-        return f"{self.adapter}({self.backend})" if self.options is not None else f"{self.adapter}@serve({self.backend})"
+        return f"{self.adapter}({self.backend})" if self.options is not None else f"{self.adapter}@{self.server}({self.backend})"
 
 
 _NEEDS_DEPLOYMENT = (  # Fireworks samples from deployments of its own, and takes no tinker:// for a state
@@ -61,6 +79,7 @@ _NEEDS_DEPLOYMENT = (  # Fireworks samples from deployments of its own, and take
     "sampling_respects_stops", "export_opens", "exports_keep_their_stops", "mistakes_are_refused", "state_resumes_exactly",
     "state_without_optimizer_forgets", "context_is_honest",
 )  # fmt: skip
+_NO_INFINITE_SUM = ("clipping_matches_loss_table",)  # whose ratios overflow, which JSON has no word for
 ROWS = (
     Row("tinker", "toy", "toy"),
     Row("tinker", "torch", "builtin:tiny-chat"),
@@ -73,6 +92,7 @@ ROWS = (
             *(("kill_workers.py", "ray", victim, "10") for victim in ("worker", "sampler", "driver")),
         ),
     ),
+    Row("together", "toy", "toy", (LOOP,), "samples from weights in training only", _NO_INFINITE_SUM, "stand-in"),
 )
 
 
@@ -153,6 +173,8 @@ def start_server(command: list[str], row: Row) -> tuple[subprocess.Popen[bytes],
         port = free.getsockname()[1]
     states = tempfile.mkdtemp(prefix="kitchen-serve-")
     arguments = ["serve", "--backend", row.backend, "--model", row.model, "--port", str(port), "--folder", states]
+    if row.server == "stand-in":
+        command, arguments = [sys.executable, f"{ROOT}/tests/services/together_standin.py"], ["--port", str(port)]
     process = subprocess.Popen([*command, *arguments], env={**os.environ, "KITCHEN_SERVE_KEY": KEY})
     address = f"http://127.0.0.1:{port}"
     for _ in range(240):
@@ -226,25 +248,60 @@ def run_program(row: Row, python: Path, program: tuple[str, ...], environment: d
     return lines
 
 
+def cook(name: str, python: Path, address: str) -> tuple[str, str, str, bool]:
+    """Cook one cookbook against a server; its line of the table."""
+    sdk, settings = COOKBOOKS[name]
+    variable = {"tinker": "TINKER_API_KEY", "fireworks": "FIREWORKS_API_KEY"}[sdk]
+    given = {**settings, "base_url": address, "model": "toy", "tokenizer_backend": "toy", "api_key_env": variable, "timeout": 60.0}
+    given |= {} if name.startswith("modal") else {"prices": PRICES}
+    folder = Path(tempfile.mkdtemp(prefix="kitchen-cookbook-")) / "run"
+    words = [word for key, value in given.items() for word in ("-p", key, str(value))]
+    command = [str(python), "-W", "ignore", "-c", "from kitchen.cli.main import main; main()", "cook", f"{ROOT}/recipes_nb/cookbooks/{name}.ipynb"]
+    shared = {"JUPYTER_PATH": f"{sys.prefix}/share/jupyter"}  # templates of pages are this environment's
+    environment = {**os.environ, **shared, variable: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT)}
+    began = time.monotonic()
+    done = subprocess.run([*command, "--out", str(folder), *words], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    took = time.monotonic() - began
+    if done.returncode:
+        return (f"cookbooks/{name}", f"{took:.0f} s", (done.stderr or done.stdout).strip()[-400:], False)
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    steps = [one["measurements"] for one in lines if one["name"] == "train.step"]
+    requests = sum(one["name"] == "remote.request" for one in lines)
+    said = f"{len(steps)} steps, loss {steps[0]['loss']:.4f} to {steps[-1]['loss']:.4f}, {requests} requests"
+    return (f"cookbooks/{name}", f"{took:.0f} s", said, bool(steps) and requests > 0)
+
+
+def cook_all(names: list[str], folder: Path, command: list[str]) -> list[tuple[str, str, str, bool]]:
+    """Cook cookbooks, one after the other, against one server of the toy."""
+    pythons = {sdk: make_environment(sdk, folder) for sdk in {COOKBOOKS[name][0] for name in names}}
+    process, address = start_server(command, ROWS[0])
+    try:
+        return [cook(name, pythons[COOKBOOKS[name][0]], address) for name in names]
+    finally:
+        process.terminate()
+
+
 def main() -> None:
     """Make environments, start servers, run, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [row.name for row in ROWS]
-    parser.add_argument("rows", nargs="*", help=f"which: {', '.join(names)}; all")
+    parser.add_argument("rows", nargs="*", help=f"which: {', '.join(row.name for row in ROWS)}; of cookbooks {', '.join(COOKBOOKS)}; all")
     parser.add_argument("--folder", type=Path, default=ROOT / ".services", help="where environments are kept")
     parser.add_argument("--server", default="", help="the command that is `kitchen`, where that of this environment has no server")
+    parser.add_argument("--cookbooks", action="store_true", help="cook the notebooks of recipes_nb/cookbooks/, and nothing else")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--address", help=argparse.SUPPRESS)
     given = parser.parse_args()
     by_name = {row.name: row for row in ROWS}
+    names = list(COOKBOOKS if given.cookbooks else by_name)
     if given.work:
         work(by_name[given.work], given.address)
-    unknown = [name for name in given.rows if name not in by_name]
+    unknown = [name for name in given.rows if name not in names]
     if unknown:
         sys.exit(f"no row {unknown[0]!r}; there are {', '.join(names)}")
     command = shlex.split(given.server) or [sys.executable, "-c", "from kitchen.cli.main import main; main()"]
-    lines: list[tuple[str, str, str, bool]] = []
-    for row in [by_name[name] for name in given.rows or names]:
+    wanted = given.rows or names
+    lines = cook_all(wanted, given.folder, command) if given.cookbooks else []
+    for row in [] if given.cookbooks else [by_name[name] for name in wanted]:
         lines += prove(row, make_environment(row.adapter, given.folder), command)
     widths = [max(len(line[column]) for line in lines) for column in range(2)]
     for name, what, said, good in lines:

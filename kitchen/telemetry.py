@@ -91,7 +91,17 @@ declare_event("stage.rollback", "a failed stage is tried again from the last bou
 declare_event(
     "stream.item", "an item that a producer made was consumed", "part", item="1", version="1", lag="versions", waited="s"
 )
-declare_event("port.call", "one call of a port, from request to result", "port adapter verb status", seconds="s", late="s")
+declare_event(  # tokens as services bill them: read only, drawn, learnt from; `model`: where it is another than the run's own
+    "port.call", "one call of a port, from request to result", "port adapter verb status model", seconds="s", late="s",
+    prefill="tokens", sample="tokens", train="tokens",
+)  # fmt: skip
+declare_event(  # bytes: four for each id and number, which the wire packs in its own way
+    "remote.request", "one request to a service: how long it waited here to be sent, and from then to its answer", "adapter verb status",
+    sent="bytes", received="bytes", queue="s", round_trip="s",
+)  # fmt: skip
+declare_event(
+    "run.aside", "tokens of work on a copy of the run, whose own log is thrown away", "model", prefill="tokens", sample="tokens", train="tokens"
+)
 declare_event(
     "data.load",
     "a dataset was read",

@@ -215,7 +215,9 @@ def _raise_unfinished(
         run_dir.rmdir()
     left = f"\n{'report' if report else 'run'}: {report or run_dir}" if run_dir.exists() else ""
     if (run_dir / "spec.json").is_file():
-        left += f"\ngo on with: kitchen resume {os.path.relpath(run_dir)}"
+        place = os.path.relpath(run_dir)
+        richer = f"kitchen cook {what.name} --resume {place} --budget AMOUNT"  # the settings that it began with are kept
+        left += f"\ngo on with: {richer if 'BudgetReached' in reason else f'kitchen resume {place}'}"
     words = f"failed in {reason}" if ending is CookFailed else "was stopped"
     raise ending(f"{what.name} {words}{left}")
 

@@ -37,10 +37,11 @@ from kitchen.engine.checkpoints import (
 from .control import RunControl, works_for_run
 from .workflow import Flow, RolledBack, WorkflowPart, stages
 from ..ports.spans import ObservedPort, observe
+from ..ports.usage import SPENDING_SETTINGS, Meter, TellsRequests, Usage, check_budget
 from ..store.objects import decode_value, encode_value
 from ..store.run import Run
 from ..telemetry import EVENTS, Event, event
-from ..types import DamagedData, InvalidValue, KitchenError, UnknownName
+from ..types import BudgetReached, DamagedData, InvalidValue, KitchenError, UnknownName
 
 # %% ../../nbs/50_engine/5_runner.ipynb #6f3448aa
 _MILESTONES = frozenset({"stage.stop", "train.step", "stream.item"})
@@ -172,7 +173,9 @@ def edited_config(config: Config, settings: Mapping[str, Any]) -> Config:
                 f"{name!r} cannot be edited while the run is under way: what it decided is done. "
                 f"Live settings: {', '.join(live)}. To change {name!r}, fork from before it was used, or begin a new run"
             )
-    return config.replace(**settings)
+    changed = config.replace(**settings)
+    check_budget(getattr(changed, "prices", {}), getattr(changed, "budget", None))
+    return changed
 
 # %% ../../nbs/50_engine/5_runner.ipynb #19154221
 class Runner:
@@ -198,6 +201,7 @@ class Runner:
         self._best_score: float | None = None  # of a state that is the best so far, and is to be kept
         self.ended = False
         self.error: BaseException | None = None
+        self.over_budget = ""  # why the last stretch ended on a boundary, where money was the reason
         self._start_flow(Flow(workflow, dict(self.base), run.log))
 
     def _start_flow(self, flow: Flow) -> None:
@@ -205,7 +209,21 @@ class Runner:
         self.flow, self.events, self._milestones_passed, self.ended, self.error = flow, iter(flow), 0, False, None
         flow.request_rollback = self._roll_back
         self._boundary, self._best_score = boundary_state(flow, len(self.run.log.events)), None
+        self._keep_allowance()
         self._symptoms: SymptomWatch | None = None  # made of what stands by then, at the first event
+
+    def _keep_allowance(self) -> None:
+        "What the run may cost stays as it was last said, wherever the flow has gone back to."
+        config, meant = self.flow.values.get("config"), {"prices": self.meter.prices, "budget": self.meter.budget}
+        # a recipe made elsewhere may have no such settings
+        if isinstance(config, Config) and meant != {name: getattr(config, name, now) for name, now in meant.items()}:
+            self.flow.values["config"] = config.replace(**meant)
+
+    @property
+    def meter(self) -> Meter:
+        "Tokens and money of the run, as its backend is asked for them."
+        service = self.base.get("service")
+        return service.meter if isinstance(service, ObservedPort) else _NO_METER
 
     def _roll_back(self) -> None:
         "Raise RolledBack: a stage's retry policy calls it, `advance` catches it and restores the last snapshot."
@@ -240,8 +258,19 @@ class Runner:
         arrived: Callable[[Event], bool],
         pausable: bool = True,  # False on the way to a definite place, which a pause must wait for
     ) -> Event | None:
-        "Ask for events until one fulfils the condition, or something makes the run pause; None at the end."
+        "Ask for events until one fulfils the condition, or something makes the run pause; None at the end. BudgetReached where money does."
+        found = self._advance(arrived, pausable)
+        if self.over_budget:
+            raise BudgetReached(self.over_budget)
+        return found
+
+    def _advance(self, arrived: Callable[[Event], bool], pausable: bool) -> Event | None:
+        "The same; where money makes it pause, `over_budget` says so."
         self._refuse_inside()
+        self.over_budget = self.meter.stop_reason() if pausable and self.error is None and self._stands_on_step() else ""
+        if self.over_budget:  # as it was when it stopped
+            self.paused = True
+            return None
         if self.error is not None:
             raise InvalidValue(
                 f"this run failed ({self.error}); resume() tries again from the last snapshot, rewind(step=…) goes further back"
@@ -268,6 +297,10 @@ class Runner:
             finally:
                 self._asking = False
 
+    def _stands_on_step(self) -> bool:
+        "Whether the last thing that was done is an optimizer step."
+        return next((item.name for item in reversed(self.run.log.active_events) if item.name in _MILESTONES), "") == "train.step"
+
     def _refuse_inside(self) -> None:
         "InvalidValue where the flow itself has called: it cannot be asked for an event, or replaced, while it makes one."
         if self._asking and self.control.is_mine:
@@ -291,6 +324,10 @@ class Runner:
             self._apply_edits()
         self._tell_symptoms(item)
         reason = next((one.reason for one in self.breakpoints if one.matches(item)), "")
+        if boundary:
+            self.meter.note_boundary(item.name == "train.step")
+        if pausable and item.name == "train.step" and boundary and (too_dear := self.meter.stop_reason()):
+            reason = self.over_budget = too_dear
         if not reason and pausable and boundary and self.control.pause_wanted:
             reason = "asked to"
         self.paused = bool(reason)
@@ -303,7 +340,8 @@ class Runner:
     def _apply_edits(self) -> None:
         "Replay the logged edits due at this milestone, then make the edits and calls queued by `ask`."
         for item in self.replay_edits.pop(self._milestones_passed, []):
-            self._apply_edit(item)
+            if item.metadata.get("setting") not in SPENDING_SETTINGS:
+                self._apply_edit(item)
         requests = self.control.requests
         while requests:
             item = requests.popleft()
@@ -321,7 +359,9 @@ class Runner:
         if asked.name == "config.edit":
             config = self.flow.values["config"]
             about["before"] = getattr(config, asked["setting"])
-            self.flow.values["config"] = config.replace(**{asked["setting"]: asked["after"]})
+            self.flow.values["config"] = config = config.replace(**{asked["setting"]: asked["after"]})
+            if asked["setting"] in SPENDING_SETTINGS:
+                self.meter.allow(config.prices, config.budget)
         else:
             content = json.loads(self.history.snapshots.objects.get(asked["object"]))
             self._put_value(asked["value"], decode_value(content, self.run.path))
@@ -556,13 +596,23 @@ class Runner:
             known.values = self._values_for(run)
             other._start_flow(other.history.restore(snapshot, base, known))
             other.flow.values.update(self._values_for(run))  # once more: with the edits made since the snapshot
+            before = dict(self.meter.used)
             try:
                 yield other
             finally:
                 other.close()
                 run.close()
+                self._log_aside(before)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _log_aside(self, before: Mapping[str, Usage]) -> None:
+        "Log the tokens of work on a copy, whose own log is thrown away, where they are somebody's money."
+        if not self.meter.prices and not isinstance(getattr(self.base.get("service"), "wrapped", None), TellsRequests):
+            return
+        for model, used in self.meter.used.items():
+            if spent := used - before.get(model, Usage()):
+                self.run.log.append(event("run.aside", self.flow.step, model=model or None, **vars(spent)))
 
     def close(self) -> None:
         "Let go of the flow where it stands."
@@ -588,8 +638,11 @@ def _close_quietly(port: Any) -> None:
         port.close()
 
 
+_NO_METER = Meter()  # of a flow without a backend, which uses nothing
+
+
 def _share_value(value: Any, run: Run) -> Any:
     "A value of a flow for another run beside it: places in the data are copied, and calls are logged there."
     if isinstance(value, ObservedPort):
-        return observe(value.wrapped, value.port, value.adapter, run.log)
+        return observe(value.wrapped, value.port, value.adapter, run.log, value.meter)
     return copy.copy(value) if hasattr(value, "load_state_dict") else value

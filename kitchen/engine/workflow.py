@@ -24,6 +24,7 @@ from collections.abc import (
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_field
+from types import MethodType
 from typing import Any, Literal, Protocol, Self, cast
 
 from ..config import Config
@@ -156,8 +157,14 @@ class _TrackedConfig:
         self._flow, self._key, self._reads = flow, key, reads
 
     def __getattr__(self, name: str) -> Any:
+        config = self._flow.values[self._key]
+        own = None if hasattr(Config, name) else inspect.getattr_static(type(config), name, None)
+        if isinstance(own, property) and own.fget is not None:  # what it is made of is looked at, and not it
+            return own.fget(self)
+        if inspect.isfunction(own):
+            return MethodType(own, self)
         self._reads.add(name)
-        return getattr(self._flow.values[self._key], name)
+        return getattr(config, name)
 
 # %% ../../nbs/50_engine/0_workflow.ipynb #87425344
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ __all__ = ['ObservedPort', 'observe']
 # %% ../../nbs/12_ports/3_spans.ipynb #63c40d99
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast, get_origin
 
 from .futures import FutureAround
 from .protocols import Future, SamplingClient, TrainingClient
 from .registry import PORTS, port_methods
+from .usage import Meter, RemoteRequest, TellsRequests, Usage, asked_usage, found_usage
 from ..telemetry import Log, event
 
 # %% ../../nbs/12_ports/3_spans.ipynb #f2cb4b29
@@ -23,8 +24,8 @@ _NOTED_LATE = 1e-3  # seconds for which a result lay there before it was collect
 class _ObservedFuture(FutureAround):
     "A future whose arrival is logged once, when its result is collected."
 
-    def __init__(self, future: Any, started: float, note: Callable[[float, str, float], None]):
-        self.future, self.started, self.note = future, started, note
+    def __init__(self, future: Any, started: float, note: Callable[[float, str, float, Usage, Any], None], wanted: Usage):
+        self.future, self.started, self.note, self.wanted = future, started, note, wanted
         self.arrived: float | None = None
         future.add_done_callback(self._note_arrival)
 
@@ -41,15 +42,15 @@ class _ObservedFuture(FutureAround):
         except BaseException as error:
             self._log_once(type(error).__name__)
             raise
-        self._log_once("ok")
+        self._log_once("ok", value)
         return value
 
-    def _log_once(self, status: str) -> None:
+    def _log_once(self, status: str, value: Any = None) -> None:
         "Log the span; a result that is asked for again is not logged again."
         if self.note is not None:
             now = time.perf_counter()
             arrived = self.arrived or now
-            self.note(arrived - self.started, status, now - arrived)
+            self.note(arrived - self.started, status, now - arrived, self.wanted, value)
             self.note = None  # pyright: ignore[reportAttributeAccessIssue]
 
 # %% ../../nbs/12_ports/3_spans.ipynb #e92f2fb7
@@ -75,11 +76,25 @@ _FUTURE_VERBS = frozenset(
 )
 
 # %% ../../nbs/12_ports/3_spans.ipynb #81f865d7
+_Requests = Callable[[], Sequence[RemoteRequest]]
+_NO_TOKENS = Usage()
+
+
+def _no_requests() -> Sequence[RemoteRequest]:
+    "What a backend in this process tells of requests."
+    return ()
+
+
 class ObservedPort:
     "Passes every call on to the wrapped port, and logs it as an event `port.call`."
 
-    def __init__(self, wrapped: Any, port: str, adapter: str, log: Log):
+    def __init__(
+        self, wrapped: Any, port: str, adapter: str, log: Log, meter: Meter | None = None, model: str = "", requests: _Requests | None = None
+    ):
         self.wrapped, self.port, self.adapter, self.log = wrapped, port, adapter, log
+        self.meter = Meter() if meter is None else meter  # of the run, and of all its ports
+        self.model = model  # where it is another than the run's own
+        self._take_requests = wrapped.take_requests if requests is None and isinstance(wrapped, TellsRequests) else requests or _no_requests
         self.changes = 0  # calls so far that change the state
 
     def __getattr__(self, verb: str) -> Any:
@@ -93,28 +108,49 @@ class ObservedPort:
     def _trace(self, verb: str, method: Callable[..., Any]) -> Callable[..., Any]:
         "The method, with a span around it."
 
-        def note(seconds: float, status: str, late: float = 0.0) -> None:
+        def note(seconds: float, status: str, late: float = 0.0, wanted: Usage = _NO_TOKENS, result: Any = None) -> None:
             about = {"port": self.port, "adapter": self.adapter, "verb": verb, "status": status}
+            if wanted:
+                about |= self._settle(verb, wanted, result)
             self.log.append(event("port.call", None, **about, seconds=seconds, late=late if late >= _NOTED_LATE else None))
+            self._log_requests()
 
         def call(*values: Any, **named: Any) -> Any:
+            wanted = asked_usage(verb, values, named)
+            self.meter.ask(self.model, wanted)
             started = time.perf_counter()
             self.changes += verb in _STATE_CHANGING_VERBS
             try:
                 answer = method(*values, **named)
             except BaseException as error:
+                self.meter.settle(self.model, wanted, _NO_TOKENS)  # it was not sent
                 note(time.perf_counter() - started, type(error).__name__)
                 raise
             if verb in _FUTURE_VERBS:
-                return _ObservedFuture(answer, started, note)
+                return _ObservedFuture(answer, started, note, wanted)
             if verb != "close":  # a run that ends has signed off before it lets go of its ports
                 note(time.perf_counter() - started, "ok")
-            return (
-                ObservedPort(answer, _CLIENT_PORTS[verb], self.adapter, self.log) if verb in _CLIENT_PORTS else answer
-            )
+            return self._observe_client(verb, answer, values) if verb in _CLIENT_PORTS else answer
 
         call.__name__ = verb
         return call
+
+    def _observe_client(self, verb: str, client: Any, values: Sequence[Any]) -> "ObservedPort":
+        "A client that a service, or a client in training, has handed out."
+        named = self.port == "service" and verb != "create_training_client_from_state" and values and isinstance(values[0], str)
+        model = self.meter.model_label(str(values[0])) if named else self.model
+        return ObservedPort(client, _CLIENT_PORTS[verb], self.adapter, self.log, self.meter, model, self._take_requests)
+
+    def _settle(self, verb: str, wanted: Usage, result: Any) -> dict[str, Any]:
+        "Have the meter know what a call used, and what its event says of it; None for no tokens of a kind."
+        used = found_usage(verb, wanted, result)
+        self.meter.settle(self.model, wanted, used)
+        return {"model": self.model or None, "prefill": used.prefill or None, "sample": used.sample or None, "train": used.train or None}
+
+    def _log_requests(self) -> None:
+        "Log the requests of a service that have ended by now."
+        for one in self._take_requests():
+            self.log.append(event("remote.request", None, adapter=self.adapter, **vars(one)))
 
     def __repr__(self) -> str:
         return f"{self.port}: {self.adapter}"
@@ -123,6 +159,6 @@ class ObservedPort:
 _PortT = TypeVar("_PortT")
 
 
-def observe(wrapped: _PortT, port: str, adapter: str, log: Log) -> _PortT:
-    "The same port, with every call logged as a span."
-    return cast(_PortT, ObservedPort(wrapped, port, adapter, log))
+def observe(wrapped: _PortT, port: str, adapter: str, log: Log, meter: Meter | None = None) -> _PortT:
+    "The same port, with every call logged as a span, and its tokens counted."
+    return cast(_PortT, ObservedPort(wrapped, port, adapter, log, meter))

@@ -4,6 +4,7 @@ from . import registry as registry
 from . import reproduce as reproduce
 from . import tracking as tracking
 from .plan import Plan as Plan
+from .plan import planned_usage as planned_usage
 from .plan import stage_rows as stage_rows
 from .registry import RECIPES as RECIPES
 from .registry import Recipe as Recipe
@@ -16,6 +17,7 @@ from .reproduce import final_metrics as final_metrics
 from .reproduce import initial_values as initial_values
 from .reproduce import manifest as manifest
 from .reproduce import metric_name as metric_name
+from .reproduce import run_meter as run_meter
 from .tracking import RunTrackers as RunTrackers
 from .tracking import TrackerThread as TrackerThread
 from .tracking import start_trackers as start_trackers

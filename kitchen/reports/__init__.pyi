@@ -7,6 +7,7 @@ from . import scores as scores
 from .build import REPORT_SECTIONS as REPORT_SECTIONS
 from .build import altered_report as altered_report
 from .build import check_report_path as check_report_path
+from .build import costs_are_known as costs_are_known
 from .build import damage_of as damage_of
 from .build import own_report_path as own_report_path
 from .build import paper_table as paper_table
@@ -14,6 +15,7 @@ from .build import read_manifest as read_manifest
 from .build import read_results as read_results
 from .build import report_notebook as report_notebook
 from .build import show_answers as show_answers
+from .build import show_costs as show_costs
 from .build import show_data as show_data
 from .build import show_feedback as show_feedback
 from .build import show_losses as show_losses

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['REPORT_SECTIONS', 'show_scores', 'read_results', 'show_answers', 'show_data', 'show_settings', 'paper_table',
            'show_losses', 'show_rates', 'show_pairs', 'show_policy', 'show_symptoms', 'show_rewards', 'show_timeline',
-           'show_feedback', 'show_manifest', 'read_manifest', 'damage_of', 'altered_report', 'report_notebook',
-           'check_report_path', 'own_report_path', 'write_report']
+           'costs_are_known', 'show_costs', 'show_feedback', 'show_manifest', 'read_manifest', 'damage_of',
+           'altered_report', 'report_notebook', 'check_report_path', 'own_report_path', 'write_report']
 
 # %% ../../nbs/64_reports/2_build.ipynb #0396b244
 import html
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..diagnostics import RULES, Diagnostics
 from ..display.diff import results_table
@@ -37,10 +39,12 @@ from kitchen.formatting import (
     align_columns,
     escape_markdown,
     number_text,
+    seconds_text,
     text_table_html,
 )
 from ..input import checked_arguments
-from ..recipes.reproduce import manifest
+from ..ports.usage import TOKEN_KINDS, Meter, Usage, cost_of, missing_prices, money_text
+from ..recipes.reproduce import manifest, run_meter
 from kitchen.reports.export import (
     MANIFEST_MIME,
     notebook_outputs,
@@ -209,6 +213,64 @@ def show_timeline(run: Run, verbs: int = 8) -> Picture:
     "Where the time went: stages and the port calls that took longest, over time."
     return Picture(lambda: timeline(run.log.active_events, verbs), time_shares_text(time_shares(spans(run.log.active_events))))
 
+# %% ../../nbs/64_reports/2_build.ipynb #09a33eb5
+_COST_WORDS = "Tokens as kitchen counted them at its backend, also of steps that a rewind took back; the service's bill may differ."
+
+
+def _usage_rows(meter: Meter) -> list[list[str]]:
+    "A row for each model: tokens of each kind, and what they cost."
+    shown = {model or "the run's own": {model: used} for model, used in sorted(meter.used.items()) if used}
+    rows = [[name, *_token_texts(*used.values()), _cost_text(cost_of(used, meter.prices))] for name, used in shown.items()]
+    if len(rows) > 1:
+        rows.append(["together", *_token_texts(meter.total), _cost_text(meter.money)])
+    return rows if meter.prices else [row[:-1] for row in rows]
+
+
+def _token_texts(used: Usage) -> list[str]:
+    "Numbers of tokens as texts."
+    return [f"{getattr(used, kind):,}" for kind in TOKEN_KINDS]
+
+
+def _cost_text(money: float | None) -> str:
+    "An amount, if it is known."
+    return "—" if money is None else money_text(money)
+
+
+def _request_rows(events: Iterable[Event]) -> list[list[str]]:
+    "A row for each verb of a service: requests, failures, bytes, and the middle of the times."
+    by_verb: dict[str, list[Event]] = {}
+    for item in events:
+        by_verb.setdefault(item["verb"], []).append(item)
+    rows: list[list[str]] = []
+    for verb, found in sorted(by_verb.items()):
+        failed = sum(one["status"] != "ok" for one in found)
+        sums = [f"{sum(one[name] for one in found):,.0f}" for name in ("sent", "received")]
+        waits, trips = (np.quantile([one[name] for one in found], (0.5, 0.95)) for name in ("queue", "round_trip"))
+        rows.append([verb, f"{len(found):,}", f"{failed:,}" if failed else "", *sums, *(seconds_text(float(one)) for one in (waits[0], *trips))])
+    return rows
+
+
+def costs_are_known(run: Run) -> bool:
+    "Whether tokens of this run are somebody's money: it has prices, or a service was asked."
+    return bool(run.settings.get("prices")) or next(iter(run.log.events.named("remote.request")), None) is not None
+
+
+@checked_arguments
+def show_costs(run: Run) -> View:
+    "Tokens that were used and what they cost by the prices stated; requests to a service with their bytes and times."
+    meter, requests = run_meter(run.settings, run), _request_rows(run.log.events.named("remote.request"))
+    head = ["model", "tokens read", "sampled", "trained", "money"][: 5 if meter.prices else 4]
+    tables = [(head, _usage_rows(meter)), (["request", "count", "failed", "bytes sent", "received", "queue", "round trip", "95 %"], requests)]
+    shown = [(names, rows) for names, rows in tables if rows]
+    lacking = missing_prices(meter.prices, meter.used)
+    words = [_COST_WORDS] if meter.used else ["No token was used."]
+    words += [f"No sum: prices of {', '.join(lacking)} are not stated."] if lacking and meter.prices else []
+    words += ["No prices are stated, so no money is told."] if meter.used and not meter.prices else []
+    words += [f"{_cost_text(meter.money)} of a budget of {money_text(meter.budget)}."] if meter.budget is not None else []
+    words += ["Bytes are four for each id and number; the wire packs them in its own way."] if requests else []
+    text = "\n\n".join([*(align_columns([names, *rows]) for names, rows in shown), " ".join(words)])
+    return View("".join(text_table_html(names, rows, range(1, len(names))) for names, rows in shown) + f"<p>{html.escape(' '.join(words))}</p>", text)
+
 # %% ../../nbs/64_reports/2_build.ipynb #81212090
 def show_feedback(run: Run) -> View:
     "Traffic of both periods, the triggers, the decision, and what was chosen of each period."
@@ -277,6 +339,9 @@ def read_manifest(notebook: "NotebookNode | str | Path") -> dict[str, Any]:
     return found[-1]
 
 # %% ../../nbs/64_reports/2_build.ipynb #3a8d009e
+_COSTS = "costs"  # no event: it is shown where costs are known
+
+
 REPORT_SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     # heading, what one sees, the display, the event without which there is nothing to show
     ("What set it off", "Traffic of both periods, and what the triggers found.", show_feedback, "feedback.serve"),
@@ -290,6 +355,7 @@ REPORT_SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     ("Answers", "The same held-out questions, answered before and after.", show_answers, "results.json"),
     ("Data", "What was read, how long it is, what is held out, and what was set aside.", show_data, "data.load"),
     ("Where the time went", "Stages, and calls of ports, over time.", show_timeline, "stage.stop"),
+    ("Tokens and money", "What was used, what it cost, and how long a service took.", show_costs, _COSTS),
     ("Settings", "Every setting of this run.", show_settings, "run.start"),
     (
         "Manifest",
@@ -330,6 +396,7 @@ def report_notebook(run: Run) -> "NotebookNode":
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
     present = {item.name for item in run.log.active_events} | {made.name for made in run.artifacts()}
+    present |= {_COSTS} if costs_are_known(run) else set()
     displays = ", ".join(show.__name__ for _, _, show, _ in REPORT_SECTIONS)
     opening = f"from kitchen.reports.build import {displays}\nfrom kitchen.store.run import Run\n\nrun = Run('.')"
     title = f"{run.spec.recipe}: {run.run_id}"

@@ -100,6 +100,7 @@ def _fork_held(driver: SessionDriver, runner: Runner, run_dir: str | Path | None
     branch = other.connected_runner
     branch.go_back("fork")
     other.run_record.log.append(event("run.fork", snapshot.step, parent=parent.run_id, parent_head=snapshot.head))
+    branch.meter.start_anew()
     if any(entry.get("where") == "service" for entry in snapshot.client_entries().values()):
         branch.snapshot()  # a state of its own: its parent may delete what it has opened
     later = [item for item in driver.log if item.sequence >= snapshot.sequence]

@@ -28,8 +28,9 @@ from ..engine.control import Interrupt, RunControl, Terminated, deferred_interru
 from ..engine.runner import Breakpoint, Runner
 from ..engine.workflow import WorkflowPart, compositions, stages
 from ..ports.registry import adapter_address, checked_options
+from ..ports.usage import TellsRequests
 from ..recipes.registry import Recipe, get_recipe
-from ..recipes.reproduce import initial_values
+from ..recipes.reproduce import initial_values, run_meter
 from ..recipes.tracking import RunTrackers, start_trackers
 from ..store.events import EventSequence, PackedEvents
 from ..store.files import FolderMoved, make_folder
@@ -38,7 +39,7 @@ from ..store.log import LogFailed
 from ..store.run import Run, runs_root
 from ..store.trust import trust_settings
 from ..telemetry import Event, event
-from ..types import InvalidValue, KitchenError, MissingCapability, UnknownName
+from ..types import BudgetReached, InvalidValue, KitchenError, MissingCapability, UnknownName
 from ..workflows.distillation import OffPolicyDistillationConfig, OnPolicyDistillationConfig, PromptDistillationConfig
 from ..workflows.feedback_loop import FeedbackConfig
 from ..workflows.preference import PreferenceConfig, RewardModelConfig
@@ -205,6 +206,7 @@ class SessionDriver:
         self.was_completed = False  # whether this is a run that had ended, and has not been entered yet
         self._viewer: Runner | None = None  # at the end of such a run, to look at it
         self.trackers: RunTrackers | None = None
+        self._over_budget: BudgetReached | None = None  # what ended the last stretch in the background, for wait() to raise
         self.control = RunControl(self._write_end)
         self.process = os.getpid()
         self._connecting = threading.RLock()  # held while ports are connected, or settings changed before
@@ -256,6 +258,20 @@ class SessionDriver:
     def position_text(self) -> str:
         "The last optimizer step, such as 'step 1,200'; 'the start' before the first."
         return f"step {self.last_step.step:,}" if self.last_step else "the start"
+
+    @property
+    def spending_text(self) -> str:
+        "Tokens and money so far in a line; empty where prices are not stated and nothing is asked far away."
+        meter = self.runner.meter if self.runner else None
+        if meter is None and self.opened_run is not None:
+            meter = run_meter(self.opened_run.settings, self.opened_run) if self.opened_run.settings.get("prices") else None
+        return meter.text() if meter is not None and (meter.prices or self.log_tells_requests) else ""
+
+    @property
+    def log_tells_requests(self) -> bool:
+        "Whether this run asks a service that is not in this process."
+        service = self.runner.base.get("service") if self.runner else None
+        return isinstance(getattr(service, "wrapped", None), TellsRequests)
 
     def update_index(self) -> None:
         "Refresh this run's line in the table of runs; the table can be rebuilt, so a full disk is no reason to fail here."
@@ -405,12 +421,22 @@ class SessionDriver:
         if not wait:
             self._start_thread(arrived, remember, restore)
             return None
-        with deferred_interrupt(self.control) as pressed, self.driven(pressed) as runner:
+        with self._closed_over_budget(), deferred_interrupt(self.control) as pressed, self.driven(pressed) as runner:
             arrived = self._prepare(runner, arrived, True, remember, restore)
             with self._end_logged(runner, remember):
                 found = runner.advance(arrived)
         self._raise_if_pressed(pressed, "stopped on a step boundary; step() or run() goes on from here")
         return found
+
+    @contextmanager
+    def _closed_over_budget(self) -> Iterator[None]:
+        "A context that ends the session where money ends the run and nobody is there to raise it: in a notebook that is cooked."
+        try:
+            yield
+        except BudgetReached:
+            if is_headless():
+                self.close()
+            raise
 
     def _prepare(self, runner: Runner, arrived: StopCondition | None, wait: bool, remember: bool, restore: bool) -> StopCondition:
         "What is to be done before the first event, by whoever owns the run; the condition to go on to."
@@ -424,6 +450,7 @@ class SessionDriver:
     def _start_thread(self, arrived: StopCondition | None, remember: bool, restore: bool) -> None:
         "Go on in the background; what goes wrong there is kept in runner.error, for wait() and the next command to raise."
         self.control.enter()
+        self._over_budget = None
         try:
             runner = self.connected_runner
             goal = self._prepare(runner, arrived, False, remember, restore)
@@ -449,6 +476,8 @@ class SessionDriver:
                 if not is_terminating():  # else it is closed as the process ends
                     _BACKGROUND.pop(id(self), None)
                 self.control.leave(self._apply_requests)
+        except BudgetReached as error:  # the run stands on a boundary, and nothing in it is wrong
+            self._over_budget = error
         except BaseException as error:  # also what a listener raised at the very end, and SystemExit of a stage
             runner.error = runner.error or error
 
@@ -467,6 +496,12 @@ class SessionDriver:
         try:
             yield
         except (KeyboardInterrupt, Terminated):  # broken off by a second signal: nothing is said of the run's end
+            raise
+        except BudgetReached as error:
+            if not over and runner.error is not None:  # inside a step: its last snapshot is where it goes on
+                runner.history.finish_pending(wait=True)
+                with contextlib.suppress(KitchenError, OSError):
+                    self.log_stop("stopped", error)
             raise
         except BaseException as error:  # SystemExit as well, which a reward or a stage may raise
             if not over:
@@ -521,8 +556,8 @@ class SessionDriver:
         if over and thread is not None and not self.control.is_driven:
             self._join(thread)
         self._raise_if_pressed(pressed, "stopped on a step boundary; resume() goes on from here")
-        if thread is not None and self.runner is not None and self.runner.error is not None:
-            raise self.runner.error
+        if thread is not None and self.runner is not None and (error := self.runner.error or self._over_budget) is not None:
+            raise error
 
     def pause(self) -> None:
         "Stop on the next boundary, as soon as the step in hand is done; the state is whole there. What the run itself calls does not wait for that."

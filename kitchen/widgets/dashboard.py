@@ -361,7 +361,9 @@ class _WordsPanel:
         place, state = seat.monitor.run_progress, seat.state
         self.bar.value = place.step / place.total if place.total else 0.0
         standing = "running" if state == "paused" else state
-        self.progress_line.value = f"<span>{html.escape(visible_text(status_line(seat.monitor, standing), 300))}</span>"
+        spent = seat.session.driver.spending_text
+        said = " · ".join(filter(None, [status_line(seat.monitor, standing), spent]))
+        self.progress_line.value = f"<span>{html.escape(visible_text(said, 400))}</span>"
         queue = seat.command_queue
         color = VERMILION if queue.failed else GREEN
         doing = f"{queue.current_command}…" if queue.current_command else queue.last_message
@@ -576,6 +578,7 @@ def _sessions_picture(seats: Sequence[_SessionView]) -> Picture:
     "A picture of runs as they are: the first one's boards, with the last training of each."
     phases = [seat.monitor.curves.phases[-1] if seat.monitor.curves.phases else None for seat in seats]
     lines = [f"{seat.session.driver.recipe.name} {seat.name}: {status_line(seat.monitor, seat.state)}" for seat in seats]
+    lines += [f"{seat.name}: {spent}" for seat in seats if (spent := seat.session.driver.spending_text)]
     lines += [f"! {said}" for said in seats[0].monitor.diagnostics.warning_texts()]
     tree = tree_text(seats[0].session.driver.recipe.workflow, seats[0].monitor.stage_status)
     names = [seat.short_name for seat in seats]

@@ -11,17 +11,21 @@ import nbformat
 import pytest
 from small_settings import SMALL_SETTINGS
 
+from kitchen.adapters.toy.client import ToyService
 from kitchen.config import ExperimentSpec
 from kitchen.engine.produce import produce
 from kitchen.engine.workflow import Flow, Stage, stages
 from kitchen.evaluation import Answer, Question, evaluation_events
 from kitchen.ports.registry import ADAPTERS
+from kitchen.ports.spans import observe
+from kitchen.ports.usage import RemoteRequest
 from kitchen.rendering.chat_formats import RoleColonRenderer
 from kitchen.rendering.registry import AutoRenderer
 from kitchen.session.kitchen import Kitchen
 from kitchen.store.log import EventLog
 from kitchen.store.run import Run
 from kitchen.telemetry import EVENTS, MemoryLog, event_table
+from kitchen.types import SamplingParams
 from kitchen.workflows.base import adapter_events, renderer_events, save
 
 FAULTY = {"env": "module:faulty_envs:raises", "on_failure": "drop", "baseline": "critic"}
@@ -117,6 +121,28 @@ class OfExperts:
         return {"*.q_proj": 8}, {"*.experts.gate_up_proj": 64}
 
 
+class FarAway(ToyService):
+    """A toy that tells of requests, as a service does."""
+
+    def take_requests(self):
+        return [RemoteRequest("sample", sent=4, received=8, queue=0.1, round_trip=0.2)]
+
+
+def with_a_price():
+    """Events of work on a copy of a run that costs money, and of a request to a service."""
+    k = Kitchen("sft", **SMALL, dataset="builtin:sort[:64]", prices={"prefill": 1, "sample": 1, "train": 1})
+    k.run(until=1)
+    k.driver.runner.meter.model = "mine"  # so that the one asked below is another
+    with k.driver.throwaway_runner() as spare:
+        sampler = spare.base["service"].create_sampling_client("toy")
+        sampler.sample([5, 6], 1, SamplingParams(max_tokens=2)).result()
+        spare.flow.values["training"].forward_backward(spare.flow.values["batches"].peek(), "cross_entropy").result()
+    k.close()
+    log = MemoryLog()
+    observe(FarAway(), "service", "toy", log).create_sampling_client("toy").sample([5, 6], 1, SamplingParams(max_tokens=2)).result()
+    return list(k.run_record.log.events) + log.events
+
+
 def with_models_and_trackers_of_all_kinds():
     """Events of a service that keeps states, of a tracker that fails, of weights without adapters, of a chat template that refused a conversation."""
     with patch.dict(ADAPTERS["tracker"], failing=f"{__name__}:Failing"):
@@ -174,6 +200,7 @@ def test_declared_is_emitted_is_documented(logs):
         + with_failures()
         + with_a_format_of_its_own()
         + with_models_and_trackers_of_all_kinds()
+        + with_a_price()
         + of_every_method()
         + [*evaluation_events([Answer(Question("say nothing", (), ""), "so", None, "stop")], "before", "exact_match")]
     )

@@ -18,6 +18,7 @@ from .client import shorter_by_one as shorter_by_one
 from .failures import FailureWords as FailureWords
 from .failures import lost_client as lost_client
 from .objects import RemoteReference as RemoteReference
+from .objects import batch_numbers as batch_numbers
 from .objects import batch_output as batch_output
 from .objects import check_ids as check_ids
 from .objects import is_reference as is_reference
@@ -36,8 +37,10 @@ from .options import TinkerOptions as TinkerOptions
 from .options import TogetherOptions as TogetherOptions
 from .results import Deliveries as Deliveries
 from .results import Lane as Lane
+from .results import RemoteFuture as RemoteFuture
 from .results import arrived as arrived
 from .results import arrived_in_time as arrived_in_time
+from .results import count_numbers as count_numbers
 from .sampler import RemoteSamplingClient as RemoteSamplingClient
 from .services import KINDS as KINDS
 from .services import RemoteKind as RemoteKind

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from .failures import FailureWords, lost_client
-from .objects import RemoteReference, batch_output, is_reference, safe_name, sdk_adam, sdk_datum, step_metrics, usable_batch
+from .objects import RemoteReference, batch_numbers, batch_output, is_reference, safe_name, sdk_adam, sdk_datum, step_metrics, usable_batch
 from .options import RemoteOptions
-from .results import Deliveries, Lane, arrived, arrived_in_time
+from .results import Deliveries, Lane, RemoteFuture, arrived, arrived_in_time
 from .sampler import RemoteSamplingClient
 from .services import KINDS, RemoteKind
 from ...losses.token import LOSSES, Loss, check_logprob_grads, cross_entropy, get_loss, resolve_loss_settings
@@ -32,6 +32,7 @@ from ...ports.futures import AdapterFuture
 from ...ports.options import secret_of
 from ...ports.protocols import CustomLoss, Future, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from ...ports.registry import create_adapter
+from ...ports.usage import RemoteRequest
 from kitchen.types import (
     AdamParams,
     BackendError,
@@ -97,26 +98,32 @@ class RemoteTrainingClient:
 
         def send() -> Any:
             wanted = [sdk_datum(self._sdk, datum, loss) for datum in batch]
-            return getattr(self.client, verb)(wanted, loss_fn, dict(settings) or None)
+            more = self.service.kind.batch_settings if verb == "forward_backward" else {}
+            return getattr(self.client, verb)(wanted, loss_fn, dict(settings) or None, **more)
 
-        return self._submit(verb, send, lambda found: batch_output(found, batch, loss, settings, self.service.kind.name), verb == "forward_backward")
+        name, changes = self.service.kind.name, verb == "forward_backward"
+        return self._submit(verb, send, lambda found: batch_output(found, batch, loss, settings, name), changes, batch_numbers(batch, loss))
 
     def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> Future[ForwardBackwardOutput]:
         "Add the gradient of any function of the log-probabilities, differentiated here with torch."
         self.service.capabilities().require("custom_loss")
         batch = usable_batch(data, _CUSTOM, self.tokenizer)
         import_module("torch")  # may take longer than a request has time, and is no fault of the service
-        future = self.service.deliveries.watch(AdapterFuture("forward_backward_custom"), self._lose)
+        future = RemoteFuture("forward_backward_custom")
+        self.service.deliveries.watch(future, self._lose)
         self._in_turn(future, lambda: self._send_custom(future, batch, loss_fn))
         return future
 
-    def _send_custom(self, future: AdapterFuture, data: Sequence[Datum], loss_fn: CustomLoss) -> None:
+    def _send_custom(self, future: RemoteFuture, data: Sequence[Datum], loss_fn: CustomLoss) -> None:
         "Log-probabilities, the derivative here, and the batch with weights from it."
         entropy, name, seconds = LOSSES["cross_entropy"], self.service.kind.name, self.service.options.timeout
-        plain = [datum.replace(weights=np.ones(len(datum))) for datum in data]
+        plain, first = [datum.replace(weights=np.ones(len(datum))) for datum in data], RemoteFuture("forward")
+        first.mark_sent(batch_numbers(plain, entropy))
         try:
             told = arrived(self.client.forward([sdk_datum(self._sdk, datum, entropy) for datum in plain], "cross_entropy", None), seconds)
-            outputs = batch_output(told, plain, entropy, {}, name).loss_fn_outputs
+            output = batch_output(told, plain, entropy, {}, name)
+            outputs = output.loss_fn_outputs
+            self.service.deliveries.note(first, "ok", output)
         except TimeoutError:
             return self.service.deliveries.fail(future, self.service.words.late("forward_backward_custom", seconds))
         except Exception as error:
@@ -132,9 +139,12 @@ class RemoteTrainingClient:
         made = ForwardBackwardOutput(outputs, {**{key: float(one) for key, one in metrics.items()}, "loss:sum": value})
         return self._send(
             future,
-            lambda: self.client.forward_backward([sdk_datum(self._sdk, datum, entropy) for datum in weighted], "cross_entropy", None),
+            lambda: self.client.forward_backward(
+                [sdk_datum(self._sdk, datum, entropy) for datum in weighted], "cross_entropy", None, **self.service.kind.batch_settings
+            ),
             lambda _: made,
             changes=True,
+            numbers=batch_numbers(weighted, entropy),
         )
 
     def optim_step(self, adam_params: AdamParams) -> Future[OptimStepOutput]:
@@ -145,6 +155,7 @@ class RemoteTrainingClient:
             lambda: self.client.optim_step(sdk_adam(self._sdk, adam_params), **settings),
             lambda found: OptimStepOutput(step_metrics(found)),
             changes=True,
+            numbers=6,
         )
 
     def save_state(self, name: str, ttl_seconds: int | None = None) -> Future[SavedState]:
@@ -189,10 +200,11 @@ class RemoteTrainingClient:
         if self._close is not None:
             self._close()
 
-    def _submit(self, verb: str, send: Callable[[], Any], convert: Callable[[Any], Any], changes: bool = False) -> Any:
-        "Send a request in its turn."
-        future = self.service.deliveries.watch(AdapterFuture(verb), self._failed(verb) if changes else None)
-        self._in_turn(future, lambda: self._send(future, send, convert, changes))
+    def _submit(self, verb: str, send: Callable[[], Any], convert: Callable[[Any], Any], changes: bool = False, numbers: int = 0) -> Any:
+        "Send a request, with so many ids and numbers, in its turn."
+        future = RemoteFuture(verb)
+        self.service.deliveries.watch(future, self._failed(verb) if changes else None)
+        self._in_turn(future, lambda: self._send(future, send, convert, changes, numbers))
         return future
 
     def _in_turn(self, future: AdapterFuture, work: Callable[[], None]) -> None:
@@ -210,10 +222,11 @@ class RemoteTrainingClient:
 
         self.lane.put(begin)
 
-    def _send(self, future: AdapterFuture, send: Callable[[], Any], convert: Callable[[Any], Any], changes: bool) -> None:
+    def _send(self, future: RemoteFuture, send: Callable[[], Any], convert: Callable[[Any], Any], changes: bool, numbers: int) -> None:
         "Send it now; a gradient that nobody waits for any more is not sent."
         if future.done():
             return
+        future.mark_sent(numbers)
         failed = self._failed(future.verb) if changes else None
         try:
             found = send()
@@ -303,14 +316,30 @@ class RemoteService:
                 self._client = self.connect()
             return self._client
 
-    def _asked(self, what: str, ask: Callable[[], Any]) -> Any:
-        "What the package answers, waited for; its errors in kitchen's words."
+    def _asked(self, what: str, ask: Callable[[], Any], verb: str = "") -> Any:
+        "What the package answers, waited for; its errors in kitchen's words. `verb`: of the port, where it is a request of its own."
+        request = RemoteFuture(verb)
+        request.mark_sent(0)
+        status = "ok"
         try:
             return arrived_in_time(ask, self.options.timeout)
         except TimeoutError:
+            status = "TimeoutError"
             raise self.words.late(what, self.options.timeout) from None
         except Exception as error:
+            status = type(error).__name__
             raise self.words.translate(error, what) from error
+        finally:
+            if verb:
+                self.deliveries.note(request, status)
+
+    def take_requests(self) -> list[RemoteRequest]:
+        "Requests that have ended and were not told of yet."
+        found: list[RemoteRequest] = []
+        with suppress(IndexError):  # another thread may take one meanwhile
+            while self.deliveries.ended:
+                found.append(self.deliveries.ended.popleft())
+        return found
 
     def capabilities(self) -> Capabilities:
         "What the service can do; it is not asked."
@@ -354,6 +383,7 @@ class RemoteService:
             lambda: client.create_lora_training_client(
                 base_model=self._service_model(model), rank=lora.rank, seed=int(seed), **parts, **self.kind.lora_settings
             ),
+            "create_training_client",
         )
         return RemoteTrainingClient(found, self, model, lora.rank, close)
 
@@ -369,7 +399,7 @@ class RemoteService:
         saved = RemoteReference.parse(path)
         verb = "create_training_client_from_state" + ("_with_optimizer" if with_optimizer else "")
         client, close = self._client_for_model()
-        found = self._asked(f"state {path!r}", lambda: getattr(client, verb)(saved.path))
+        found = self._asked(f"state {path!r}", lambda: getattr(client, verb)(saved.path), "create_training_client_from_state")
         model = saved.model or self._model_of(found, path)
         return RemoteTrainingClient(found, self, model, saved.rank, close)
 
@@ -384,19 +414,21 @@ class RemoteService:
         saved = self._reference(model) if is_reference(model) else None
         wanted = {"base_model": self._service_model(model)} if saved is None else {"model_path": saved.path}
         opened = AdapterFuture("create_sampling_client")
-        found = self._asked(f"sampling from {model!r}", lambda: self.client.create_sampling_client(**wanted))
+        if not hasattr(self.client, "create_sampling_client"):
+            raise MissingCapability(f"{self.kind.name} samples from weights in training only, not from {model!r}")
+        found = self._asked(f"sampling from {model!r}", lambda: self.client.create_sampling_client(**wanted), "create_sampling_client")
         opened.future.set_result(found)
         return self.sampler(opened, tokenizer, saved.stop if saved else None)
 
     def sampler(self, opened: AdapterFuture, tokenizer: Tokenizer, stop: Sequence[int | str] | None = None) -> RemoteSamplingClient:
         "A sampler over what is being opened."
-        return RemoteSamplingClient(self.sdk, opened, tokenizer, self.deliveries, stop, self.kind.topk, self.kind.blocks)
+        return RemoteSamplingClient(self.sdk, opened, tokenizer, self.deliveries, stop, self.kind.topk, self.kind.blocks, self.kind.text_stops)
 
     def delete_state(self, path: str) -> None:
         "Remove a saved state; nothing if it is not there any more."
         saved = RemoteReference.parse(path)
         try:
-            self._asked(f"deleting {path!r}", lambda: self.rest.delete_checkpoint_from_tinker_path(saved.path))
+            self._asked(f"deleting {path!r}", lambda: self.rest.delete_checkpoint_from_tinker_path(saved.path), "delete_state")
         except InvalidValue:  # it is not there, or not any more
             return
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .objects import check_ids, sample_output, sdk_sampling, sdk_type
-from .results import Deliveries
+from .results import Deliveries, RemoteFuture
 from ...losses.token import check_logprob_temperature, check_topk_count
 from ...ports.futures import AdapterFuture
 from ...ports.protocols import Future, SamplingClient, Tokenizer
@@ -32,10 +32,11 @@ class RemoteSamplingClient:
         stop: Sequence[int | str] | None = None,  # what ends an answer unless told; None: the tokenizer's end of turn
         topk: bool = False,  # whether the service tells the likeliest tokens
         blocks: bool = False,  # whether a request of the package returns only with its result
+        text_stops: bool = False,  # whether the service ends answers at texts only
     ):
         self.sdk, self.opened, self.tokenizer, self.deliveries = sdk, opened, tokenizer, deliveries
         self.stop: tuple[int | str, ...] = (tokenizer.eos_token_id,) if stop is None else tuple(stop)
-        self.topk, self.blocks = topk, blocks
+        self.topk, self.blocks, self.text_stops = topk, blocks, text_stops
 
     def sample(self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams) -> Future[SampleOutput]:
         "Completions of one prompt, with the log-probabilities of their tokens at temperature 1."
@@ -45,9 +46,10 @@ class RemoteSamplingClient:
         if sampling_params.logprob_temperature != 1.0:
             raise MissingCapability("this backend has log-probabilities at temperature 1 only; leave tempered_logprobs out")
         stop = self.stop if sampling_params.stop is None else tuple(sampling_params.stop)
-        params = sdk_sampling(self.sdk, sampling_params, stop)
+        params = sdk_sampling(self.sdk, sampling_params, stop, self.text_stops)
         return self._ask(
             "sample",
+            len(tokens),
             lambda client: client.sample(prompt=self._input(tokens), num_samples=num_samples, sampling_params=params),
             lambda found: sample_output(found, stop, self.tokenizer, self.deliveries.words.service),
         )
@@ -59,7 +61,7 @@ class RemoteSamplingClient:
         if temperature != 1.0:
             raise MissingCapability("this backend has log-probabilities at temperature 1 only")
         call: Callable[[Any], Any] = lambda client: client.compute_logprobs(self._input(tokens))  # noqa: E731
-        return self._ask("compute_logprobs", call, lambda found: self._logprobs(found, len(tokens)))
+        return self._ask("compute_logprobs", len(tokens), call, lambda found: self._logprobs(found, len(tokens)))
 
     def compute_topk(self, prompt: Sequence[int], count: int) -> Future[TopK]:
         "The likeliest tokens after each position. The wire tells them before each token, so one token more is sent."
@@ -70,7 +72,7 @@ class RemoteSamplingClient:
         longer, params = self._checked([*tokens, tokens[-1]]), sdk_sampling(self.sdk, SamplingParams(max_tokens=1), ())
         asked = {"num_samples": 1, "sampling_params": params, "include_prompt_logprobs": True, "topk_prompt_logprobs": count}
         call: Callable[[Any], Any] = lambda client: client.sample(prompt=self._input(longer), **asked)  # noqa: E731
-        return self._ask("compute_topk", call, lambda found: self._topk(found, len(tokens), count))
+        return self._ask("compute_topk", len(longer), call, lambda found: self._topk(found, len(tokens), count))
 
     def _checked(self, prompt: Sequence[int]) -> list[int]:
         "The prompt; InvalidValue for an empty one, unknown ids, or more than the model takes."
@@ -83,11 +85,13 @@ class RemoteSamplingClient:
         "A prompt as the package has it."
         return sdk_type(self.sdk, "ModelInput").from_ints(tokens)
 
-    def _ask(self, verb: str, call: Callable[[Any], Any], convert: Callable[[Any], Any]) -> Any:
-        "Send it once the client is open."
-        future = self.deliveries.watch(AdapterFuture(verb))
+    def _ask(self, verb: str, numbers: int, call: Callable[[Any], Any], convert: Callable[[Any], Any]) -> Any:
+        "Send it, with so many ids, once the client is open."
+        future = RemoteFuture(verb)
+        self.deliveries.watch(future)
 
         def send(opened: AdapterFuture) -> None:
+            future.mark_sent(numbers)
             try:
                 found = call(opened.result(0))
             except Exception as error:

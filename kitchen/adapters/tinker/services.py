@@ -9,6 +9,7 @@ __all__ = ['KINDS', 'RemoteKind']
 import importlib.util
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -30,6 +31,9 @@ class RemoteKind:
     client_options: tuple[str, ...] = ()  # options beside address and key that its client takes
     step_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of optim_step, stated although they are the defaults
     lora_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of new adapters, likewise
+    batch_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of forward_backward, likewise
+    losses: frozenset[str] = frozenset(LOSSES)
+    text_stops: bool = False  # whether the service ends answers at texts only: ids are looked for here
     topk: bool = False
     state_ttl: bool = False
     blocks: bool = False  # whether a request returns only with its result
@@ -54,7 +58,9 @@ class RemoteKind:
 
     def open_rest(self, sdk: Any, service: Any, account: Mapping[str, Any]) -> Any:
         "What deletes saved states: in newer packages a client of its own, in older ones one of the service's."
-        rest = sdk.RestClient(**account) if hasattr(sdk, "RestClient") else service.create_rest_client()
+        rest = None
+        with suppress(Exception):  # packages without one raise what they like
+            rest = sdk.RestClient(**account) if hasattr(sdk, "RestClient") else service.create_rest_client()
         if not hasattr(rest, "delete_checkpoint_from_tinker_path"):
             raise MissingCapability(f"the SDK of {self.name} cannot delete what was saved; it stays until the service forgets it")
         return rest
@@ -62,7 +68,7 @@ class RemoteKind:
     def capabilities(self, options: RemoteOptions) -> Capabilities:
         "What can be asked of it. All have adapters of alpha 32 without dropout, and keep the weights, so that nobody can tell their digest."
         return Capabilities(
-            losses=frozenset(LOSSES),
+            losses=self.losses,
             lora_alpha=32.0,
             lora_dropout=False,
             custom_loss=importlib.util.find_spec("torch") is not None,
@@ -94,9 +100,14 @@ KINDS: dict[str, RemoteKind] = {
         ),
         RemoteKind(
             "together", "together.post_training.tinker", "crucible-kitchen[together]", TogetherOptions,
-            client_options=("model_resources_id",), blocks=True,
+            client_options=("model_resources_id",), blocks=True, text_stops=True,
+            batch_settings={"return_loss_fn_outputs": True},
+            losses=frozenset(LOSSES) & {"cross_entropy", "importance_sampling", "ppo", "cispo", "dro"},
             deviations=(
                 "requests block, so nothing overlaps",
+                "samples only from the weights that a training client published last; none of a model by name",
+                "log-probabilities are 0 where the weight is 0",
+                "a step tells no norm of its gradient; what is saved cannot be deleted",
                 "machines are paid for as long as they are held: close the run",
                 "needs tinker 0.23.1: in an environment of its own",
             ),
