@@ -4,6 +4,7 @@ from . import options as options
 from . import protocols as protocols
 from . import registry as registry
 from . import spans as spans
+from . import usage as usage
 from .futures import AdapterFuture as AdapterFuture
 from .futures import FutureAround as FutureAround
 from .futures import await_result as await_result
@@ -20,6 +21,7 @@ from .protocols import Rows as Rows
 from .protocols import SamplingClient as SamplingClient
 from .protocols import ServiceClient as ServiceClient
 from .protocols import TellsAdapters as TellsAdapters
+from .protocols import TellsTokens as TellsTokens
 from .protocols import Tokenizer as Tokenizer
 from .protocols import Tracker as Tracker
 from .protocols import TrainingClient as TrainingClient
@@ -39,3 +41,18 @@ from .registry import is_adapter_address as is_adapter_address
 from .registry import port_methods as port_methods
 from .spans import ObservedPort as ObservedPort
 from .spans import observe as observe
+from .usage import Meter as Meter
+from .usage import RemoteRequest as RemoteRequest
+from .usage import SPENDING_SETTINGS as SPENDING_SETTINGS
+from .usage import TOKEN_KINDS as TOKEN_KINDS
+from .usage import TellsRequests as TellsRequests
+from .usage import Usage as Usage
+from .usage import asked_usage as asked_usage
+from .usage import check_budget as check_budget
+from .usage import check_prices as check_prices
+from .usage import cost_of as cost_of
+from .usage import dearest_step as dearest_step
+from .usage import found_usage as found_usage
+from .usage import missing_prices as missing_prices
+from .usage import money_text as money_text
+from .usage import used_tokens as used_tokens

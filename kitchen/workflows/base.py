@@ -31,6 +31,7 @@ from ..evaluation import METRICS, Answer, MetricName, Question, ask, evaluation_
 from ..intervals import paired_change
 from ..ports.protocols import DatasetStore, ModelRegistry, Rows, ServiceClient, TellsAdapters, Tokenizer, TrainingClient
 from ..ports.registry import adapter_names, is_adapter_address
+from ..ports.usage import check_prices
 from kitchen.rendering.base import (
     TRAIN_ON,
     Renderer,
@@ -88,6 +89,10 @@ class TrainingConfig(Config):
     )
     backend: str = Field("torch", description="who trains: torch, toy, an installed adapter, or my_module:MyService")
     backend_options: dict[str, Any] = Field({}, description="options of the backend, which `kitchen describe BACKEND` lists: {latency: 0.1}")
+    prices: dict[str, Any] = Field(
+        {}, description="what a million tokens cost at the backend: {prefill: 0.1, sample: 0.4, train: 0.5}; of another model: {NAME: {…}}"
+    )
+    budget: float | None = live_field(None, "money that the run may cost by its prices; it stops on a boundary before that; none: any", gt=0)
     trackers: list[str] = Field([], description="who else is told every event: jsonl, an installed adapter, or my_module:MyTracker")
     tracker_options: dict[str, Any] = Field({}, description="options of trackers by name: {jsonl: {path: events.jsonl}}")
 
@@ -161,6 +166,12 @@ class TrainingConfig(Config):
     def _check_trackers(cls, value: list[str]) -> list[str]:
         "A tracker that no adapter is installed for is answered with the nearest."
         return [name if is_adapter_address(name) else check_known_name("tracker", name, adapter_names("tracker")) for name in value]
+
+    @field_validator("prices")
+    @classmethod
+    def _check_prices(cls, value: dict[str, Any]) -> dict[str, Any]:
+        "Prices are numbers, of kinds of tokens that there are."
+        return check_prices(value)
 
     _check_renderer = name_in_table("renderer", RENDERERS, "auto")
     _check_schedule = name_in_table("schedule", SCHEDULES)

@@ -277,7 +277,11 @@ class RanksService:
         claims: Callable[[], Capabilities] | None = None,
     ):
         self.torch, self.trainers, self.samplers, self.hand_over = torch, trainers, samplers or trainers, hand_over
-        self.model_dropout, self.capabilities = torch.model_dropout, claims or torch.capabilities
+        self.model_dropout, self._claims = torch.model_dropout, claims or torch.capabilities
+
+    def capabilities(self) -> Capabilities:
+        "As the backend on one process claims, but for streams: ranks answer when all is said."
+        return replace(self._claims(), streaming=False)
 
     @property
     def states(self) -> StateStore:

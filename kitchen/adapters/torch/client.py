@@ -479,7 +479,8 @@ class TorchService:
     def capabilities(self) -> Capabilities:
         "All losses and kinds of training; the same bits each time on the CPU only."
         return Capabilities(
-            losses=frozenset(LOSSES), full_finetuning=True, topk=True, tempered_logprobs=True, deterministic=self.device.type == "cpu"
+            losses=frozenset(LOSSES), full_finetuning=True, topk=True, streaming=True, tempered_logprobs=True,
+            deterministic=self.device.type == "cpu"
         )
 
     def get_tokenizer(self, model: str) -> HuggingFaceTokenizer:
