@@ -93,8 +93,8 @@ def datum_text_ids(datum: Datum) -> list[int]:
         return datum.tokens.tolist()
     targets = datum.targets.reshape(len(datum), -1)[:, 0]
     counts = datum.loss_fn_inputs.get("weights", datum.loss_fn_inputs.get("advantages", np.ones(len(datum))))
-    asked = np.reshape(counts, (len(datum), -1)).any(1)  # a score, or a teacher's other choice, is not what the text goes on with
-    asked[-1] = True
+    # a score, or a teacher's other choice, is not what the text goes on with
+    asked = np.append(np.reshape(counts, (len(datum), -1)).any(1)[:-1], True)
     return [int(datum.tokens[0]), *np.where(asked, targets, np.append(datum.tokens[1:], 0)).tolist()]
 
 
