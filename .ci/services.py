@@ -243,7 +243,8 @@ def run_program(row: Row, python: Path, program: tuple[str, ...], environment: d
             lines.append((row.name, one["probe"], one["told"], one["good"]))
         else:  # kills
             same = ("equal metrics", "equal digests", "verified")
-            said = f"{one['kills']} kills, {one['recoveries']} recoveries in {one['runs']} runs: " + ", ".join(f"{name}: {one[name]}" for name in same)
+            equal = ", ".join(f"{name}: {one[name]}" for name in same)
+            said = f"{one['kills']} kills, {one['recoveries']} recoveries in {one['runs']} runs: {equal}"
             lines.append((row.name, f"kill -9 of a {one['victim']}", said, all(one[name] for name in same)))
     return lines
 
