@@ -32,7 +32,12 @@ BOUND = 1e-4
 SMALL: dict[str, Any] = {
     "sft": {"dataset": "builtin:sort[:60]", "epochs": 1, "batch_size": 10, "graded": 2, "held_out": 8, "max_tokens": 4},
     "dpo": {"dataset": "builtin:sort-pairs[:60]", "epochs": 1, "batch_size": 10, "graded": 2, "held_out": 8, "max_tokens": 4},
-}
+    "rl_math": {"env": "nim", "problems": 12, "batch_size": 4, "group_size": 2, "graded": 2, "max_tokens": 3, "epochs": 1},
+    "distill_on_policy": {
+        "env": "task:sort", "problems": 12, "batch_size": 4, "group_size": 2, "graded": 2, "max_tokens": 3, "epochs": 1,
+        "teacher_dataset": "builtin:sort[:32]",
+    },
+}  # fmt: skip
 
 
 LOOP = "train_sft"
@@ -221,7 +226,8 @@ def run_program(row: Row, python: Path, program: tuple[str, ...], environment: d
             lines.append((row.name, one["probe"], one["told"], one["good"]))
         else:  # kills
             same = ("equal metrics", "equal digests", "verified")
-            said = f"{one['kills']} kills, {one['recoveries']} recoveries in {one['runs']} runs: " + ", ".join(f"{name}: {one[name]}" for name in same)
+            said = f"{one['kills']} kills, {one['recoveries']} recoveries in {one['runs']} runs"
+            said += "".join(f", {name}" if one[name] else f", NOT {name}" for name in same)
             lines.append((row.name, f"kill -9 of a {one['victim']}", said, all(one[name] for name in same)))
     return lines
 
