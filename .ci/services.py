@@ -184,7 +184,8 @@ def largest_difference(expected: list[float], found: list[float]) -> float:
 def prove(row: Row, python: Path, command: list[str]) -> list[tuple[str, str, str, bool]]:
     """Lines of the table for one row: what, result, and whether it is as it should be."""
     process, address = start_server(command, row) if row.options is None else (None, "")
-    environment = {**os.environ, KEY_VARIABLE: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ, KEY_VARIABLE: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT)}
+    environment |= {"RAY_AUTH_MODE": "disabled", "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter"))}  # templates of reports lie in this one's
     try:
         arguments = [str(python), "-W", "ignore", __file__, "--work", row.name, "--address", address]
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=1800, check=False)
