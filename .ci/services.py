@@ -201,7 +201,8 @@ def largest_difference(expected: list[float], found: list[float]) -> float:
 def prove(row: Row, python: Path, command: list[str]) -> list[tuple[str, str, str, bool]]:
     """Lines of the table for one row: what, result, and whether it is as it should be."""
     process, address = start_server(command, row) if row.options is None else (None, "")
-    environment = {**os.environ, KEY_VARIABLE: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ, KEY_VARIABLE: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT)}
+    environment |= {"RAY_AUTH_MODE": "disabled", "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter"))}  # templates of reports lie in this one's
     try:
         arguments = [str(python), "-W", "ignore", __file__, "--work", row.name, "--address", address]
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=1800, check=False)
@@ -243,8 +244,8 @@ def run_program(row: Row, python: Path, program: tuple[str, ...], environment: d
             lines.append((row.name, one["probe"], one["told"], one["good"]))
         else:  # kills
             same = ("equal metrics", "equal digests", "verified")
-            equal = ", ".join(f"{name}: {one[name]}" for name in same)
-            said = f"{one['kills']} kills, {one['recoveries']} recoveries in {one['runs']} runs: {equal}"
+            said = f"{one['kills']} kills, {one['recoveries']} recoveries in {one['runs']} runs"
+            said += "".join(f", {name}" if one[name] else f", NOT {name}" for name in same)
             lines.append((row.name, f"kill -9 of a {one['victim']}", said, all(one[name] for name in same)))
     return lines
 

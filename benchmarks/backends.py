@@ -1,4 +1,4 @@
-"""What a step costs on ranks against one in this process: `python benchmarks/backends.py`.
+"""What a step costs on ranks against one in this process: `python benchmarks/backends.py`; with `--ray`, in actors of Ray, too (needs Ray).
 
 Both backends take the same steps on the same model, in turns, so that a busy machine disturbs all alike. Medians are printed, with the
 seconds until the first and the next service of a process are ready, and until all is as before when a rank was killed.
@@ -50,12 +50,17 @@ def main() -> None:
     parser.add_argument("--datums", type=int, default=12)
     parser.add_argument("--length", type=int, default=48)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ray", action="store_true", help="actors of Ray as well, and two samplers beside a worker")
     options = parser.parse_args()
+    divided = {f"procs, {count} rank{'s' * (count > 1)}": ("procs", {"ranks": count}) for count in options.ranks}
+    if options.ray:
+        shared = {"cpus": 0.25, "threads": 1}  # actors of all services at once fit into two cores
+        divided |= {f"ray, {count} worker{'s' * (count > 1)}": ("ray", {"workers": count, **shared}) for count in options.ranks}
+        divided["ray, 1 + 2"] = ("ray", {"workers": 1, "samplers": 2, **shared})
     services = {"torch": create_adapter("service", "torch", device=options.device)}
     clients = {"torch": services["torch"].create_training_client(options.model, LoraParams(), 0)}
-    for count in options.ranks:
-        name = f"procs, {count} rank{'s' * (count > 1)}"
-        services[name] = create_adapter("service", "procs", device=options.device, ranks=count)
+    for name, (backend, about) in divided.items():
+        services[name] = create_adapter("service", backend, device=options.device, **about)
 
         def begin(name=name) -> None:
             clients[name] = services[name].create_training_client(options.model, LoraParams(), 0)
@@ -71,7 +76,12 @@ def main() -> None:
         median = statistics.median(found)
         print(f"{name:<16} {median * 1e3:8.2f} ms a step: {(median - alone) * 1e3:+.2f} ms, × {median / alone:.2f}")
     for name, client in clients.items():
-        sampler = client.create_sampling_client()
+        handed: list[float] = []
+        for _ in range(5):
+            began = time.perf_counter()
+            sampler = client.create_sampling_client()
+            handed.append(time.perf_counter() - began)
+        print(f"{name:<16} {statistics.median(handed) * 1e3:8.1f} ms for a sampler over the weights as they are")
         spent = seconds(lambda sampler=sampler: sampler.sample([5, 6, 7], 32, SamplingParams(max_tokens=32, stop=())).result())
         print(f"{name:<16} {spent * 1e3:8.1f} ms for 32 answers of 32 tokens")
     for name, service in services.items():

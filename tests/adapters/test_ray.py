@@ -217,7 +217,11 @@ def test_what_actors_do_and_lose_is_what_the_torch_backend_does(tmp_path, monkey
     assert [path.name for path in model_files(folder)] == [path.name for path in model_files(plainly)]
     for path in (tmp_path / "export").iterdir():
         assert path.read_bytes() == (tmp_path / "plainly" / path.name).read_bytes(), path
+    sent = {}
+    monkeypatch.setattr("kitchen.adapters.ray.actor.missing_files", lambda sizes, machine: list(sizes))  # a machine without that folder
+    monkeypatch.setattr("kitchen.adapters.ray.actor._write_file", lambda path, content: sent.update({path: content.tobytes()}))
     assert service.create_sampling_client(folder).compute_logprobs([5, 6, 7]).result(60)
+    assert sent == {path: path.read_bytes() for path in (tmp_path / "export").iterdir()}
     assert one.adapter_coverage() == two.adapter_coverage()
     service.close()
     assert len(service.recoveries) == 2 and not any(handle.alive for handle in local.made)

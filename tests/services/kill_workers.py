@@ -165,10 +165,9 @@ def main(backend: str, victim: str, kills: int, seed: int) -> dict:
 if __name__ == "__main__":
     words = sys.argv[1:]
     if words[0] == "ray":  # one cluster, which outlives the drivers
-        from ray.cluster_utils import Cluster
+        from ray_probe import start_cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
-        os.environ["RAY_ADDRESS"] = cluster.address
+        cluster = start_cluster()
     try:
         print(json.dumps(main(words[0], words[1], int(words[2]), int(words[3]) if len(words) > 3 else 1)), flush=True)
     finally:

@@ -170,12 +170,24 @@ def show_doctor(cluster) -> None:
 PARTS = {name.removeprefix("show_"): part for name, part in list(globals().items()) if name.startswith("show_")}
 
 
-def main() -> None:
-    """Start a cluster, and show the parts."""
+def start_cluster():
+    """A cluster of one machine, which this process and those that it starts find; Ray gives one 30 s to start, which a busy machine may exceed."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+    for tries_left in range(4, -1, -1):
+        try:
+            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+            break
+        except Exception:  # it has no class of its own
+            if not tries_left:
+                raise
     os.environ["RAY_ADDRESS"] = cluster.address
+    return cluster
+
+
+def main() -> None:
+    """Start a cluster, and show the parts."""
+    cluster = start_cluster()
     os.environ.setdefault("KITCHEN_RUNS", tempfile.mkdtemp(prefix="kitchen-ray-"))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
     try:

@@ -43,7 +43,7 @@ class RayOptions(TorchOptions):
     def __init__(self, **values: Any):
         super().__init__(**values)
         if self.address is not None and not _ADDRESS.fullmatch(self.address):
-            raise ConfigError(f"address must be auto, local, gcs://HOST:PORT (a cluster's head) or ray://HOST:PORT (Ray Client), not {self.address!r}")
+            raise ConfigError(f"address must be auto, local, gcs://HOST:PORT (of a head) or ray://HOST:PORT (Ray Client), not {self.address!r}")
         wrong = [name for name in self.variables if not re.fullmatch(r"[A-Za-z_]\w*", name)]
         if wrong:
             raise ConfigError(f"variables takes names such as HF_TOKEN, and never what they hold; {len(wrong)} are no names")
