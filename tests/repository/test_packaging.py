@@ -135,7 +135,7 @@ def test_everything_imported_is_required():
 
 
 # SDKs that exclude each other or what is pinned; each goes into an environment of its own
-EXCLUSIVE = {"tinker_requirements", "fireworks_requirements", "together_requirements"}
+EXCLUSIVE = {"modal_requirements", "tinker_requirements", "fireworks_requirements", "together_requirements"}
 
 
 def test_what_is_pinned_satisfies_what_is_required():
