@@ -39,6 +39,7 @@ docs: $(VENV)/documented  ## build the documentation site, docs/_build/html/inde
 
 services: $(VENV)/developed  ## unmodified clients of services against `kitchen serve`, each in an environment of its own; prints a table
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/services/run.py
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/services/launch.py
 	$(BIN)/python .ci/services.py $(foreach row,$(ROWS),'$(row)')
 
 prepare: $(VENV)/developed  ## after editing a page: export, clean, README

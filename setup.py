@@ -16,7 +16,7 @@ extras = {
     if key.endswith("_requirements")
 }
 # SDKs that exclude each other, and some of what is pinned, and a cluster: each in an environment of its own
-services = {"tinker", "fireworks", "together", "ray"}
+services = {"tinker", "fireworks", "together", "modal", "ray"}
 integrations = extras.keys() - {"dev", "docs"} - services
 extras["all"] = sorted({requirement for name in integrations for requirement in extras[name]})
 extras["dev"] = [*extras["dev"], *extras["all"]]

@@ -14,6 +14,7 @@ from . import formatting as formatting
 from . import input as input
 from . import inspection as inspection
 from . import intervals as intervals
+from . import launch as launch
 from . import losses as losses
 from . import palette as palette
 from . import ports as ports

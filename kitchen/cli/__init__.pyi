@@ -5,6 +5,7 @@ from . import doctor as doctor
 from . import errors as errors
 from . import kernel as kernel
 from . import lab as lab
+from . import launch as launch
 from . import main as main
 from . import new as new
 from . import parameters as parameters

@@ -15,6 +15,7 @@ from .cook import cook_group, resume_command
 from .doctor import doctor_command
 from .errors import KitchenGroup
 from .lab import lab_command
+from .launch import launch_group
 from .new import new_group
 from .recipes import describe_command, list_command, plan_group, validate_group
 from .render import render_command
@@ -38,6 +39,7 @@ _COMMANDS = (
     reproduce_command,
     lab_command,
     serve_command,
+    launch_group,
     new_group,
     doctor_command,
 )

@@ -51,6 +51,7 @@ def build_server(
     options: Mapping[str, str],  # of the backend: backend.device -> cpu
     folder: Path,
     settings: Mapping[str, Any],
+    key_file: Path | None = None,
 ) -> tuple[Any, str | None]:
     "The server, and the key that was made for it at its first start."
     from kitchen.ports.registry import create_adapter
@@ -63,8 +64,8 @@ def build_server(
     keys_module, engine_module = _load("keys"), _load("engine")
     backend_module, answers, target_module, server_module = (_load(name) for name in ("backend", "answers", "targets", "server"))
     found = [target_module.find_target(text, backend) for text in targets]
-    given = os.environ.get(KEY_VARIABLE)
-    keys = keys_module.KeyRing(folder / "keys.json", {KEY_VARIABLE: given} if given else None)
+    given = os.environ.get(KEY_VARIABLE) if key_file is None else keys_module.read_key(key_file)
+    keys = keys_module.KeyRing(folder / "keys.json", {"given": given} if given else None)
     made = None if given or keys.hashes else keys.add("first")
     used = backend or found[0].backend
     service = create_adapter("service", used, **{"directory": folder / "states", **option_values(used, options)})
@@ -95,6 +96,7 @@ def start_lines(server: Any, key: str | None, models: Sequence[str]) -> list[str
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Where keys and states are kept; default: serve beside the runs.")
 @click.option("--idle-minutes", type=click.FloatRange(min=0, min_open=True), help="End when nobody has asked for so long.")
 @click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="End after so long, whatever is going on.")
+@click.option("--key-file", type=click.Path(path_type=Path, dir_okay=False), help=f"A file with a key of your own; else ${KEY_VARIABLE}.")
 @click.option("--new-key", metavar="NAME", help="Make one more key, show it, and end.")
 @click.option("--remove-key", metavar="NAME", help="Forget a key, and end.")
 def serve_command(
@@ -107,6 +109,7 @@ def serve_command(
     folder: Path | None,
     idle_minutes: float | None,
     max_hours: float | None,
+    key_file: Path | None,
     new_key: str | None,
     remove_key: str | None,
 ) -> None:
@@ -127,7 +130,7 @@ def serve_command(
         return
     ends = {"idle_seconds": idle_minutes and 60 * idle_minutes, "most_seconds": max_hours and 3600 * max_hours}
     known = served_models(models)
-    server, key = build_server(targets, backend, known, dict(options), place, {"host": host, "port": port, **ends})
+    server, key = build_server(targets, backend, known, dict(options), place, {"host": host, "port": port, **ends}, key_file)
     for line in start_lines(server, key, [*known, *targets]):
         click.echo(line)
     server.run()

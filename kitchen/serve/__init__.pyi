@@ -20,13 +20,13 @@ from .answers import AnswerModel as AnswerModel
 from .answers import ChatBody as ChatBody
 from .answers import Choice as Choice
 from .answers import CompletionBody as CompletionBody
+from .answers import DrawnToken as DrawnToken
 from .answers import Parts as Parts
 from .answers import ToldText as ToldText
 from .answers import answer_routes as answer_routes
 from .answers import chat_choices as chat_choices
 from .answers import chat_prompt as chat_prompt
 from .answers import cut_at as cut_at
-from .answers import is_token as is_token
 from .answers import logprobs_body as logprobs_body
 from .answers import message_body as message_body
 from .answers import settled_text as settled_text
@@ -59,6 +59,7 @@ from .guard import GuardLimits as GuardLimits
 from .guard import OpenPolls as OpenPolls
 from .keys import KeyRing as KeyRing
 from .keys import make_key as make_key
+from .keys import read_key as read_key
 from .lanes import Lane as Lane
 from .lanes import Lanes as Lanes
 from .models import Cut as Cut

@@ -135,7 +135,7 @@ def test_everything_imported_is_required():
 
 
 # SDKs that exclude each other or what is pinned, and a cluster; each goes into an environment of its own
-EXCLUSIVE = {"tinker_requirements", "fireworks_requirements", "together_requirements", "ray_requirements"}
+EXCLUSIVE = {f"{name}_requirements" for name in ("tinker", "fireworks", "together", "modal", "ray")}
 
 
 def test_what_is_pinned_satisfies_what_is_required():

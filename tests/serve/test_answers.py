@@ -127,8 +127,9 @@ def test_streams_say_what_answers_say(client, more):
         )
 
 
-PARTS = ["<think>", "</think>", "\n", "ab", "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {}}', "[TOOL_CALLS]", "é€", "END", " ", "<", "[THINK]", "[/THINK]",
-         "<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|>", "<|im_end|>", "<thought>", "</thought>", "E"]  # fmt: skip
+PARTS = ["<think>", "</think>", "\n", "ab", "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {}}', "[TOOL_CALLS]", "é€", "END", " ", "<",
+         "[THINK]", "[/THINK]", "<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|>", "<|im_end|>",
+         "<thought>", "</thought>", "E"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(RENDERERS))
@@ -169,7 +170,7 @@ def test_streams_begin_before_the_end(client, models):
     model = replace(models["toy"], sampler=Watched())
     telling = model.draw_telling([5, 6, 7], 1, SamplingParams(max_tokens=20, stop=(), seed=1))
     first = next(telling)
-    assert first == (0, drawn[0]) and [*telling][-1][0].tokens == tuple(drawn)
+    assert (first.index, first.token) == (0, drawn[0]) and [*telling][-1][0].tokens == tuple(drawn)
     assert ask(client, stream=True).headers["x-kitchen-stream"] == "tokens"
     plain = replace(models["toy"], streams=False)
     app = FastAPI()
