@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help cook test docs services prepare hooks clean
+.PHONY: help cook test docs services cookbooks prepare hooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ docs: $(VENV)/documented  ## build the documentation site, docs/_build/html/inde
 services: $(VENV)/developed  ## unmodified clients of services against `kitchen serve`, each in an environment of its own; prints a table
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/services/run.py
 	$(BIN)/python .ci/services.py $(foreach row,$(ROWS),'$(row)')
+
+cookbooks: $(VENV)/developed  ## the notebooks of recipes_nb/cookbooks/, each with its service's SDK against `kitchen serve`
+	$(BIN)/python .ci/services.py --cookbooks $(BOOKS)
 
 prepare: $(VENV)/developed  ## after editing a page: export, clean, README
 	$(BIN)/nbdev_export
