@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help cook test docs services prepare hooks clean
+.PHONY: help cook test docs services cookbooks prepare hooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ services: $(VENV)/developed  ## unmodified clients of services against `kitchen 
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/services/run.py
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/services/launch.py
 	$(BIN)/python .ci/services.py $(foreach row,$(ROWS),'$(row)')
+
+cookbooks: $(VENV)/developed  ## the notebooks of recipes_nb/cookbooks/, each with its service's SDK against `kitchen serve`
+	$(BIN)/python .ci/services.py --cookbooks $(BOOKS)
 
 prepare: $(VENV)/developed  ## after editing a page: export, clean, README
 	$(BIN)/nbdev_export

@@ -177,7 +177,8 @@ def make_sdk(server: Server, futures: bool = True, key: str = "tml-good") -> typ
 
             return self._answer(verb, work, loss_fn)
 
-        def forward_backward(self, data, loss_fn, loss_fn_config=None):
+        def forward_backward(self, data, loss_fn, loss_fn_config=None, return_loss_fn_outputs=None):
+            assert futures or return_loss_fn_outputs, "without being asked, Together tells no log-probabilities"
             return self._batch("forward_backward", data, loss_fn, loss_fn_config)
 
         def forward(self, data, loss_fn, loss_fn_config=None):

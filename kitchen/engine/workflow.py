@@ -158,7 +158,8 @@ class _TrackedConfig:
 
     def __getattr__(self, name: str) -> Any:
         config = self._flow.values[self._key]
-        own = None if hasattr(Config, name) else inspect.getattr_static(type(config), name, None)
+        kind: Any = type(config)
+        own = None if hasattr(Config, name) else inspect.getattr_static(kind, name, None)
         if isinstance(own, property) and own.fget is not None:  # what it is made of is looked at, and not it
             return own.fget(self)
         if inspect.isfunction(own):

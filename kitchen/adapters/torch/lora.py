@@ -32,8 +32,8 @@ class _LoraLinear(nn.Module):
         super().__init__()
         outputs, inputs = _linear_size(base)
         self.base, self.scale, self.dropout = base, scale, dropout
-        precision = torch.promote_types(torch.float32, base.weight.dtype)
-        about: dict[str, Any] = {"dtype": precision, "device": base.weight.device}
+        weight: Any = base.weight
+        about: dict[str, Any] = {"dtype": torch.promote_types(torch.float32, weight.dtype), "device": weight.device}
         self.lora_A = nn.Parameter(torch.zeros(rank, inputs, **about))
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, **about))
 
