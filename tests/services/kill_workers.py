@@ -18,7 +18,10 @@ import time
 import warnings
 from pathlib import Path
 
-for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}.items():
+QUIET = {
+    "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+}  # fmt: skip
+for name, value in QUIET.items():
     os.environ.setdefault(name, value)
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the home folder
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray gives its workers 15, and a busy machine then nothing
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
