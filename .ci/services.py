@@ -67,6 +67,7 @@ class Row:
     known: tuple[str, ...] = ()  # checks that cannot hold here
     options: tuple[tuple[str, Any], ...] | None = None  # of a backend that needs no server
     programs: tuple[tuple[str, ...], ...] = ()  # of tests/services, which print lines of JSON
+    product: bool = False  # whether it is run through the product, too: cooked, rewound, forked, killed
     server: str = "serve"  # or "stand-in": of Together's own operations
 
     @property
@@ -81,7 +82,7 @@ _NEEDS_DEPLOYMENT = (  # Fireworks samples from deployments of its own, and take
 )  # fmt: skip
 _NO_INFINITE_SUM = ("clipping_matches_loss_table",)  # whose ratios overflow, which JSON has no word for
 ROWS = (
-    Row("tinker", "toy", "toy"),
+    Row("tinker", "toy", "toy", product=True),
     Row("tinker", "torch", "builtin:tiny-chat"),
     Row("fireworks", "toy", "toy", (LOOP,), "sampling and states need the service itself", _NEEDS_DEPLOYMENT),
     Row(
@@ -92,7 +93,7 @@ ROWS = (
             *(("kill_workers.py", "ray", victim, "10") for victim in ("worker", "sampler", "driver")),
         ),
     ),
-    Row("together", "toy", "toy", (LOOP,), "samples from weights in training only", _NO_INFINITE_SUM, "stand-in"),
+    Row("together", "toy", "toy", (LOOP,), "samples from weights in training only", _NO_INFINITE_SUM, server="stand-in"),
 )
 
 
@@ -133,6 +134,7 @@ def loop_curve(backend: str, settings: dict[str, Any]) -> list[float]:
 def work(row: Row, address: str) -> None:
     """What runs in the environment of an SDK: prints one line of JSON for each thing done."""
     from kitchen.ports.registry import create_adapter
+    from kitchen.product_checks import product_conformance
     from kitchen.testing import conformance
 
     options: dict[str, Any] = {"base_url": address, "api_key_env": KEY_VARIABLE, "tokenizer_backend": row.backend, "timeout": 120.0}
@@ -143,6 +145,10 @@ def work(row: Row, address: str) -> None:
     service.close()
     found = {one.check: (one.status, str(one)) for one in report.outcomes}
     print(json.dumps({"checks": found}), flush=True)
+    if row.product:
+        wanted = {**options, "tolerance": 1e-6}
+        report = product_conformance(row.adapter, row.model, timeout=240.0, backend_options=wanted, lora_alpha=32.0)
+        print(json.dumps({"product": {one.check: (one.status, str(one)) for one in report.outcomes}}), flush=True)
     folder = Path(tempfile.mkdtemp(prefix="kitchen-services-"))
     for recipe in row.recipes:
         try:
@@ -198,6 +204,15 @@ def largest_difference(expected: list[float], found: list[float]) -> float:
     return max(abs(one - two) / max(1.0, abs(one)) for one, two in zip(expected, found, strict=True))
 
 
+def lines_of_checks(row: Row, what: str, checks: dict[str, tuple[str, str]], note: str) -> list[tuple[str, str, str, bool]]:
+    """The counts of one group of checks, and a line for each that fails and should not."""
+    wrong = {name: said for name, (status, said) in checks.items() if status == "failed" and name not in row.known}
+    states = [("known to fail" if name in row.known and status == "failed" else status) for name, (status, _) in checks.items()]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("passed", "failed", "known to fail", "skipped") if state in states)
+    lines = [(row.name, what, counts + (f" ({note})" if note else ""), not wrong)]
+    return lines + [(row.name, name, said[:160], False) for name, said in wrong.items()]
+
+
 def prove(row: Row, python: Path, command: list[str]) -> list[tuple[str, str, str, bool]]:
     """Lines of the table for one row: what, result, and whether it is as it should be."""
     process, address = start_server(command, row) if row.options is None else (None, "")
@@ -212,13 +227,11 @@ def prove(row: Row, python: Path, command: list[str]) -> list[tuple[str, str, st
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if not told:
         return [(row.name, "conformance", done.stderr.strip()[-300:] or "nothing was said", False)]
-    checks = told[0]["checks"]
-    wrong = {name: said for name, (status, said) in checks.items() if status == "failed" and name not in row.known}
-    states = [("known to fail" if name in row.known and status == "failed" else status) for name, (status, _) in checks.items()]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in ("passed", "failed", "known to fail", "skipped") if state in states)
-    lines = [(row.name, "conformance", counts + (f" ({row.note})" if row.note else ""), not wrong)]
-    lines += [(row.name, name, said[:160], False) for name, said in wrong.items()]
+    lines = lines_of_checks(row, "conformance", told[0]["checks"], row.note)
     for one in told[1:]:
+        if "product" in one:
+            lines += lines_of_checks(row, "in the product", one["product"], "")
+            continue
         expected = curve(one["recipe"], row.backend, recipe_settings(row, one["recipe"]), Path(tempfile.mkdtemp()) / one["recipe"])
         if isinstance(one["losses"], str):
             lines.append((row.name, one["recipe"], one["losses"][:160], False))

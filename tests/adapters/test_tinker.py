@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sdk_standin import APIConnectionError, APIStatusError, RequestFailedError, Server, make_sdk
 
-from kitchen.adapters.tinker.client import FireworksService, TinkerService, TogetherService
+from kitchen.adapters.tinker.client import BasetenService, FireworksService, TinkerService, TogetherService
 from kitchen.adapters.tinker.objects import RemoteReference
 from kitchen.adapters.toy.client import ToyService
 from kitchen.product_checks import PRODUCT_CHECKS, product_conformance
@@ -188,6 +188,45 @@ def test_an_sdk_that_is_missing_names_the_remedy(monkeypatch):
     for kind, extra in ((TinkerService, "tinker"), (FireworksService, "fireworks"), (TogetherService, "together")):
         with pytest.raises(MissingCapability, match=rf"pip install 'crucible-kitchen\[{extra}\]'"):
             kind(tokenizer_backend="toy").create_training_client("toy", LORA, 0)
+
+
+def test_a_service_named_by_its_class_has_options_of_its_own(server, monkeypatch):
+    from kitchen.ports.registry import checked_options
+
+    given = checked_options("service", "kitchen.adapters.tinker.client:BasetenService", {"tokenizer_backend": "toy"})
+    monkeypatch.setenv("BASETEN_API_KEY", "tml-good")
+    monkeypatch.delenv("TINKER_API_KEY")
+    client = BasetenService(make_sdk(server), **given).create_training_client("toy", LORA, 0)
+    assert client.forward(batch(), "cross_entropy").result(9).loss_sum > 0
+
+
+def test_each_request_is_told_with_its_size_and_times(server):
+    service = open_service(server)
+    client = service.create_training_client("toy", LORA, 0)
+    client.forward_backward(batch(), "cross_entropy").result(9)
+    client.forward_backward_custom(batch(1), lambda data, found: (found[0].sum(), {})).result(9)
+    client.optim_step(ADAM).result(9)
+    client.create_sampling_client().sample([5, 6, 7], 2, SamplingParams(max_tokens=2, stop=())).result(9)
+    server.faults["forward"] = [APIStatusError("oops", 500)]
+    with pytest.raises(BackendError):
+        client.forward(batch(), "cross_entropy").result(9)
+    told = [(one.verb, one.status, one.sent, one.received) for one in service.take_requests()]
+    three = 3 * 3 * 4  # bytes of a datum of three positions: tokens, targets and weights
+    assert told == [
+        ("create_training_client", "ok", 0, 0), ("forward_backward", "ok", 2 * three, 2 * 3 * 4), ("forward", "ok", three, 3 * 4),
+        ("forward_backward_custom", "ok", three, 3 * 4), ("optim_step", "ok", 24, 0), ("create_sampling_client", "ok", 0, 0),
+        ("sample", "ok", 3 * 4, 2 * 2 * 2 * 4), ("forward", "APIStatusError", 2 * three, 0),
+    ]  # fmt: skip
+    assert service.take_requests() == []
+
+
+def test_ids_end_an_answer_where_the_service_knows_texts_only(server):
+    free = open_service(server).create_sampling_client("toy").sample([65, 66], 1, SamplingParams(max_tokens=6, temperature=0.0, stop=())).result(9)
+    tokens = free.completions[0].tokens
+    training = open_service(server, TogetherService, futures=False).create_training_client("toy", LORA, 0)
+    params = SamplingParams(max_tokens=6, temperature=0.0, stop=(tokens[3],))
+    cut = training.create_sampling_client().sample([65, 66], 1, params).result(9).completions[0]
+    assert cut.tokens == tokens[: tokens.index(tokens[3]) + 1] and cut.stop_reason == "stop"
 
 
 def test_references_are_the_services_and_say_what_it_does_not(server):

@@ -23,7 +23,7 @@ import numpy as np
 
 from .failures import FailureWords, lost_client
 from .objects import RemoteReference, batch_numbers, batch_output, is_reference, safe_name, sdk_adam, sdk_datum, step_metrics, usable_batch
-from .options import RemoteOptions
+from .options import BasetenOptions, RemoteOptions
 from .results import Deliveries, Lane, RemoteFuture, arrived, arrived_in_time
 from .sampler import RemoteSamplingClient
 from .services import KINDS, RemoteKind
@@ -476,7 +476,7 @@ class TogetherService(RemoteService):
 class BasetenService(RemoteService):
     "Baseten; `backend=\"kitchen.adapters.tinker.client:BasetenService\"`."
 
-    Options = RemoteOptions
+    Options = BasetenOptions
 
     def __init__(self, sdk: Any = None, **options: Any):
         super().__init__(KINDS["baseten"], sdk, **options)
