@@ -30,6 +30,7 @@ class RemoteKind:
     client_options: tuple[str, ...] = ()  # options beside address and key that its client takes
     step_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of optim_step, stated although they are the defaults
     lora_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of new adapters, likewise
+    losses: frozenset[str] = frozenset(LOSSES) - {"dro", "gspo"}  # those that every one of them has
     topk: bool = False
     state_ttl: bool = False
     blocks: bool = False  # whether a request returns only with its result
@@ -62,7 +63,7 @@ class RemoteKind:
     def capabilities(self, options: RemoteOptions) -> Capabilities:
         "What can be asked of it. All have adapters of alpha 32 without dropout, and keep the weights, so that nobody can tell their digest."
         return Capabilities(
-            losses=frozenset(LOSSES),
+            losses=self.losses,
             lora_alpha=32.0,
             lora_dropout=False,
             custom_loss=importlib.util.find_spec("torch") is not None,
@@ -77,7 +78,7 @@ KINDS: dict[str, RemoteKind] = {
     kind.name: kind
     for kind in (
         RemoteKind(
-            "tinker", "tinker", "crucible-kitchen[tinker]", TinkerOptions, topk=True, state_ttl=True,
+            "tinker", "tinker", "crucible-kitchen[tinker]", TinkerOptions, losses=frozenset(LOSSES), topk=True, state_ttl=True,
             deviations=("a failing server is asked again by the SDK for minutes; the option timeout ends it",),
         ),
         RemoteKind(
