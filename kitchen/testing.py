@@ -8,13 +8,14 @@ __all__ = ['CHECKS', 'CheckFinding', 'expect_close', 'expect_different', 'expect
            'outputs_fit_their_datums', 'neighbours_are_invisible', 'later_tokens_are_invisible', 'accumulation_adds',
            'forward_leaves_gradients', 'step_clears_the_gradient', 'rate_zero_keeps_weights',
            'gradient_is_that_of_the_sum', 'clipping_shortens', 'weight_decay_is_decoupled', 'training_learns',
-           'custom_loss_equals_weights', 'clipping_matches_loss_table', 'importance_sampling_on_policy',
-           'training_starts_at_the_base', 'sampler_agrees_with_trainer', 'topk_agrees_with_logprobs',
-           'samplers_keep_their_weights', 'sampling_is_reproducible', 'tokens_are_told_as_drawn',
-           'sampling_respects_stops', 'export_opens', 'exports_keep_their_stops', 'state_resumes_exactly',
-           'state_without_optimizer_forgets', 'dropout_follows_the_seed', 'futures_resolve', 'requests_run_in_order',
-           'mistakes_are_refused', 'failures_leave_no_trace', 'capabilities_are_honest', 'seed_determines_training',
-           'tokenizer_is_faithful', 'context_is_honest', 'conformance']
+           'custom_loss_equals_weights', 'clipping_matches_loss_table', 'dro_matches_loss_table',
+           'gspo_matches_loss_table', 'clip_bounds_of_each_token', 'several_targets_are_their_sum',
+           'importance_sampling_on_policy', 'training_starts_at_the_base', 'sampler_agrees_with_trainer',
+           'topk_agrees_with_logprobs', 'samplers_keep_their_weights', 'sampling_is_reproducible',
+           'tokens_are_told_as_drawn', 'sampling_respects_stops', 'export_opens', 'exports_keep_their_stops',
+           'state_resumes_exactly', 'state_without_optimizer_forgets', 'dropout_follows_the_seed', 'futures_resolve',
+           'requests_run_in_order', 'mistakes_are_refused', 'failures_leave_no_trace', 'capabilities_are_honest',
+           'seed_determines_training', 'tokenizer_is_faithful', 'context_is_honest', 'conformance']
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #b175c241
 import importlib.util
@@ -548,6 +549,78 @@ def clipping_matches_loss_table(bench: Bench) -> Iterator[CheckFinding]:
     silent = [datum.replace(advantages=np.zeros(len(datum)), read_mask=np.ones(len(datum))) for datum in data]
     output = bench.wait(client.forward(silent, "ppo"))
     yield expect_close("asked for by read_mask", np.concatenate(parts), _concatenate_logprobs(output), bench.tolerance)
+
+# %% ../nbs/40_evaluation/3_testing.ipynb #fd04d98e
+def _matches_table(
+    bench: Bench, name: str, drawn: Sequence[Datum], parts: Sequence[np.ndarray], settings: dict[str, float]
+) -> Iterator[CheckFinding]:
+    "Loss and gradient of a loss that is given, against the table of losses; the gradient by cross-entropy with it as weights."
+    terms = [LOSSES[name].term(part, one.loss_fn_inputs, settings) for part, one in zip(parts, drawn, strict=True)]
+    output = bench.wait(bench.open().forward(drawn, name, settings))
+    yield expect_close(f"{name}: loss", sum(term.value for term in terms), output.loss_sum, bench.tolerance)
+    own, weighted = bench.open(), bench.open()
+    bench.wait(own.forward_backward(drawn, name, settings))
+    bench.wait(own.optim_step(_ADAM))
+    slopes = [{"targets": one.targets, "weights": -term.gradient} for one, term in zip(drawn, terms, strict=True)]
+    bench.train_step(weighted, [Datum(one.tokens, slope) for one, slope in zip(drawn, slopes, strict=True)])
+    yield expect_close(f"{name}: weights after the step", bench.probe(weighted), bench.probe(own), bench.tolerance)
+
+
+def _drawn_near(bench: Bench) -> tuple[list[Datum], list[np.ndarray]]:
+    "Datums whose sampler was near the policy and far from it, and their log-probabilities now."
+    data = bench.data(2)
+    parts = np.split(bench.logprobs(bench.open(), data), np.cumsum([len(datum) for datum in data])[:-1])
+    shifts = [np.resize([0.0, 0.5, -0.5, 0.1], len(part)) for part in parts]
+    return [datum.replace(logprobs=part - shift) for datum, part, shift in zip(data, parts, shifts, strict=True)], parts
+
+
+@conformance_check("dro")
+def dro_matches_loss_table(bench: Bench) -> Iterator[CheckFinding]:
+    "DRO: loss and gradient as the table of losses has it, with the beta that is sent."
+    yield from _matches_table(bench, "dro", *_drawn_near(bench), {"beta": 0.3})
+
+
+@conformance_check("gspo")
+def gspo_matches_loss_table(bench: Bench) -> Iterator[CheckFinding]:
+    "GSPO: one ratio for a sequence, over `sequence_ratio_mask` where it is given, within bounds and beyond them."
+    drawn, parts = _drawn_near(bench)
+    masked = [datum.replace(sequence_ratio_mask=np.arange(len(datum)) > 1) for datum in drawn]
+    yield from _matches_table(bench, "gspo", masked, parts, {"clip_low_threshold": 0.5, "clip_high_threshold": 2.0})
+    yield from _matches_table(bench, "gspo", drawn, parts, {"clip_low_threshold": 0.99, "clip_high_threshold": 1.01})
+
+
+@conformance_check("ppo", "cispo")
+def clip_bounds_of_each_token(bench: Bench) -> Iterator[CheckFinding]:
+    "PPO and CISPO with bounds that a datum brings for each token, in place of those of the settings."
+    drawn, parts = _drawn_near(bench)
+    low, high = [0.9, 0.2], [1.1, 5.0, 1.4]
+    bounded = [one.replace(clip_low_threshold=np.resize(low, len(one)), clip_high_threshold=np.resize(high, len(one))) for one in drawn]
+    for name in ("ppo", "cispo"):
+        yield from _matches_table(bench, name, bounded, parts, dict(LOSSES[name].settings))
+
+
+@conformance_check("cross_entropy")
+def several_targets_are_their_sum(bench: Bench) -> Iterator[CheckFinding]:
+    "Targets and weights of [T, K]: loss, log-probabilities and gradient are those of K datums of one target each, beside a datum of [T]."
+    plain, columns = bench.datum(5, "plain"), [bench.datum(7, f"column {place}") for place in range(3)]
+    columns = [one.replace(weights=np.linspace(0, 1, 7) * (place + 1)) for place, one in enumerate(columns)]
+    columns = [Datum(columns[0].tokens, {"targets": one.targets, "weights": one.weights}) for one in columns]
+    stacked = {name: np.stack([one.loss_fn_inputs[name] for one in columns], axis=1) for name in ("targets", "weights")}
+    wide, apart = [Datum(columns[0].tokens, stacked), plain], [*columns, plain]
+    one, other = bench.open(), bench.open()
+    found = bench.wait(one.forward([wide[0].replace(weights=np.ones((7, 3))), plain], "cross_entropy"))
+    ones = [part.replace(weights=np.ones(len(part))) for part in columns]
+    wanted = bench.wait(other.forward([*ones, plain], "cross_entropy"))
+    each = np.stack([part["logprobs"] for part in wanted.loss_fn_outputs[:3]], axis=1)
+    shape = found.loss_fn_outputs[0]["logprobs"].shape
+    yield expect_true("log-probabilities are [T, K]", shape == (7, 3), f"{shape}")
+    if shape == (7, 3):
+        yield expect_close("log-probabilities", each, found.loss_fn_outputs[0]["logprobs"], bench.tolerance)
+    losses = [bench.wait(client.forward_backward(data, "cross_entropy")).loss_sum for client, data in ((one, wide), (other, apart))]
+    yield expect_close("loss", losses[1], losses[0], bench.tolerance)
+    for client in (one, other):
+        bench.wait(client.optim_step(_ADAM))
+    yield expect_close("weights after the step", bench.probe(other), bench.probe(one), bench.tolerance)
 
 # %% ../nbs/40_evaluation/3_testing.ipynb #0f48d869
 @conformance_check("importance_sampling")

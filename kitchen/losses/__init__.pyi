@@ -57,13 +57,16 @@ from .token import cispo as cispo
 from .token import clipped_gain as clipped_gain
 from .token import cross_entropy as cross_entropy
 from .token import dft as dft
+from .token import dro as dro
 from .token import forward_inputs as forward_inputs
 from .token import get_loss as get_loss
 from .token import get_sft_loss as get_sft_loss
+from .token import gspo as gspo
 from .token import importance_sampling as importance_sampling
 from .token import loss_mask as loss_mask
 from .token import loss_table_html as loss_table_html
 from .token import mean_nll as mean_nll
+from .token import narrow_data as narrow_data
 from .token import normalize_weights as normalize_weights
 from .token import perplexity as perplexity
 from .token import ppo as ppo

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LossInputs', 'LossSettings', 'LOSSES', 'SftLossName', 'SFT_LOSSES', 'LossTerm', 'check_loss_shape', 'check_loss_term',
-           'cross_entropy', 'importance_sampling', 'clipped_gain', 'ppo', 'cispo', 'Loss', 'get_loss',
+           'cross_entropy', 'importance_sampling', 'clipped_gain', 'ppo', 'cispo', 'dro', 'gspo', 'Loss', 'get_loss',
            'resolve_loss_settings', 'check_batch', 'loss_mask', 'read_temperatures', 'forward_inputs',
-           'check_logprob_temperature', 'check_topk_count', 'check_logprob_grads', 'dft', 'as_custom_loss', 'SftLoss',
-           'loss_table_html', 'get_sft_loss', 'normalize_weights', 'mean_nll', 'perplexity', 'bits_per_byte']
+           'check_logprob_temperature', 'check_topk_count', 'check_logprob_grads', 'narrow_data', 'dft',
+           'as_custom_loss', 'SftLoss', 'loss_table_html', 'get_sft_loss', 'normalize_weights', 'mean_nll',
+           'perplexity', 'bits_per_byte']
 
 # %% ../../nbs/30_losses/0_token.ipynb #a45da3bd
 import html
@@ -107,6 +108,26 @@ def cispo(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> L
     return LossTerm(float((slope * np.where(advantages != 0, logprobs, 0.0)).sum()), slope)
 
 
+def dro(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> LossTerm:
+    r"$-\sum_t \ell_t A_t - \tfrac{\beta}{2}(\ell_t - \log q_t)^2$ at tokens with an advantage (DRO, arXiv 2405.19107; Tinker's `dro`)."
+    advantages, distance, beta = inputs["advantages"].astype(np.float64), _log_ratio(logprobs, inputs), settings["beta"]
+    seen = np.where(advantages != 0, logprobs, 0.0).astype(np.float64)
+    value = seen * advantages - 0.5 * beta * distance**2
+    return LossTerm(float(-value.sum()), -(advantages - beta * distance))
+
+
+def gspo(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> LossTerm:
+    r"""$-\sum_t \min(\rho A_t, \mathrm{clip}(\rho) A_t)$ with one $\rho = \exp\,\mathrm{mean}_s(\ell_s - \log q_s)$ for all tokens (GSPO, arXiv 2507.18071).
+
+    The mean is over `sequence_ratio_mask` where a datum brings it, else over the tokens with an advantage."""
+    advantages = inputs["advantages"].astype(np.float64)
+    counted = inputs.get("sequence_ratio_mask", advantages) != 0
+    count = max(int(counted.sum()), 1)
+    ratio = np.exp(np.where(counted, logprobs - inputs["logprobs"], 0.0).astype(np.float64).sum() / count)
+    gain, slope = clipped_gain(np.full(len(advantages), ratio), advantages, *_clip_bounds(inputs, settings))
+    return LossTerm(float(-gain.sum()), counted * (slope.sum() / count))
+
+
 @dataclass(frozen=True)
 class Loss:
     "An entry of the table of losses."
@@ -116,6 +137,8 @@ class Loss:
     required_inputs: tuple[str, ...]  # loss inputs each datum must bring, beside targets
     mask_input: str  # the input that is 0 where the loss does not look
     settings: LossSettings = field(default_factory=dict[str, float])  # names, with what Tinker takes where nothing is said
+    optional_inputs: tuple[str, ...] = ()  # that it reads where a datum brings them
+    also_read: str = ""  # an optional input: where it is not 0 the loss looks too
 
     def evaluate(self, logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> LossTerm:
         "What `term` gives for one datum's log-probabilities [T]; InvalidValue where its shapes are wrong."
@@ -123,13 +146,17 @@ class Loss:
 
 # %% ../../nbs/30_losses/0_token.ipynb #0ccb99a0
 _SAMPLED_INPUTS = ("logprobs", "advantages")
+_BOUNDS = ("clip_low_threshold", "clip_high_threshold")
+_GSPO_CLIP = {"clip_low_threshold": 1 - 3e-4, "clip_high_threshold": 1 + 4e-4}  # arXiv 2507.18071
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
         Loss("cross_entropy", cross_entropy, ("weights",), "weights"),
         Loss("importance_sampling", importance_sampling, _SAMPLED_INPUTS, "advantages"),
-        Loss("ppo", ppo, _SAMPLED_INPUTS, "advantages", {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}),
-        Loss("cispo", cispo, _SAMPLED_INPUTS, "advantages", {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}),
+        Loss("ppo", ppo, _SAMPLED_INPUTS, "advantages", {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}, _BOUNDS),
+        Loss("cispo", cispo, _SAMPLED_INPUTS, "advantages", {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}, _BOUNDS),
+        Loss("dro", dro, _SAMPLED_INPUTS, "advantages", {"beta": 0.05}),
+        Loss("gspo", gspo, _SAMPLED_INPUTS, "advantages", _GSPO_CLIP, ("sequence_ratio_mask", *_BOUNDS), "sequence_ratio_mask"),
     )
 }
 
@@ -161,9 +188,13 @@ def check_batch(data: Sequence[Datum], loss: Loss) -> None:
         if missing:
             place = datum.origin or f"datum {index}"
             raise InvalidValue(f"{place}: loss {loss.name!r} needs {', '.join(sorted(missing))}")
+        if datum.width > 1 and loss.name != "cross_entropy":
+            place = datum.origin or f"datum {index}"
+            raise InvalidValue(f"{place}: several targets a position, {list(datum.targets.shape)}, go with cross_entropy, not with {loss.name!r}")
         for name, values in datum.loss_fn_inputs.items():
             if not np.isfinite(values).all():
-                position = int(np.flatnonzero(~np.isfinite(values))[0])
+                position = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+                position = position[0] if len(position) == 1 else position
                 place = datum.origin or f"datum {index}"
                 raise InvalidValue(
                     f"{place}: {name}[{position}] is {values[position]}; it must be a finite number"
@@ -177,6 +208,8 @@ def check_batch(data: Sequence[Datum], loss: Loss) -> None:
 def loss_mask(datum: Datum, loss: Loss) -> np.ndarray:
     "bool [T]: the positions whose log-probability the loss reads."
     read = datum.loss_fn_inputs[loss.mask_input] != 0
+    if loss.also_read in datum.loss_fn_inputs:
+        read = read | (datum.loss_fn_inputs[loss.also_read] != 0)
     more = datum.loss_fn_inputs.get("read_mask")
     return read if more is None else read | (more != 0)
 
@@ -216,6 +249,28 @@ def check_logprob_grads(data: Sequence[Datum], logprob_grads: Sequence[np.ndarra
             position = int(np.flatnonzero(~np.isfinite(slope))[0])
             place = f"{datum.origin or f'datum {index}'}, position {position}"
             raise BackendError(f"{place}: the derivative of the loss is {slope[position]}; nothing was added")
+
+# %% ../../nbs/30_losses/0_token.ipynb #575a75ec
+def narrow_data(data: Sequence[Datum]) -> tuple[Sequence[Datum], Callable[[ForwardBackwardOutput], ForwardBackwardOutput]]:
+    "The batch with one target a position, and what puts its result together: log-probabilities [T, K] of a datum that has K."
+    widths = [datum.width for datum in data]
+    if max(widths, default=1) == 1:
+        return data, lambda output: output
+
+    def columns(datum: Datum) -> list[Datum]:
+        if datum.width == 1:
+            return [datum]
+        wide = {name: values for name, values in datum.loss_fn_inputs.items() if values.ndim == 2}
+        return [datum.replace(**{name: values[:, place] for name, values in wide.items()}) for place in range(datum.width)]
+
+    def join(output: ForwardBackwardOutput) -> ForwardBackwardOutput:
+        parts, joined = iter(output.loss_fn_outputs), list[Mapping[str, np.ndarray]]()
+        for width in widths:
+            mine = [next(parts) for _ in range(width)]
+            joined.append(mine[0] if width == 1 else {name: np.stack([one[name] for one in mine], axis=1) for name in mine[0]})
+        return ForwardBackwardOutput(tuple(joined), output.metrics)
+
+    return [one for datum in data for one in columns(datum)], join
 
 # %% ../../nbs/30_losses/0_token.ipynb #be63c428
 def dft(logprobs: np.ndarray, inputs: LossInputs) -> LossTerm:

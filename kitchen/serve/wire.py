@@ -12,6 +12,7 @@ __all__ = ['Metadata', 'TopkRows', 'BatchRequest', 'wire_datum', 'sequence_of_pr
 # %% ../../nbs/94_serve/2_wire.ipynb #2441580b
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -131,7 +132,11 @@ def _tensor_from_proto(tensor: Mapping[str, Any]) -> np.ndarray:
     return _shaped(_bytes_as(tensor.get("dense", b""), kind), tensor.get("shape") or None)
 
 # %% ../../nbs/94_serve/2_wire.ipynb #46d5b509
-_INPUT_NAMES = {"target_tokens": "targets", "weights": "weights", "advantages": "advantages", "logprobs": "logprobs"}
+_INPUT_NAMES = {
+    "target_tokens": "targets",
+    **{name: name for name in ("weights", "advantages", "logprobs", "clip_low_threshold", "clip_high_threshold", "sequence_ratio_mask")},
+}
+_WIDE_NAMES = ("target_tokens", "weights")  # that may have several columns
 _MOST_DATUMS = 4096  # of one request; clients send 1024 at most
 
 
@@ -149,11 +154,11 @@ class BatchRequest:
 
 
 def _vector(name: str, values: np.ndarray, origin: str) -> np.ndarray:
-    "[T] of a loss input; a table of one column counts, one of several is no loss that we have."
+    "[T] of a loss input, or [T, K] of targets and their weights; a table of one column counts as [T]."
     if values.ndim == 2 and values.shape[1] == 1:
         return values[:, 0]
-    if values.ndim != 1:
-        raise InvalidValue(f"{origin}: {name} has the shape {list(values.shape)}; this server takes one target a position, [T]")
+    if values.ndim != 1 and not (values.ndim == 2 and name in _WIDE_NAMES):
+        raise InvalidValue(f"{origin}: {name} has the shape {list(values.shape)}; only target_tokens and weights may be [T, K], all else is [T]")
     return values
 
 
@@ -165,7 +170,7 @@ def wire_datum(tokens: np.ndarray, inputs: Mapping[str, np.ndarray], index: int)
         raise InvalidValue(f"{origin}: no loss of this server reads {', '.join(map(short_value, unknown))} (known: {', '.join(_INPUT_NAMES)})")
     vectors = {_INPUT_NAMES[name]: _vector(name, values, origin) for name, values in inputs.items()}
     if "weights" not in vectors and "advantages" not in vectors:
-        vectors["weights"] = np.ones(len(tokens), np.float32)
+        vectors["weights"] = np.ones(vectors["targets"].shape if "targets" in vectors else len(tokens), np.float32)
     return Datum(tokens, {**vectors, "read_mask": np.ones(len(tokens), np.float32)}, origin)
 
 
@@ -498,19 +503,24 @@ class BatchResult:
     def as_json(self) -> dict[str, Any]:
         "For clients of JSON."
         outputs = [
-            {name: {"data": values.tolist(), "dtype": "float32", "shape": list(values.shape)} for name, values in one.items()}
+            {name: {"data": values.ravel().tolist(), "dtype": "float32", "shape": list(values.shape)} for name, values in one.items()}
             for one in self.output.loss_fn_outputs
         ]
         return {"type": "forward_backward", "loss_fn_output_type": "ArrayRecord", "loss_fn_outputs": outputs, "metrics": self.metrics}
 
     def as_proto(self) -> bytes:
-        "For clients of protocol buffers: one record of all datums, their arrays one behind another."
+        "For clients of protocol buffers: a record of neighbours of one width, their arrays one behind another."
         arrays = [one["logprobs"].astype(np.float32) for one in self.output.loss_fn_outputs]
-        ends = np.cumsum([0, *(array.nbytes for array in arrays)]).astype(np.int64)
-        field = {"data": b"".join(array.tobytes() for array in arrays), "offsets": ends.tobytes(), "dtype": _FLOAT32_CODE}
-        record = {"fields": {"logprobs": field}, "num_datums": len(arrays)}
-        whole = {"loss_fn_output_type": "ArrayRecord", "loss_fn_outputs": [record], "metrics": self.metrics}
+        records = [_array_record(list(group), width) for width, group in groupby(arrays, key=lambda array: array.shape[1:])]
+        whole = {"loss_fn_output_type": "ArrayRecord", "loss_fn_outputs": records, "metrics": self.metrics}
         return encode_message(_SCHEMA, "ForwardBackwardOutput", whole)
+
+
+def _array_record(arrays: Sequence[np.ndarray], width: tuple[int, ...]) -> dict[str, Any]:
+    "Log-probabilities of several datums, [T] or [T, K] each."
+    ends = np.cumsum([0, *(array.nbytes for array in arrays)]).astype(np.int64)
+    told: dict[str, Any] = {"data": b"".join(array.tobytes() for array in arrays), "offsets": ends.tobytes(), "dtype": _FLOAT32_CODE}
+    return {"fields": {"logprobs": {**told, "trailing_shape": list(width)}}, "num_datums": len(arrays)}
 
 
 TopkRows = Sequence[Sequence[tuple[int, float]] | None]  # of each position its likeliest tokens, or None

@@ -45,7 +45,8 @@ def batch(count=2):
 def test_every_check_of_the_port_holds_on_a_stand_in(server, kind, futures):
     report = conformance(open_service(server, kind, futures), "toy").raise_for_failures()
     skipped = {one.check for one in report.outcomes if one.status == "skipped"}
-    assert skipped <= {"dropout_follows_the_seed", "seed_determines_training", "topk_agrees_with_logprobs"}
+    known = {"dropout_follows_the_seed", "seed_determines_training", "topk_agrees_with_logprobs", "tokens_are_told_as_drawn"}
+    assert skipped <= known | ({"dro_matches_loss_table", "gspo_matches_loss_table"} if kind is TogetherService else set())
     assert len(report.outcomes) == len(CHECKS)
 
 

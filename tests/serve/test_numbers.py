@@ -17,7 +17,9 @@ CASES = {
     "cross_entropy": ("weights",),
     "importance_sampling": ("logprobs", "advantages"),
     "ppo": ("logprobs", "advantages"),
-    "cispo": ("logprobs", "advantages"),
+    "cispo": ("logprobs", "advantages", "clip_low_threshold", "clip_high_threshold"),
+    "dro": ("logprobs", "advantages"),
+    "gspo": ("logprobs", "advantages", "sequence_ratio_mask"),
 }
 
 
@@ -133,13 +135,31 @@ def test_a_table_of_one_column_is_a_vector(wire):
         model, 2, [row([5, 6], target_tokens=[[6], [7]], weights=[[1.0], [2.0]])], verb="forward"
     )
     assert flat["loss_fn_outputs"] == table["loss_fn_outputs"]
-    wide = row([5, 6], target_tokens=[[6, 7], [7, 8]], weights=[[1.0, 0.0], [2.0, 0.0]])
-    refused = wire.post(
-        "forward",
-        {"model_id": model, "seq_id": 3, "forward_input": {"data": [wide], "loss_fn": "cross_entropy"}},
-    )
-    assert refused.status_code == 422 and "one target a position" in refused.json()["detail"]
+    wrong = row([5, 6], target_tokens=[6, 7], logprobs=[[6, 7], [7, 8]], advantages=[1.0, 1.0])
+    given = {"data": [wrong], "loss_fn": "ppo"}
+    refused = wire.post("forward", {"model_id": model, "seq_id": 3, "forward_input": given})
+    assert refused.status_code == 422 and "all else is [T]" in refused.json()["detail"]
     assert "loss:sum" in wire.batch(model, 4, verb="forward")["metrics"]  # number 3 is taken
+
+
+def test_several_targets_a_position(wire):
+    """[T, K] beside [T], in both forms: numbers and shapes are those of K datums of one target."""
+    model = wire.model()
+    columns = [row([5, 6, 7], target_tokens=[6 + k, 7, 8 - k], weights=[0.5, k, 1.0]) for k in (0, 1)]
+    stacked = {name: np.stack([np.asarray(one["loss_fn_inputs"][name]["data"]) for one in columns], 1) for name in ("target_tokens", "weights")}
+    apart = wire.batch(model, 1, [columns[0], columns[1], row([5, 6])], verb="forward")
+    wide = wire.batch(model, 2, [row([5, 6, 7], **stacked), row([5, 6])], verb="forward")
+    assert np.isclose(wide["metrics"]["loss:sum"], apart["metrics"]["loss:sum"], rtol=1e-12)
+    told = wide["loss_fn_outputs"][0]["logprobs"]
+    assert told["shape"] == [3, 2] and wide["loss_fn_outputs"][1] == apart["loss_fn_outputs"][2]
+    each = [one["logprobs"]["data"] for one in apart["loss_fn_outputs"][:2]]
+    assert np.allclose(np.reshape(told["data"], (3, 2)), np.stack(each, 1))
+    body = as_proto(model, 3, [([5, 6, 7], stacked), ([5, 6], {"target_tokens": [6, 7]})], "cross_entropy")
+    asked = wire.client.post("/api/v1/forward_backward", content=body, headers={**wire.headers, "content-type": PROTO})
+    message = decode_message(_SCHEMA, "ForwardBackwardOutput", wire.retrieve(asked.json()["request_id"], PROTO).content)
+    first, second = message["loss_fn_outputs"]
+    assert first["fields"]["logprobs"]["trailing_shape"] == [2] and first["num_datums"] == second["num_datums"] == 1
+    assert np.frombuffer(first["fields"]["logprobs"]["data"], np.float32).tolist() == np.float32(told["data"]).tolist()
 
 
 KINDS = {

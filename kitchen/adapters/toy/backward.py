@@ -80,7 +80,7 @@ def check_datums(data: Sequence[Datum]) -> None:
     for index, datum in enumerate(data):
         place = datum.origin or f"datum {index}"
         check_vocabulary(datum.tokens, f"{place}: tokens")
-        check_vocabulary(datum.targets, f"{place}: targets")
+        check_vocabulary(datum.targets.ravel(), f"{place}: targets")
 
 
 def usable_batch(data: Sequence[Datum], loss: Loss) -> tuple[Datum, ...]:

@@ -25,7 +25,7 @@ from .optimizer import ToyLearner
 from .queue import ToyQueue
 from .sampler import ToySamplingClient
 from .tokenizer import ToyTokenizer
-from ...losses.token import LOSSES, Loss, cross_entropy, get_loss, resolve_loss_settings
+from ...losses.token import LOSSES, Loss, cross_entropy, get_loss, narrow_data, resolve_loss_settings
 from ...ports.protocols import CustomLoss, Future, SamplingClient, ServiceClient, Tokenizer, TrainingClient
 from ...seeding import derive_seed, random_generator
 from ...store.files import write_atomically
@@ -117,7 +117,8 @@ class ToyTrainingClient:
         loss = get_loss(loss_fn)
         batch = usable_batch(data, loss)
         objective = table_loss(loss, resolve_loss_settings(loss, settings))
-        return self.queue.submit(lambda: self._run_request(batch, objective, learn))
+        plain, join = narrow_data(batch)
+        return self.queue.submit(lambda: join(self._run_request(plain, objective, learn)))
 
     def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> Future[ForwardBackwardOutput]:
         "Add the gradient of any function of the log-probabilities, differentiated with torch."
