@@ -193,8 +193,8 @@ LOSS_INPUT_TYPES = {
 }
 
 
-def _read_only_vector(name: str, values: np.ndarray, length: int | None, kind: type[np.generic]) -> np.ndarray:
-    "`values` as a read-only 1-D array of `kind`, of the given length."
+def _read_only_vector(name: str, values: np.ndarray, length: int | None, kind: type[np.generic], wide: bool = False) -> np.ndarray:
+    "`values` as a read-only array [T] of `kind`, of the given length; [T, K] where it may be `wide`."
     try:
         vector = np.array(values, dtype=kind)
         plain = np.asarray(values)
@@ -202,7 +202,9 @@ def _read_only_vector(name: str, values: np.ndarray, length: int | None, kind: t
         raise InvalidValue(f"{name} must be numbers, not {short_value(values)}: {error}") from None
     if issubclass(kind, np.integer) and plain.dtype.kind == "f" and not (plain == vector).all():
         raise InvalidValue(f"{name} must be whole numbers, not {short_value(values)}")
-    if vector.ndim != 1:
+    if wide and vector.ndim == 2 and vector.shape[1]:
+        vector = vector[:, 0].copy() if vector.shape[1] == 1 else vector
+    elif vector.ndim != 1:
         raise InvalidValue(f"{name} must be one-dimensional, not of shape {vector.shape}")
     if length is not None and len(vector) != length:
         raise InvalidValue(f"{length} tokens but {len(vector)} {name}")
@@ -210,12 +212,15 @@ def _read_only_vector(name: str, values: np.ndarray, length: int | None, kind: t
     return vector
 
 # %% ../nbs/10_core/0_types.ipynb #acdc49c6
+_WIDE_INPUTS = ("targets", "weights")  # that may be [T, K]
+
+
 @dataclass(frozen=True, eq=False)
 class Datum:
-    "Token ids and the loss inputs beside them; all 1-D, all of the same length T."
+    "Token ids and the loss inputs beside them, all of the same length T; targets and weights may have several columns, [T, K]."
 
     tokens: np.ndarray  # int64 [T]
-    loss_fn_inputs: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])  # name -> [T]
+    loss_fn_inputs: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])  # name -> [T]; targets and weights [T, K]
     origin: str = ""  # where it came from: file and row; error messages quote it
 
     def __post_init__(self) -> None:
@@ -225,9 +230,12 @@ class Datum:
         if not is_mapping(self.loss_fn_inputs):
             raise InvalidValue(f"loss_fn_inputs must be a dict of arrays, not {short_value(self.loss_fn_inputs)}")
         inputs = {
-            name: _read_only_vector(name, values, len(tokens), LOSS_INPUT_TYPES.get(name, np.float32))
+            name: _read_only_vector(name, values, len(tokens), LOSS_INPUT_TYPES.get(name, np.float32), name in _WIDE_INPUTS)
             for name, values in self.loss_fn_inputs.items()
         }
+        shapes = {name: inputs[name].shape for name in _WIDE_INPUTS if name in inputs}
+        if len(set(shapes.values())) > 1:
+            raise InvalidValue(f"{self.origin or 'datum'}: targets of shape {shapes['targets']} but weights of shape {shapes['weights']}")
         object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "loss_fn_inputs", inputs)
 
@@ -258,6 +266,12 @@ class Datum:
         "float32 [T]"
         return self.loss_fn_inputs["weights"]
 
+    @property
+    def width(self) -> int:
+        "How many targets a position has: K of [T, K], 1 of [T]."
+        targets = self.loss_fn_inputs.get("targets")
+        return 1 if targets is None or targets.ndim == 1 else targets.shape[1]
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -266,7 +280,7 @@ class Datum:
         return f"Datum({len(self)} tokens, {trained} trained{', ' + printable_text(self.origin) if self.origin else ''})"
 
     def _repr_html_(self) -> str:
-        trained = self.loss_fn_inputs.get("weights", np.zeros(len(self)))[:64] != 0
+        trained = (self.loss_fn_inputs.get("weights", np.zeros(len(self)))[:64] != 0).reshape(min(len(self), 64), -1).any(axis=1)
         targets = self.loss_fn_inputs.get("targets", self.tokens)[:64]
         ids = " ".join(f"<b>{token}</b>" if marked else str(token) for token, marked in zip(targets, trained, strict=True))
         rest = f" … {len(self) - 64:,} more" if len(self) > 64 else ""

@@ -25,6 +25,7 @@ from ..ports.registry import adapter_class, checked_options, create_adapter
 from ..ports.spans import observe
 from ..ports.usage import SPENDING_SETTINGS, Meter, check_budget, dearest_step, used_tokens
 from .registry import Recipe, get_recipe
+from .tracking import start_trackers
 from ..secrets import is_masked, mask_values
 from ..store.log import to_jsonable
 from ..store.objects import ObjectStore
@@ -310,9 +311,11 @@ def reproduce(
         code={"kitchen": package_version("crucible-kitchen")},
         parent=None,
     )
-    run, began = Run.create(spec, path), time.perf_counter()
+    run, began, trackers = Run.create(spec, path), time.perf_counter(), None
     try:
         run.log.listeners += [listen] if listen else []
+        names = [*getattr(config, "trackers", ()), *(name for port, name in spec.adapters.items() if port == "tracker")]
+        trackers = start_trackers(run, names, settings_in_use(getattr(config, "tracker_options", {})))
         run.log.append(event("run.start", recipe=spec.recipe, run_id=run.run_id))
         base = initial_values(recipe, spec.adapters, config, run)
         runner = Runner(run, recipe.workflow, base)
@@ -334,6 +337,8 @@ def reproduce(
         rows = _comparison_rows(recorded, manifest(run), not reason, tolerance)
         return Reproduction(rows, not reason, tolerance, reason, run.path)
     finally:
+        if trackers is not None:
+            trackers.close()
         run.close()
 
 # %% ../../nbs/57_recipes/1_reproduce.ipynb #b6b21a86

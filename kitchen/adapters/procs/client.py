@@ -33,7 +33,7 @@ from ..torch.loading import ModelFacts
 from ..torch.queue import Request, RequestQueue
 from ..torch.sampler import TorchSamplingClient
 from ..torch.tokenizers import HuggingFaceTokenizer
-from ...losses.token import LOSSES, Loss, check_logprob_grads, cross_entropy, get_loss, resolve_loss_settings
+from ...losses.token import LOSSES, Loss, check_logprob_grads, cross_entropy, get_loss, narrow_data, resolve_loss_settings
 from ...ports.protocols import CustomLoss, ServiceClient, TrainingClient
 from ...seeding import derive_seed
 from ...store.objects import StateStore, TrainingState, WriteFuture, check_state_place
@@ -144,10 +144,12 @@ class RanksTrainingClient:
 
     def _work(self, data: Sequence[Datum], name: str, settings: Mapping[str, float] | None, learn: bool) -> Callable[[], Any]:
         "What a request with a loss of the table has to do; raises for a batch that cannot be used."
-        batch, objective = prepare_batch(data, name, settings, self.facts)
+        whole, objective = prepare_batch(data, name, settings, self.facts)
+        batch, join = narrow_data(whole)
         if get_loss(name) is not _SHIPPED_LOSSES.get(name):
-            return functools.partial(self._judge_here, batch, objective, learn)
-        return functools.partial(self._judge_there, batch, name, dict(resolve_loss_settings(get_loss(name), settings)), learn)
+            return lambda: join(self._judge_here(batch, objective, learn))
+        known = dict(resolve_loss_settings(get_loss(name), settings))
+        return lambda: join(self._judge_there(batch, name, known, learn))
 
     def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> Request:
         "Add the gradient of any function of the log-probabilities, differentiated here with torch and carried backward by the ranks."

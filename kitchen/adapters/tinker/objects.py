@@ -59,7 +59,7 @@ def usable_batch(data: Sequence[Datum], loss: Loss, tokenizer: Tokenizer) -> tup
     for index, datum in enumerate(data):
         place = datum.origin or f"datum {index}"
         check_ids(datum.tokens, f"{place}: tokens", tokenizer)
-        check_ids(datum.targets, f"{place}: targets", tokenizer)
+        check_ids(datum.targets.ravel(), f"{place}: targets", tokenizer)
         if (datum.loss_fn_inputs.get("temperatures", np.ones(1)) != 1).any():
             raise MissingCapability(f"{place}: this backend has log-probabilities at temperature 1 only; leave temperatures out")
     return tuple(data)
@@ -77,11 +77,12 @@ _WIRE_NAMES = {"targets": "target_tokens"}
 
 
 def sdk_datum(sdk: Any, datum: Datum, loss: Loss) -> Any:
-    "A datum with exactly the inputs that the loss reads."
+    "A datum with exactly the inputs that the loss reads; targets and weights of [T, K] go as they are."
     tensor = sdk_type(sdk, "TensorData")
     inputs = {
         _WIRE_NAMES.get(name, name): tensor.from_numpy(np.array(datum.loss_fn_inputs[name], np.int64 if name == "targets" else np.float32))
-        for name in ("targets", *loss.required_inputs)
+        for name in ("targets", *loss.required_inputs, *loss.optional_inputs)
+        if name in datum.loss_fn_inputs
     }
     tokens = sdk_type(sdk, "ModelInput").from_ints(datum.tokens.tolist())
     return sdk_type(sdk, "Datum")(model_input=tokens, loss_fn_inputs=inputs)
@@ -119,9 +120,9 @@ def _logprobs_of(output: Mapping[str, Any], datum: Datum, place: str, service: s
     if found is None:
         raise BackendError(f"{place}: {service} gave no log-probabilities of the targets, which kitchen reports; another loss may have them")
     values = _array(found)
-    if len(values) != len(datum):
-        raise BackendError(f"{place}: {service} gave {len(values)} log-probabilities for {len(datum)} targets")
-    return values
+    if len(values) != datum.targets.size:
+        raise BackendError(f"{place}: {service} gave {len(values)} log-probabilities for {datum.targets.size} targets")
+    return values.reshape(datum.targets.shape)
 
 
 def batch_output(found: Any, data: Sequence[Datum], loss: Loss, settings: LossSettings, service: str) -> ForwardBackwardOutput:
@@ -132,7 +133,8 @@ def batch_output(found: Any, data: Sequence[Datum], loss: Loss, settings: LossSe
     outputs = [_logprobs_of(one, datum, place, service) for one, datum, place in zip(found.loss_fn_outputs, data, places, strict=True)]
     metrics = {str(name): float(value) for name, value in (found.metrics or {}).items()}
     if "loss:sum" not in metrics:
-        terms = (loss.evaluate(values, datum.loss_fn_inputs, settings) for values, datum in zip(outputs, data, strict=True))
+        plain = ({name: values.ravel() for name, values in datum.loss_fn_inputs.items()} for datum in data)
+        terms = (loss.evaluate(values.ravel(), inputs, settings) for values, inputs in zip(outputs, plain, strict=True))
         metrics["loss:sum"] = sum(term.value for term in terms)
     return ForwardBackwardOutput(tuple({"logprobs": values} for values in outputs), metrics)
 

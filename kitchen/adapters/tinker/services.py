@@ -32,7 +32,7 @@ class RemoteKind:
     step_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of optim_step, stated although they are the defaults
     lora_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of new adapters, likewise
     batch_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of forward_backward, likewise
-    losses: frozenset[str] = frozenset(LOSSES)
+    losses: frozenset[str] = frozenset(LOSSES) - {"dro", "gspo"}  # those that every one of them has
     text_stops: bool = False  # whether the service ends answers at texts only: ids are looked for here
     topk: bool = False
     state_ttl: bool = False
@@ -83,7 +83,7 @@ KINDS: dict[str, RemoteKind] = {
     kind.name: kind
     for kind in (
         RemoteKind(
-            "tinker", "tinker", "crucible-kitchen[tinker]", TinkerOptions, topk=True, state_ttl=True,
+            "tinker", "tinker", "crucible-kitchen[tinker]", TinkerOptions, losses=frozenset(LOSSES), topk=True, state_ttl=True,
             deviations=("a failing server is asked again by the SDK for minutes; the option timeout ends it",),
         ),
         RemoteKind(

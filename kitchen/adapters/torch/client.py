@@ -62,7 +62,7 @@ from .queue import Request, RequestQueue
 from .sampler import NetworkWeights, TokenLimits, TorchSamplingClient, check_tokens
 from .tokenizers import HuggingFaceTokenizer
 from ...config import package_version
-from ...losses.token import LOSSES, Loss, check_batch, cross_entropy, get_loss, resolve_loss_settings
+from ...losses.token import LOSSES, Loss, check_batch, cross_entropy, get_loss, narrow_data, resolve_loss_settings
 from ...ports.protocols import CustomLoss, ServiceClient, TrainingClient
 from ...seeding import derive_seed
 from ...store.files import write_atomically
@@ -150,7 +150,7 @@ def check_datums(data: Sequence[Datum], loss: Loss, opened: OpenModel | ModelFac
     for index, datum in enumerate(data):
         place = datum.origin or f"datum {index}"
         check_tokens(f"{place}: tokens", datum.tokens, opened)
-        check_tokens(f"{place}: targets", datum.targets, opened)
+        check_tokens(f"{place}: targets", datum.targets.ravel(), opened)
 
 
 def new_directory(path: str | Path) -> Path:
@@ -288,12 +288,12 @@ class TorchTrainingClient:
         self, data: Sequence[Datum], objective: BatchLoss, learn: bool, share: tuple[int, int] = (0, 1)
     ) -> ForwardBackwardOutput:
         "Loss and log-probabilities of a batch; with `learn`, its gradient is added once all passes have gone well."
-        seed = self.dropout_seed if learn else None
+        seed, (plain, join) = self.dropout_seed if learn else None, narrow_data(data)
         with _explain_out_of_memory(), self.learner.accumulate_gradients() if learn else nullcontext():
-            found, verdict = self.network.run(data, objective, seed, learn, share)
+            found, verdict = self.network.run(plain, objective, seed, learn, share)
         self.requests += learn
         outputs = tuple({"logprobs": logprobs} for logprobs in found)
-        return ForwardBackwardOutput(outputs, {**verdict.metrics, "loss:sum": verdict.value})
+        return join(ForwardBackwardOutput(outputs, {**verdict.metrics, "loss:sum": verdict.value}))
 
     @property
     def dropout_seed(self) -> int:
