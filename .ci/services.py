@@ -183,7 +183,7 @@ def start_server(command: list[str], row: Row) -> tuple[subprocess.Popen[bytes],
         command, arguments = [sys.executable, f"{ROOT}/tests/services/together_standin.py"], ["--port", str(port)]
     process = subprocess.Popen([*command, *arguments], env={**os.environ, "KITCHEN_SERVE_KEY": KEY})
     address = f"http://127.0.0.1:{port}"
-    for _ in range(240):
+    for _ in range(600):
         try:
             urllib.request.urlopen(f"{address}/api/v1/healthz", timeout=5)
             return process, address

@@ -123,9 +123,9 @@ def landing(overview: Sequence[Page]) -> str:
 
 
 def recipe_pages(folder: Path) -> list[Page]:
-    """The notebooks of the recipes in the order of their table; what is no recipe, such as the tutorial, first."""
+    """The notebooks of the recipes in the order of their table; what is no recipe, such as the tutorial, first. Cookbooks need a service."""
     order = list(public("RECIPES"))
-    found = [page(path, "recipes") for path in notebooks(folder)]
+    found = [page(path, "recipes") for path in notebooks(folder) if "cookbooks" not in path.relative_to(folder).parts]
     return sorted(found, key=lambda one: order.index(one.notebook.stem) if one.notebook.stem in order else -1)
 
 

@@ -259,18 +259,9 @@ class Runner:
         pausable: bool = True,  # False on the way to a definite place, which a pause must wait for
     ) -> Event | None:
         "Ask for events until one fulfils the condition, or something makes the run pause; None at the end. BudgetReached where money does."
-        found = self._advance(arrived, pausable)
-        if self.over_budget:
-            raise BudgetReached(self.over_budget)
-        return found
-
-    def _advance(self, arrived: Callable[[Event], bool], pausable: bool) -> Event | None:
-        "The same; where money makes it pause, `over_budget` says so."
         self._refuse_inside()
         self.over_budget = self.meter.stop_reason() if pausable and self.error is None and self._stands_on_step() else ""
-        if self.over_budget:  # as it was when it stopped
-            self.paused = True
-            return None
+        self._stop_over_budget()  # as it was when it stopped
         if self.error is not None:
             raise InvalidValue(
                 f"this run failed ({self.error}); resume() tries again from the last snapshot, rewind(step=…) goes further back"
@@ -282,6 +273,7 @@ class Runner:
                     try:
                         for item in self.events:
                             if self._handle_event(item, arrived, pausable):
+                                self._stop_over_budget()
                                 return item
                     except RolledBack:  # a policy asked for it: on from the last boundary
                         attempts = self.flow.attempts
@@ -292,10 +284,16 @@ class Runner:
                         self.ended = True
                         return None
             except BaseException as error:  # Ctrl-C twice as well: the flow is broken off in the middle of a step
-                self.error = error
+                self.error = None if self.over_budget else error
                 raise
             finally:
                 self._asking = False
+
+    def _stop_over_budget(self) -> None:
+        "BudgetReached where the run stands on a boundary and money ends it there."
+        if self.over_budget:
+            self.paused = True
+            raise BudgetReached(self.over_budget)
 
     def _stands_on_step(self) -> bool:
         "Whether the last thing that was done is an optimizer step."

@@ -7,6 +7,7 @@ __all__ = ['stage_rows', 'Plan', 'plan', 'planned_usage']
 
 # %% ../../nbs/57_recipes/2_plan.ipynb #28aac68c
 import html
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from ..engine.checkpoints import SnapshotPolicy
 from ..engine.runner import live_settings
 from ..engine.workflow import Composition, Flow, Scope, Stage, WorkflowPart
 from ..losses.token import normalize_weights
+from ..ports.registry import adapter_options
 from ..ports.usage import TOKEN_KINDS, TellsRequests, Usage, asked_usage, cost_of, missing_prices, money_text
 from .registry import Recipe
 from .reproduce import initial_values
@@ -97,7 +99,7 @@ def plan(
             values["service"] = _PlanPort(service, counted, remote)
             flow = Flow(recipe.workflow, values, run.log)
             seconds, told = _dry_run(flow, measure and not remote), _data_facts(run.log.active_events)
-            told |= _usage_facts(config, planned_usage(flow.values, counted), remote)
+            told |= _usage_facts(config, planned_usage(flow.values, counted), remote) | _service_facts(adapters["service"], config)
             seen = Diagnostics([*run.log.events, *_planned_events(flow.values)]).warning_texts()
         finally:
             run.close()
@@ -272,6 +274,16 @@ def _rollout_usage(config: Any, problems: Sequence[Any], rounds: int, renderer: 
 
 
 _PROMPTS_LOOKED_AT = 32
+
+
+def _service_facts(name: str, config: Config) -> dict[str, str]:
+    "Where a service is, and the variable that holds its key, by the options of its adapter; nothing for one without a key."
+    options = adapter_options("service", name)(**getattr(config, "backend_options", {}))
+    variable, address = getattr(options, "api_key_env", ""), getattr(options, "base_url", "")
+    if not variable:
+        return {}
+    where = f"{name} at {address}" if address else name
+    return {"service": f"{where}; its key is in ${variable}" + ("" if os.environ.get(variable) else ", which is not set yet")}
 
 
 def _usage_facts(config: Config, usage: Usage | None, remote: bool) -> dict[str, str]:

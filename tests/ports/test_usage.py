@@ -185,6 +185,7 @@ def test_a_plan_for_a_service_asks_it_for_nothing(monkeypatch):
     far = {"backend": "tinker", "model": "toy", "backend_options": {"tokenizer_backend": "toy"}}
     said = Kitchen("sft", **PLAIN, **far).plan().facts
     assert said["money"] == "not known: prices of prefill, sample, train are not stated: prices={'prefill': …}"
+    assert said["service"] == "tinker; its key is in $TINKER_API_KEY, which is not set yet"
     assert said["time"].startswith("not measured") and said["usage"].startswith("about 3,896 trained")
     assert "not known: prices of sample" in Kitchen("sft", **PLAIN, **far, prices={"train": 1, "prefill": 1}).plan().facts["money"]
 
