@@ -32,6 +32,7 @@ class RemoteKind:
     lora_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of new adapters, likewise
     losses: frozenset[str] = frozenset(LOSSES) - {"dro", "gspo"}  # those that every one of them has
     topk: bool = False
+    wide_targets: bool = False
     state_ttl: bool = False
     blocks: bool = False  # whether a request returns only with its result
     client_for_each_model: bool = False  # whether a client of the package refuses a second model with the same settings
@@ -68,6 +69,7 @@ class RemoteKind:
             lora_dropout=False,
             custom_loss=importlib.util.find_spec("torch") is not None,
             topk=self.topk,
+            wide_targets=self.wide_targets,
             digest=False,
             state_ttl=self.state_ttl,
             tolerance=options.tolerance,
@@ -78,7 +80,7 @@ KINDS: dict[str, RemoteKind] = {
     kind.name: kind
     for kind in (
         RemoteKind(
-            "tinker", "tinker", "crucible-kitchen[tinker]", TinkerOptions, losses=frozenset(LOSSES), topk=True, state_ttl=True,
+            "tinker", "tinker", "crucible-kitchen[tinker]", TinkerOptions, losses=frozenset(LOSSES), topk=True, wide_targets=True, state_ttl=True,
             deviations=("a failing server is asked again by the SDK for minutes; the option timeout ends it",),
         ),
         RemoteKind(
