@@ -599,7 +599,7 @@ def clip_bounds_of_each_token(bench: Bench) -> Iterator[CheckFinding]:
         yield from _matches_table(bench, name, bounded, parts, dict(LOSSES[name].settings))
 
 
-@conformance_check("cross_entropy")
+@conformance_check("cross_entropy", "wide_targets")
 def several_targets_are_their_sum(bench: Bench) -> Iterator[CheckFinding]:
     "Targets and weights of [T, K]: loss, log-probabilities and gradient are those of K datums of one target each, beside a datum of [T]."
     plain, columns = bench.datum(5, "plain"), [bench.datum(7, f"column {place}") for place in range(3)]

@@ -506,6 +506,7 @@ class Capabilities:
     sampling: bool = True
     optimizer_state: bool = True  # save_state keeps the optimizer
     topk: bool = False  # compute_topk
+    wide_targets: bool = False  # targets and weights of [T, K]
     streaming: bool = False  # samplers tell tokens as they are drawn (`TellsTokens`)
     tempered_logprobs: bool = False  # log-probabilities at temperatures other than 1, of sampler and trainer
     deterministic: bool = False  # same seed, same machine: same bits

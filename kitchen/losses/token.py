@@ -117,7 +117,7 @@ def dro(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> Los
 
 
 def gspo(logprobs: np.ndarray, inputs: LossInputs, settings: LossSettings) -> LossTerm:
-    r"""$-\sum_t \min(\rho A_t, \mathrm{clip}(\rho) A_t)$ with one $\rho = \exp\,\mathrm{mean}_s(\ell_s - \log q_s)$ for all tokens (GSPO, arXiv 2507.18071).
+    r"""$-\sum_t \min(\rho A_t, \mathrm{clip}(\rho) A_t)$, one $\rho = \exp\,\mathrm{mean}_s(\ell_s - \log q_s)$ for all (GSPO, arXiv 2507.18071).
 
     The mean is over `sequence_ratio_mask` where a datum brings it, else over the tokens with an advantage."""
     advantages = inputs["advantages"].astype(np.float64)

@@ -171,7 +171,7 @@ class KitchenServer:
 
 def _hold_folder(folder: Path) -> FileLock:
     "The lock of a server's folder; InvalidValue where another server has it."
-    lock = FileLock(folder / "server.lock", timeout=0)
+    lock = FileLock(folder / "server.lock", timeout=0, thread_local=False)  # a server may run in another thread than it was made in
     try:
         lock.acquire()
     except Timeout:

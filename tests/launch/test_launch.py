@@ -1,5 +1,6 @@
 """Servers started by ssh and by Slurm: commands of theirs that stand in the path and do what the real ones do, on this machine."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -82,10 +83,8 @@ def elsewhere(tmp_path, monkeypatch):
     for launch in all_launches():
         for process in (launch.about.get("process"), launch.about.get("tunnel"), launch.about.get("job")):
             if process:
-                try:
+                with contextlib.suppress(OSError):
                     os.kill(int(process), signal.SIGKILL)
-                except OSError:
-                    pass
 
 
 def kitchen(*words):

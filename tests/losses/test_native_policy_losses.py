@@ -1,4 +1,4 @@
-"""Losses that services have of their own, beside formulae written again and differentiated by torch; and on backends, by the checks of conformance."""
+"""Losses that services have of their own, beside formulae written again and differentiated by torch; and on backends."""
 
 import numpy as np
 import pytest

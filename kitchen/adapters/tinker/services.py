@@ -35,6 +35,7 @@ class RemoteKind:
     losses: frozenset[str] = frozenset(LOSSES) - {"dro", "gspo"}  # those that every one of them has
     text_stops: bool = False  # whether the service ends answers at texts only: ids are looked for here
     topk: bool = False
+    wide_targets: bool = False
     state_ttl: bool = False
     blocks: bool = False  # whether a request returns only with its result
     client_for_each_model: bool = False  # whether a client of the package refuses a second model with the same settings
@@ -73,6 +74,7 @@ class RemoteKind:
             lora_dropout=False,
             custom_loss=importlib.util.find_spec("torch") is not None,
             topk=self.topk,
+            wide_targets=self.wide_targets,
             digest=False,
             state_ttl=self.state_ttl,
             tolerance=options.tolerance,
@@ -83,7 +85,7 @@ KINDS: dict[str, RemoteKind] = {
     kind.name: kind
     for kind in (
         RemoteKind(
-            "tinker", "tinker", "crucible-kitchen[tinker]", TinkerOptions, losses=frozenset(LOSSES), topk=True, state_ttl=True,
+            "tinker", "tinker", "crucible-kitchen[tinker]", TinkerOptions, losses=frozenset(LOSSES), topk=True, wide_targets=True, state_ttl=True,
             deviations=("a failing server is asked again by the SDK for minutes; the option timeout ends it",),
         ),
         RemoteKind(

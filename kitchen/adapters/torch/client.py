@@ -480,7 +480,7 @@ class TorchService:
         "All losses and kinds of training; the same bits each time on the CPU only."
         return Capabilities(
             losses=frozenset(LOSSES), full_finetuning=True, topk=True, streaming=True, tempered_logprobs=True,
-            deterministic=self.device.type == "cpu"
+            wide_targets=True, deterministic=self.device.type == "cpu"
         )
 
     def get_tokenizer(self, model: str) -> HuggingFaceTokenizer:

@@ -221,6 +221,7 @@ class ToyService:
             custom_loss=importlib.util.find_spec("torch") is not None,
             topk=True,
             streaming=True,
+            wide_targets=True,
             tempered_logprobs=True,
             deterministic=True,
         )
