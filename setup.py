@@ -15,13 +15,8 @@ extras = {
     for key, value in settings.items()
     if key.endswith("_requirements")
 }
-<<<<<<< HEAD
 # SDKs that exclude each other, and some of what is pinned, and a cluster: each in an environment of its own
 services = {"tinker", "fireworks", "together", "modal", "ray"}
-=======
-# packages of services exclude each other, and some of what is pinned: each in an environment of its own
-services = {"tinker", "fireworks", "together", "modal"}
->>>>>>> launch14
 integrations = extras.keys() - {"dev", "docs"} - services
 extras["all"] = sorted({requirement for name in integrations for requirement in extras[name]})
 extras["dev"] = [*extras["dev"], *extras["all"]]
