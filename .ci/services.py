@@ -145,10 +145,6 @@ def work(row: Row, address: str) -> None:
     service.close()
     found = {one.check: (one.status, str(one)) for one in report.outcomes}
     print(json.dumps({"checks": found}), flush=True)
-    if row.product:
-        wanted = {**options, "tolerance": 1e-6}
-        report = product_conformance(row.adapter, row.model, timeout=240.0, backend_options=wanted, lora_alpha=32.0)
-        print(json.dumps({"product": {one.check: (one.status, str(one)) for one in report.outcomes}}), flush=True)
     folder = Path(tempfile.mkdtemp(prefix="kitchen-services-"))
     for recipe in row.recipes:
         try:
@@ -156,6 +152,10 @@ def work(row: Row, address: str) -> None:
         except Exception as error:  # it belongs into the table
             told = f"{type(error).__name__}: {error}"
         print(json.dumps({"recipe": recipe, "losses": told}), flush=True)
+    if row.product:  # last: it opens more models than all else
+        wanted = {**options, "tolerance": 1e-6}
+        report = product_conformance(row.adapter, row.model, timeout=240.0, backend_options=wanted, lora_alpha=32.0)
+        print(json.dumps({"product": {one.check: (one.status, str(one)) for one in report.outcomes}}), flush=True)
     os._exit(0)  # threads of some SDKs hold a process
 
 
@@ -215,9 +215,15 @@ def lines_of_checks(row: Row, what: str, checks: dict[str, tuple[str, str]], not
 
 def prove(row: Row, python: Path, command: list[str]) -> list[tuple[str, str, str, bool]]:
     """Lines of the table for one row: what, result, and whether it is as it should be."""
+<<<<<<< HEAD
     process, address = start_server(command, row) if row.options is None else (None, "")
     environment = {**os.environ, KEY_VARIABLE: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT)}
     environment |= {"RAY_AUTH_MODE": "disabled", "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter"))}  # templates of reports lie in this one's
+=======
+    process, address = start_server(command, row)
+    shared = {"JUPYTER_PATH": f"{sys.prefix}/share/jupyter"}  # templates of pages are this environment's
+    environment = {**os.environ, **shared, KEY_VARIABLE: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT)}
+>>>>>>> cloud14
     try:
         arguments = [str(python), "-W", "ignore", __file__, "--work", row.name, "--address", address]
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=1800, check=False)

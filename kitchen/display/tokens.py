@@ -94,7 +94,7 @@ def datum_text_ids(datum: Datum) -> list[int]:
     targets = datum.targets.reshape(len(datum), -1)[:, 0]
     counts = datum.loss_fn_inputs.get("weights", datum.loss_fn_inputs.get("advantages", np.ones(len(datum))))
     # a score, or a teacher's other choice, is not what the text goes on with
-    asked = np.append(np.reshape(counts, (len(datum), -1)).any(1)[:-1], True)
+    asked = np.append(np.reshape(counts != 0, (len(datum), -1)).max(axis=1)[:-1], True)
     return [int(datum.tokens[0]), *np.where(asked, targets, np.append(datum.tokens[1:], 0)).tolist()]
 
 

@@ -158,8 +158,7 @@ class _TrackedConfig:
 
     def __getattr__(self, name: str) -> Any:
         config = self._flow.values[self._key]
-        kind: Any = type(config)
-        own = None if hasattr(Config, name) else inspect.getattr_static(kind, name, None)
+        own = None if hasattr(Config, name) else inspect.getattr_static(config.__class__, name, None)
         if isinstance(own, property) and own.fget is not None:  # what it is made of is looked at, and not it
             return own.fget(self)
         if inspect.isfunction(own):
