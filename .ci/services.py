@@ -215,15 +215,9 @@ def lines_of_checks(row: Row, what: str, checks: dict[str, tuple[str, str]], not
 
 def prove(row: Row, python: Path, command: list[str]) -> list[tuple[str, str, str, bool]]:
     """Lines of the table for one row: what, result, and whether it is as it should be."""
-<<<<<<< HEAD
     process, address = start_server(command, row) if row.options is None else (None, "")
-    environment = {**os.environ, KEY_VARIABLE: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT)}
-    environment |= {"RAY_AUTH_MODE": "disabled", "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter"))}  # templates of reports lie in this one's
-=======
-    process, address = start_server(command, row)
-    shared = {"JUPYTER_PATH": f"{sys.prefix}/share/jupyter"}  # templates of pages are this environment's
+    shared = {"JUPYTER_PATH": f"{sys.prefix}/share/jupyter", "RAY_AUTH_MODE": "disabled"}  # templates of pages are this environment's
     environment = {**os.environ, **shared, KEY_VARIABLE: KEY, "TINKER_TELEMETRY": "0", "PYTHONPATH": str(ROOT)}
->>>>>>> cloud14
     try:
         arguments = [str(python), "-W", "ignore", __file__, "--work", row.name, "--address", address]
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=1800, check=False)
