@@ -89,8 +89,6 @@ def modal_app(plan: ServePlan, machine: ModalMachine, key: str) -> tuple[Any, An
         name="start",
     )
     def start(words: list[str], folder: str = "/state/serve", port: int = PORT, tell: Any = None) -> int:
-        from kitchen.launch.modal import load_modal, run_server
-
         inside = load_modal()
         if inside.is_local():
             return run_server(words, Path(folder), "127.0.0.1", port, tell or print)

@@ -117,7 +117,7 @@ def sampled(seed, spread=0.4):
     return logprobs, inputs
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"dro", "gspo"}))  # those: test_native_policy_losses
 @often
 @given(seed=seeds)
 def test_native_losses_equal_autograd(name, seed):
@@ -143,7 +143,7 @@ def test_bounds_of_each_token_equal_autograd(name, seed):
 
 
 def test_the_settings_that_tinker_documents():
-    assert LOSSES.keys() == {"cross_entropy", "importance_sampling", "ppo", "cispo"}
+    assert LOSSES.keys() == {"cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"}
     assert dict(LOSSES["ppo"].settings) == {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
     assert dict(LOSSES["cispo"].settings) == {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}
 
@@ -913,7 +913,7 @@ def test_objectives_on_backends(backend, rollouts, name):
 def test_every_shape_without_a_loss_of_its_own_is_known():
     without = {name for name, objective in OBJECTIVES.items() if _native_loss(objective) is None}
     assert without == {"grpo", "gspo", "dro"}
-    assert {_native_loss(one)[0] for name, one in OBJECTIVES.items() if name not in without} == set(LOSSES)
+    assert {_native_loss(one)[0] for name, one in OBJECTIVES.items() if name not in without} == LOSSES.keys() - {"dro", "gspo"}
 
 
 @pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo"])
