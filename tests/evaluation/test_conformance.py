@@ -196,6 +196,34 @@ class ForgetsItsBounds(Broken):
         return super().forward_backward(data, loss_fn, None)
 
 
+class KnowsOneBound(Broken):
+    "Bounds of each token are dropped."
+
+    def given(self, data):
+        bounds = {"clip_low_threshold", "clip_high_threshold"}
+        return [
+            Datum(one.tokens, {name: values for name, values in one.loss_fn_inputs.items() if name not in bounds}) for one in data
+        ]
+
+
+class AveragesOverTheWholeSequence(Broken):
+    "GSPO's ratio is taken over every token, whatever sequence_ratio_mask says."
+
+    def given(self, data):
+        return [
+            Datum(one.tokens, {name: values for name, values in one.loss_fn_inputs.items() if name != "sequence_ratio_mask"})
+            for one in data
+        ]
+
+
+class LearnsTheFirstOfSeveral(Broken):
+    "Of several targets at a position only the first has a weight."
+
+    def forward_backward(self, data, loss_fn, loss_fn_config=None):
+        data = [one.replace(weights=one.weights * [1, 0, 0]) if one.targets.ndim == 2 else one for one in data]
+        return super().forward_backward(data, loss_fn, loss_fn_config)
+
+
 class StartsElsewhere(Broken):
     pass
 
@@ -357,6 +385,15 @@ class LikelyAtAnotherTemperature(ToySamplingClient):
         return TopK(found.tokens, found.logprobs / 2)
 
 
+class TellsTokensTwice(ToySamplingClient):
+    def sample_telling(self, prompt, num_samples, sampling_params, tell):
+        def twice(index, token):
+            tell(index, token)
+            tell(index, token)
+
+        return super().sample_telling(prompt, num_samples, sampling_params, twice)
+
+
 class NoStops(ToySamplingClient):
     def sample(self, prompt, num_samples, sampling_params):
         return super().sample(prompt, num_samples, replace(sampling_params, stop=()))
@@ -374,7 +411,7 @@ class SamplesBadly(BrokenService):
 class ClaimsMoreLosses(BrokenService):
     def capabilities(self):
         claims = super().capabilities()
-        return replace(claims, losses=claims.losses | {"gspo"})
+        return replace(claims, losses=claims.losses | {"hinge"})
 
 
 class ReadsControlTokens(ToyTokenizer):
@@ -423,6 +460,11 @@ BREAKAGES = [
     ("custom_loss_equals_weights", lambda: opening(CustomLossWithTheWrongSign)),
     ("importance_sampling_on_policy", lambda: opening(IgnoresTheSamplingPolicy)),
     ("clipping_matches_loss_table", lambda: opening(ForgetsItsBounds)),
+    ("dro_matches_loss_table", lambda: opening(ForgetsItsBounds)),
+    ("gspo_matches_loss_table", lambda: opening(AveragesOverTheWholeSequence)),
+    ("clip_bounds_of_each_token", lambda: opening(KnowsOneBound)),
+    ("several_targets_are_their_sum", lambda: opening(LearnsTheFirstOfSeveral)),
+    ("tokens_are_told_as_drawn", lambda: sampling(TellsTokensTwice)),
     ("topk_agrees_with_logprobs", lambda: sampling(LikelyAtAnotherTemperature)),
     ("training_starts_at_the_base", lambda: opening(StartsElsewhere)),
     ("sampler_agrees_with_trainer", lambda: opening(SamplesFromTheBase)),

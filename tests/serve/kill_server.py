@@ -1,6 +1,6 @@
 """Kills a server with SIGKILL again and again while a client trains through it, and compares what the client got with an undisturbed server.
 
-A program of its own, started by test_kills.py: it imports everything once and forks a child for the client and one for each life of the
+A program of its own, started by test_server_kills.py: it imports everything once and forks a child for the client and one for each life of the
 server. All servers listen on one socket, so that a client's next try waits for the next life. It prints a JSON summary.
 
     python tests/serve/kill_server.py FOLDER BACKEND KILLS SEED
