@@ -358,12 +358,12 @@ def test_what_some_ranks_refuse_none_has_done(services, model):
 
 
 @pytest.mark.parametrize("name", CHECKS)
-@pytest.mark.parametrize(("count", "kind"), [(1, LORA), (2, LORA), (2, None), (3, LORA)], ids=["1-lora", "2-lora", "2-full", "3-lora"])
+@pytest.mark.parametrize(("count", "kind"), [(2, LORA), (3, None)], ids=["2-lora", "3-full"])
 def test_conformance(services, model, name, count, kind):
     CHECKS[name].run(Bench(services[count], model, kind)).raise_or_skip()
 
 
-@pytest.mark.parametrize("name", ["run_completes", "rewind_returns", "copies_aside_disturb_nothing", "old_states_are_pruned"])
+@pytest.mark.parametrize("name", ["run_completes", "rewind_returns"])
 def test_through_the_product(name, model, tmp_path):
     bench = ProductBench("procs", model, {"backend_options": {"ranks": 2, "threads": 1}, "device": "cpu"}, folder=tmp_path)
     assert PRODUCT_CHECKS[name].run(bench).raise_for_failure().status == "passed"
