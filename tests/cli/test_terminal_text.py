@@ -95,7 +95,7 @@ DOORS = {
     "parameter's name": lambda text, at: spoken("validate", "sft", "-p", text, "1"),
     "parameter's value": lambda text, at: spoken("validate", "sft", "-p", "epochs", text),
     "flag's value": lambda text, at: spoken("validate", "sft", "--learning-rate", text),
-    "model": lambda text, at: spoken("plan", "sft", "--no-measure", "-p", "model", text),
+    "model": lambda text, at: spoken("plan", "sft", "--no-measure", "-p", "dataset", "builtin:sort[:8]", "-p", "model", text),
     "dataset": lambda text, at: planned(f"file:{at}/{text}.jsonl"),
     "dataset scheme": lambda text, at: planned(f"{text}:rows"),
     "backend": lambda text, at: spoken("validate", "sft", "-p", "backend", text),
