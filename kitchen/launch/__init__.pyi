@@ -20,6 +20,7 @@ from .plan import begin_launch as begin_launch
 from .plan import check_launch_name as check_launch_name
 from .plan import find_launch as find_launch
 from .plan import launch_folder as launch_folder
+from .plan import run_command as run_command
 from .plan import wait_until as wait_until
 from .slurm import SlurmJob as SlurmJob
 from .slurm import job_script as job_script

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_launch_name', 'ServePlan', 'Launch', 'launch_folder', 'begin_launch', 'find_launch', 'all_launches', 'answers',
-           'wait_until']
+           'run_command', 'wait_until']
 
 # %% ../../nbs/67b_launch/0_plan.ipynb #2f0604c1
 import json
@@ -12,8 +12,8 @@ import os
 import re
 import secrets
 import shlex
+import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +23,7 @@ from typing import Any
 
 from ..store.files import read_json, write_atomically
 from ..store.run import runs_root
-from ..types import BackendError, InvalidValue, short_value
+from ..types import BackendError, InvalidValue, printable_text, short_value
 
 # %% ../../nbs/67b_launch/0_plan.ipynb #efdb7ebf
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}", re.ASCII)
@@ -153,8 +153,22 @@ def answers(address: str, key: str, seconds: float = 5.0) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=seconds) as answer:
             return answer.status == 200
-    except (OSError, urllib.error.URLError, ValueError):
+    except (OSError, ValueError):  # an error of HTTP is an OSError, too
         return False
+
+
+def run_command(words: Sequence[str], seconds: float, who: str, missing: str, given: str | None = None) -> str:
+    "What a command prints, told `given`; BackendError in the name of `who` where it is not here, silent for too long, or fails."
+    try:
+        done = subprocess.run(words, input=given, capture_output=True, text=True, timeout=seconds, check=False)
+    except FileNotFoundError:
+        raise BackendError(missing) from None
+    except subprocess.TimeoutExpired:
+        raise BackendError(f"{who} did not answer within {seconds:g} seconds") from None
+    if done.returncode:
+        said = printable_text(done.stderr.strip()[-1000:], 1000)
+        raise BackendError(f"{who}: {said or f'{words[0]} ended with {done.returncode}'}")
+    return done.stdout
 
 
 def wait_until(found: Callable[[], Any], seconds: float, what: str, pause: float = 0.25) -> Any:

@@ -8,14 +8,13 @@ __all__ = ['SlurmJob', 'job_script', 'launch_slurm', 'slurm_status', 'stop_slurm
 # %% ../../nbs/67b_launch/2_slurm.ipynb #e3eadf76
 import re
 import shlex
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .plan import Launch, ServePlan, answers, begin_launch
-from ..types import BackendError, InvalidValue, printable_text, short_value
+from .plan import Launch, ServePlan, answers, begin_launch, run_command
+from ..types import BackendError, InvalidValue, short_value
 
 # %% ../../nbs/67b_launch/2_slurm.ipynb #b46be423
 @dataclass(frozen=True)
@@ -55,15 +54,8 @@ def job_script(plan: ServePlan, job: SlurmJob, folder: Path) -> str:
 # %% ../../nbs/67b_launch/2_slurm.ipynb #cceb83cb
 def _ask(*command: str) -> str:
     "What a command of Slurm prints; BackendError where it is missing or fails."
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    except FileNotFoundError:
-        raise BackendError(f"there is no {command[0]} here; run this on a machine where jobs are submitted") from None
-    except subprocess.TimeoutExpired:
-        raise BackendError(f"{command[0]} did not answer within 120 seconds") from None
-    if done.returncode:
-        raise BackendError(f"{command[0]}: {printable_text(done.stderr.strip()[-500:], 500) or f'it ended with {done.returncode}'}")
-    return done.stdout.strip()
+    missing = f"there is no {command[0]} here; run this on a machine where jobs are submitted"
+    return run_command(command, 120, command[0], missing).strip()
 
 
 def launch_slurm(plan: ServePlan, job: SlurmJob) -> Launch:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .plan import Launch, ServePlan, answers, begin_launch, wait_until
+from .plan import Launch, ServePlan, answers, begin_launch, run_command, wait_until
 from ..types import BackendError, InvalidValue, printable_text, short_value
 
 # %% ../../nbs/67b_launch/1_ssh.ipynb #f35bf035
@@ -41,15 +41,8 @@ class SshTarget:
 
     def run(self, script: str, seconds: float) -> str:
         "What a script prints there; BackendError with its last words where it fails."
-        try:
-            done = subprocess.run([*self.command(), "sh -s"], input=script, capture_output=True, text=True, timeout=seconds, check=False)
-        except FileNotFoundError:
-            raise BackendError("there is no ssh on this machine; install OpenSSH's client") from None
-        except subprocess.TimeoutExpired:
-            raise BackendError(f"{self.host} did not answer within {seconds:g} seconds") from None
-        if done.returncode:
-            raise BackendError(f"{self.host}: {printable_text(done.stderr.strip()[-1000:], 1000) or f'ssh ended with {done.returncode}'}")
-        return done.stdout
+        missing = "there is no ssh on this machine; install OpenSSH's client"
+        return run_command([*self.command(), "sh -s"], seconds, self.host, missing, script)
 
 
 # a process is ours if its words say so: numbers of processes are given again

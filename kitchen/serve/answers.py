@@ -395,6 +395,43 @@ def _streamed(events: Iterator[str], model: AnswerModel) -> Response:
     return StreamingResponse(chain([first], events), media_type="text/event-stream", headers={"x-kitchen-stream": how})
 
 
+@dataclass(frozen=True)
+class _Told:
+    "How the answers of a wire are streamed."
+
+    read: Callable[[Sequence[int]], str]  # the text that stays, of these tokens and any that follow
+    say: Callable[[str], dict[str, Any]]  # a piece of it
+    finish: Callable[[Sequence[int], Completion, ToldText], Iterator[dict[str, Any]]]  # the rest, of a prompt's whole completion
+    begin: Sequence[dict[str, Any]] = ()  # before all of an answer
+
+
+def _stream(
+    head: Mapping[str, Any], model: AnswerModel, body: AnswerBody, prompts: Sequence[Sequence[int]], params: SamplingParams, how: _Told
+) -> Response:
+    "Answers as they are drawn, one prompt after another."
+    count, tokens = body.n or 1, list[int]()
+    drawings = (model.draw_telling(prompt, count, params) for prompt in prompts)
+    drawing = next(drawings)
+    first = next(drawing)  # what sampling refuses is no stream
+
+    def parts() -> Parts:
+        items = chain(zip(repeat(0), chain([first], drawing)), ((place, item) for place, later in enumerate(drawings, 1) for item in later))
+        told = [ToldText(how.read) for _ in range(count * len(prompts))]
+        yield from ((index, part) for index in range(len(told)) for part in how.begin)
+        for place, item in items:
+            if isinstance(item, DrawnToken):
+                index = place * count + item.index
+                if text := told[index].add(item.token):
+                    yield index, how.say(text)
+                continue
+            tokens.extend(len(one.tokens) for one in item)
+            for index, one in enumerate(item, place * count):
+                yield from ((index, part) for part in how.finish(prompts[place], one, told[index]))
+
+    usage = lambda: usage_body(sum(map(len, prompts)), sum(tokens)) if body.wants_usage else None  # noqa: E731
+    return _streamed(stream_events(head, parts(), usage), model)
+
+
 def _head(kind: str, prefix: str, model: AnswerModel) -> dict[str, Any]:
     "How an answer begins."
     return {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model.name}
@@ -418,26 +455,12 @@ def _chat_stream(model: AnswerModel, body: ChatBody) -> Response:
     "Answers to a chat, as they are drawn."
     prompt, params = chat_prompt(model, body)
     _check_likely(model, body.top_logprobs)
-    read, count, tokens = _chat_text(model, body), body.n or 1, list[int]()
-    drawing = model.draw_telling(prompt, count, params)
-    first = next(drawing)  # what sampling refuses is no stream
 
-    def parts() -> Parts:
-        told = [ToldText(read) for _ in range(count)]
-        for index in range(count):
-            yield index, {"delta": {"role": "assistant", "content": ""}}
-        for item in chain([first], drawing):
-            if isinstance(item, DrawnToken):
-                if text := told[item.index].add(item.token):
-                    yield item.index, {"delta": {"content": text}}
-                continue
-            tokens.extend(len(one.tokens) for one in item)
-            for index, one in enumerate(item):
-                for part in _chat_rest(model, _chat_choice(model, body, prompt, one), told[index], bool(body.logprobs)):
-                    yield index, part
+    def finish(prompt: Sequence[int], one: Completion, told: ToldText) -> Iterator[dict[str, Any]]:
+        return _chat_rest(model, _chat_choice(model, body, prompt, one), told, bool(body.logprobs))
 
-    head = _head("chat.completion.chunk", "chatcmpl", model)
-    return _streamed(stream_events(head, parts(), lambda: usage_body(len(prompt), sum(tokens)) if body.wants_usage else None), model)
+    told = _Told(_chat_text(model, body), lambda text: {"delta": {"content": text}}, finish, ({"delta": {"role": "assistant", "content": ""}},))
+    return _stream(_head("chat.completion.chunk", "chatcmpl", model), model, body, [prompt], params, told)
 
 
 def _check_likely(model: AnswerModel, count: int | None) -> None:
@@ -480,28 +503,14 @@ def _completion_response(model: AnswerModel, body: CompletionBody) -> Response:
 def _completion_stream(model: AnswerModel, body: CompletionBody, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Response:
     "Completions of texts, as they are drawn, one prompt after another."
     _check_likely(model, body.logprobs)
-    count, tokens = body.n or 1, list[int]()
-    drawings = (model.draw_telling(prompt, count, params) for prompt in prompts)
-    drawing = next(drawings)
-    first = next(drawing)
 
-    def parts() -> Parts:
-        items = chain(zip(repeat(0), chain([first], drawing)), ((place, item) for place, later in enumerate(drawings, 1) for item in later))
-        told = [ToldText(lambda tokens: settled_text(model.tokenizer.decode(tokens), body.stops)) for _ in range(count * len(prompts))]
-        for place, item in items:
-            if isinstance(item, DrawnToken):
-                index = place * count + item.index
-                if text := told[index].add(item.token):
-                    yield index, {"text": text}
-                continue
-            tokens.extend(len(one.tokens) for one in item)
-            for index, one in enumerate(item, place * count):
-                choice = _completion_choice(model, prompts[place], one, body)
-                yield from ((index, {"text": piece}) for piece in _pieces(told[index].rest(choice["text"])))
-                yield index, {**choice, "text": ""}
+    def finish(prompt: Sequence[int], one: Completion, told: ToldText) -> Iterator[dict[str, Any]]:
+        choice = _completion_choice(model, prompt, one, body)
+        yield from ({"text": piece} for piece in _pieces(told.rest(choice["text"])))
+        yield {**choice, "text": ""}
 
-    usage = lambda: usage_body(sum(map(len, prompts)), sum(tokens)) if body.wants_usage else None  # noqa: E731
-    return _streamed(stream_events(_head("text_completion", "cmpl", model), parts(), usage), model)
+    told = _Told(lambda tokens: settled_text(model.tokenizer.decode(tokens), body.stops), lambda text: {"text": text}, finish)
+    return _stream(_head("text_completion", "cmpl", model), model, body, prompts, params, told)
 
 
 def answer_routes(models: Mapping[str, AnswerModel]) -> APIRouter:

@@ -33,11 +33,16 @@ def make_key() -> str:
     return _PREFIX + secrets.token_urlsafe(32)
 
 
+def _check_private(path: Path) -> None:
+    "InvalidValue for a file that others than its owner can read."
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        raise InvalidValue(f"{path} can be read by others; `chmod 600 {path}`")
+
+
 def read_key(path: Path) -> str:
     "A key of one's own from a file; InvalidValue where others can read it too."
     try:
-        if os.name == "posix" and path.stat().st_mode & 0o077:
-            raise InvalidValue(f"{path} can be read by others; `chmod 600 {path}`")
+        _check_private(path)
         return path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidValue(f"the key in {path} cannot be read: {error}") from None
@@ -50,8 +55,7 @@ class KeyRing:
         self.path = path
         self.hashes: dict[str, str] = {}
         if path.is_file():
-            if os.name == "posix" and path.stat().st_mode & 0o077:
-                raise InvalidValue(f"{path} can be read by others; `chmod 600 {path}`")
+            _check_private(path)
             self.hashes = dict(read_json(path)["keys"])
         self.given = {_digest(key): name for name, key in (given or {}).items() if _check_key(key)}  # of this process alone
 

@@ -113,10 +113,12 @@ class OpenedModel:
     def client(self) -> TrainingClient:
         "The training client, opened now if need be."
         if self.opened is None:
-            head = self.head
-            fresh = head.state is None
-            spec = TrainedModel.from_dict(dict(head.spec))
-            self.opened = self.backend.open_model(spec) if fresh else self.backend.open_state(head.state or "", head.with_optimizer)
+            state, spec = self.head.state, self.head.spec
+            self.opened = (
+                self.backend.open_model(TrainedModel.from_dict(dict(spec)))
+                if state is None
+                else self.backend.open_state(state, self.head.with_optimizer)
+            )
         return self.opened
 
     def carry_out(self, wanted: Wanted, work: Callable[[], Any]) -> Any:

@@ -9,11 +9,9 @@ __all__ = ['WATCHED', 'load_ray', 'connect', 'Placement', 'placements', 'lacking
 # %% ../../../nbs/91c_adapters.ray/1_cluster.ipynb #a0a166a0
 import math
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .options import RayOptions
@@ -123,14 +121,7 @@ WATCHED = ("crucible-kitchen", "torch", "transformers", "ray")  # packages whose
 
 def versions_here() -> dict[str, str]:
     "Of Python and of what must agree; empty for what is not installed."
-    return {"python": platform.python_version(), **{name: _version(name) for name in WATCHED}}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
+    return _version_teller(WATCHED)()
 
 
 def alive_nodes(ray: Any) -> dict[str, dict[str, float]]:

@@ -150,17 +150,20 @@ class TorchSamplingClient:
 
     def sample(self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams) -> _BatchedRequest:
         "Completions of a prompt; each includes the token or text that stopped it."
-        self.jobs.append((self._job(prompt, num_samples, sampling_params), _BatchedRequest("sample", self)))
-        return self.jobs[-1][1]
+        return self._queue(self._job(prompt, num_samples, sampling_params))
 
     def sample_telling(
         self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams, tell: Callable[[int, int], object]
     ) -> _BatchedRequest:
         "The same, begun at once; each token is told when it is drawn, where the weights are in this process."
-        job, request = replace(self._job(prompt, num_samples, sampling_params), tell=tell), _BatchedRequest("sample", self)
-        self.jobs.append((job, request))
+        request = self._queue(replace(self._job(prompt, num_samples, sampling_params), tell=tell))
         self.flush()
         return request
+
+    def _queue(self, job: Job) -> _BatchedRequest:
+        "Have a job done with those that are waiting."
+        self.jobs.append((job, _BatchedRequest("sample", self)))
+        return self.jobs[-1][1]
 
     def _job(self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams) -> Job:
         "What is to be drawn, checked."

@@ -104,12 +104,18 @@ class ToySamplingClient:
 
     def sample(self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams) -> Any:
         "Completions of a prompt; each includes the token or string that stopped it."
-        return self.sample_telling(prompt, num_samples, sampling_params, lambda index, token: None)
+        return self._submit(prompt, num_samples, sampling_params)
 
     def sample_telling(
         self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams, tell: Callable[[int, int], object]
     ) -> Any:
         "The same, and each token is told when it is drawn."
+        return self._submit(prompt, num_samples, sampling_params, tell)
+
+    def _submit(
+        self, prompt: Sequence[int], num_samples: int, sampling_params: SamplingParams, tell: Callable[[int, int], object] | None = None
+    ) -> Any:
+        "What is to be drawn, checked and queued."
         checked, stops = self._check_prompt(prompt), _encode_stops(sampling_params, self.usual_stops)
         if not is_number(num_samples, whole=True) or num_samples < 1:
             raise InvalidValue(f"num_samples must be at least 1, got {short_value(num_samples)}")
@@ -128,7 +134,7 @@ class ToySamplingClient:
         uniforms: np.ndarray,
         params: SamplingParams,
         stops: Sequence[Sequence[int]],
-        tell: Callable[[int, int], object],
+        tell: Callable[[int, int], object] | None,
     ) -> SampleOutput:
         "Completions that use these uniform numbers [S, max_tokens]."
         drawing = _CompletionBatch(self.network, prompt, *uniforms.shape)
@@ -140,8 +146,9 @@ class ToySamplingClient:
             tokens = _sample_tokens(logprobs, uniforms[rows, place], params)
             told = logprobs if told_at == 1 else temper_logprobs(logprobs, told_at)
             drawing.add(rows, tokens, told[np.arange(len(rows)), tokens])
-            for drawn in zip(rows.tolist(), tokens.tolist(), strict=True):
-                tell(*drawn)
+            if tell is not None:
+                for drawn in zip(rows.tolist(), tokens.tolist(), strict=True):
+                    tell(*drawn)
             stopped = [row for row in rows.tolist() if drawing.ends_with(row, stops)]
             found |= {row: drawing.completion(row, "stop", told_at) for row in stopped}
             rows = rows[~np.isin(rows, stopped)]
